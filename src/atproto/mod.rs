@@ -1,1 +1,16 @@
-//! atproto
+//! The ground floor of the AT Protocol: pure, no I/O, no clock.
+
+pub mod at_uri;
+pub mod car;
+pub mod cbor;
+pub mod cid;
+pub mod commit;
+pub mod did;
+pub mod did_doc;
+pub mod frame;
+pub mod handle;
+pub mod key;
+pub mod mst;
+pub mod nsid;
+pub mod record_key;
+pub mod tid;

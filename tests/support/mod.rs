@@ -1,0 +1,17 @@
+//! What several integration tests share: where the public fixture sets lie.
+
+use std::path::PathBuf;
+
+/// The folder of a fixture set: `$ATPROTO_FIXTURES/<set>`, else `../shared/fixtures/<set>`.
+/// `None`, with a printed line, where the set is not on this machine: the test then passes as skipped.
+pub fn fixtures(set: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("ATPROTO_FIXTURES")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures"));
+    let folder = root.join(set);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    println!("skipped: fixture set {set} is not at {}", folder.display());
+    None
+}
