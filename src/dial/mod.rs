@@ -1,1 +1,25 @@
-//! Who may be dialled.
+//! Who may be dialled: the one door through which the relay reaches addresses that strangers name.
+//! Every host is checked by name before DNS and by address after it, and the address that was checked is the one
+//! that is connected to. This room knows nothing of what is said over a connection.
+
+mod address;
+mod guard;
+mod host;
+mod http;
+mod tls;
+
+pub use address::is_public;
+pub use guard::{DialError, Guard};
+pub use host::{HostNameError, PdsHost};
+pub use http::{FetchError, fetch, http_client};
+pub use tls::client_config;
+
+/// What the relay calls itself in `User-Agent` and `Server` headers; the part in brackets is how relays know each other.
+pub const PRODUCT: &str = concat!(
+    "atproto-relay/",
+    env!("CARGO_PKG_VERSION"),
+    " (atproto-relay)"
+);
+
+/// What every relay has in its `Server` header (the reference relay's convention).
+pub const RELAY_MARK: &str = "atproto-relay";

@@ -1,0 +1,151 @@
+//! HTTP under the dial guard: a client whose every connection and redirect is checked, and bounded reading of bodies.
+//! What the body means is left to the caller.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::HeaderMap;
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Client, StatusCode};
+use url::Url;
+
+use super::{DialError, Guard, PRODUCT, client_config};
+
+/// Redirects that are followed; each is checked like a first request.
+const MAX_REDIRECTS: usize = 3;
+
+/// Longest time for a whole request, body included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest time for the TCP and TLS handshakes.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A fetched answer of any status.
+#[derive(Debug)]
+pub struct Fetched {
+    /// The status line's code.
+    pub status: StatusCode,
+    /// The answer's headers.
+    pub headers: HeaderMap,
+    /// The body, at most as long as was asked for.
+    pub body: Vec<u8>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The guard refuses the URL.
+    #[error(transparent)]
+    Refused(#[from] DialError),
+    /// The connection, TLS, the protocol or a redirect failed.
+    #[error("requesting {url}: {reason}")]
+    Failed { url: String, reason: String },
+    /// The body is longer than the caller takes.
+    #[error("the answer of {url} is longer than {limit} bytes")]
+    TooLong { url: String, limit: usize },
+}
+
+/// A client for hosts that strangers name: resolves through `guard`, checks redirects, uses no proxy.
+///
+/// # Panics
+/// Not in practice: the settings are constant, so a client that can be built once can always be built.
+pub fn http_client(guard: &Guard) -> Client {
+    let redirect_guard = *guard;
+    Client::builder()
+        .user_agent(PRODUCT)
+        .tls_backend_preconfigured((*client_config()).clone())
+        .dns_resolver(Arc::new(GuardedDns(*guard)))
+        .redirect(Policy::custom(move |attempt| {
+            check_redirect(&redirect_guard, attempt)
+        }))
+        .no_proxy()
+        .https_only(!guard.allow_private())
+        .timeout(REQUEST_TIMEOUT)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_max_idle_per_host(1)
+        .pool_idle_timeout(Duration::from_secs(30))
+        .build()
+        .expect("an HTTP client with constant settings")
+}
+
+/// GETs `url` with a client of [`http_client`] and reads at most `limit` bytes of body.
+///
+/// # Errors
+/// See [`FetchError`]; an answer with an error status is not an error here.
+pub async fn fetch(
+    client: &Client,
+    guard: &Guard,
+    url: &Url,
+    limit: usize,
+) -> Result<Fetched, FetchError> {
+    guard.check(url)?;
+    read(client.get(url.clone()), url, limit).await
+}
+
+/// Sends a request and reads its answer's body up to `limit` bytes, whatever length the answer claims.
+pub(crate) async fn read(
+    request: reqwest::RequestBuilder,
+    url: &Url,
+    limit: usize,
+) -> Result<Fetched, FetchError> {
+    let failed = |error: reqwest::Error| FetchError::Failed {
+        url: url.to_string(),
+        reason: explain(&error),
+    };
+    let mut response = request.send().await.map_err(failed)?;
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(failed)? {
+        if body.len() + chunk.len() > limit {
+            return Err(FetchError::TooLong {
+                url: url.to_string(),
+                limit,
+            });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Fetched {
+        status: response.status(),
+        headers: std::mem::take(response.headers_mut()),
+        body,
+    })
+}
+
+/// The innermost cause, which is the one that tells an operator something.
+fn explain(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+fn check_redirect(guard: &Guard, attempt: Attempt<'_>) -> reqwest::redirect::Action {
+    if attempt.previous().len() > MAX_REDIRECTS {
+        return attempt.error(format!("more than {MAX_REDIRECTS} redirects"));
+    }
+    match guard.check(attempt.url()) {
+        Ok(()) => attempt.follow(),
+        Err(error) => attempt.error(error),
+    }
+}
+
+/// DNS for reqwest that answers only with addresses the guard admits.
+struct GuardedDns(Guard);
+
+impl Resolve for GuardedDns {
+    fn resolve(&self, name: Name) -> Resolving {
+        let guard = self.0;
+        Box::pin(async move {
+            // The port is put in by the connector; the guard has checked the URL's port already.
+            let found = guard.resolve(name.as_str(), 443).await?;
+            let found: Addrs = Box::new(
+                found
+                    .into_iter()
+                    .map(|address| SocketAddr::new(address.ip(), 0)),
+            );
+            Ok(found)
+        })
+    }
+}

@@ -1,0 +1,367 @@
+//! Which events of a host are settled, and so how far its cursor may move.
+//! Bounds what a host may have under way. Knows nothing of sockets, SQL or the log's files.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::Notify;
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The log holds it on disk under this sequence number.
+    Durable { log_seq: u64 },
+    /// It was dropped for a recorded reason.
+    Dropped,
+}
+
+/// How much of one host may be under way between its socket and the log.
+#[derive(Clone, Copy, Debug)]
+pub struct InFlightLimits {
+    /// Events that are not settled.
+    pub events: usize,
+    /// Bytes of their frames.
+    pub bytes: usize,
+    /// Events from the oldest unsettled one to the newest, settled ones included: one parked event must not let the
+    /// list behind it grow without end.
+    pub span: usize,
+}
+
+impl Default for InFlightLimits {
+    fn default() -> Self {
+        Self {
+            events: 1_000,
+            bytes: 16 * 1024 * 1024,
+            span: 20_000,
+        }
+    }
+}
+
+/// What recovery knows of a host: the cursor in SQL, and the events above it that the log already holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveredHost {
+    /// The highest upstream seq below which everything is settled.
+    pub cursor: Option<i64>,
+    /// Upstream seqs above the cursor that are durable, with their log seqs.
+    pub already_durable: BTreeMap<i64, u64>,
+}
+
+/// The settlement of one host's events, in the order they came from its socket.
+#[derive(Debug)]
+pub struct Progress {
+    state: Mutex<State>,
+    room: Notify,
+    limits: InFlightLimits,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Events from the oldest unsettled one on; the ticket of the first is `first_ticket`.
+    events: VecDeque<Event>,
+    first_ticket: u64,
+    open_events: usize,
+    open_bytes: usize,
+    cursor: Option<i64>,
+    /// Whether the cursor moved since [`Progress::take_moved_cursor`].
+    moved: bool,
+    already_durable: BTreeMap<i64, u64>,
+}
+
+#[derive(Debug)]
+struct Event {
+    seq: i64,
+    settled: Option<Settled>,
+}
+
+impl Progress {
+    /// The progress of a host as recovery found it.
+    pub fn new(recovered: RecoveredHost, limits: InFlightLimits) -> Self {
+        let mut already_durable = recovered.already_durable;
+        if let Some(cursor) = recovered.cursor {
+            already_durable = already_durable.split_off(&cursor.saturating_add(1));
+        }
+        let state = State {
+            cursor: recovered.cursor,
+            already_durable,
+            ..State::default()
+        };
+        Self {
+            state: Mutex::new(state),
+            room: Notify::new(),
+            limits,
+        }
+    }
+
+    /// The highest upstream seq below which everything is settled; `None` before the first event of a new host.
+    pub fn cursor(&self) -> Option<i64> {
+        self.lock().cursor
+    }
+
+    /// The cursor, if it moved since the last call.
+    pub fn take_moved_cursor(&self) -> Option<i64> {
+        let mut state = self.lock();
+        if std::mem::take(&mut state.moved) {
+            state.cursor
+        } else {
+            None
+        }
+    }
+
+    /// The lowest log seq of the durable events above the cursor: recovery must read the log from there to know them.
+    pub fn lowest_open_log_seq(&self) -> Option<u64> {
+        let state = self.lock();
+        let settled = state.events.iter().filter_map(|event| match event.settled {
+            Some(Settled::Durable { log_seq }) => Some(log_seq),
+            Some(Settled::Dropped) | None => None,
+        });
+        settled.chain(state.already_durable.values().copied()).min()
+    }
+
+    /// Events that are not settled, and the bytes of their frames.
+    pub fn in_flight(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.open_events, state.open_bytes)
+    }
+
+    /// Waits until one more event may be taken from the socket. One event is always admitted where none is under way,
+    /// however long it is.
+    pub async fn room(&self) {
+        loop {
+            let notified = self.room.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if self.lock().has_room(&self.limits) {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Whether the log already holds this event (known from recovery). If so it is settled at once and must not go on.
+    pub fn settle_if_durable(&self, seq: i64) -> bool {
+        let mut state = self.lock();
+        let Some(log_seq) = state.already_durable.remove(&seq) else {
+            return false;
+        };
+        state.events.push_back(Event {
+            seq,
+            settled: Some(Settled::Durable { log_seq }),
+        });
+        state.advance();
+        true
+    }
+
+    /// Enters an event that came from the socket; the returned [`InFlight`] settles it.
+    pub fn begin(self: &Arc<Self>, seq: i64, bytes: usize) -> InFlight {
+        let mut state = self.lock();
+        let ticket = state.first_ticket + state.events.len() as u64;
+        state.events.push_back(Event { seq, settled: None });
+        state.open_events += 1;
+        state.open_bytes += bytes;
+        InFlight {
+            progress: self.clone(),
+            ticket,
+            bytes,
+            open: true,
+        }
+    }
+
+    /// Forgets what recovery knew: the host numbers its events anew, so its old seqs say nothing.
+    pub fn forget_recovered(&self) {
+        self.lock().already_durable.clear();
+    }
+
+    fn settle(&self, ticket: u64, bytes: usize, settled: Settled) {
+        let mut state = self.lock();
+        let index = (ticket - state.first_ticket) as usize;
+        state.events[index].settled = Some(settled);
+        state.open_events -= 1;
+        state.open_bytes -= bytes;
+        state.advance();
+        if state.has_room(&self.limits) {
+            drop(state);
+            self.room.notify_waiters();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl State {
+    fn has_room(&self, limits: &InFlightLimits) -> bool {
+        self.open_events < limits.events
+            && self.open_bytes < limits.bytes
+            && self.events.len() < limits.span
+    }
+
+    /// Moves the cursor over the settled events at the front.
+    fn advance(&mut self) {
+        while self
+            .events
+            .front()
+            .is_some_and(|event| event.settled.is_some())
+        {
+            if let Some(event) = self.events.pop_front() {
+                self.first_ticket += 1;
+                self.cursor = Some(event.seq);
+                self.moved = true;
+            }
+        }
+    }
+}
+
+/// An event under way. Settled exactly once: by [`InFlight::settle`], or as dropped when it goes out of scope.
+#[derive(Debug)]
+pub struct InFlight {
+    progress: Arc<Progress>,
+    ticket: u64,
+    bytes: usize,
+    open: bool,
+}
+
+impl InFlight {
+    /// Says what became of the event and gives its room back.
+    pub fn settle(mut self, settled: Settled) {
+        self.open = false;
+        self.progress.settle(self.ticket, self.bytes, settled);
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.open {
+            self.progress
+                .settle(self.ticket, self.bytes, Settled::Dropped);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(limits: InFlightLimits) -> Arc<Progress> {
+        Arc::new(Progress::new(RecoveredHost::default(), limits))
+    }
+
+    #[test]
+    fn the_cursor_stops_before_the_oldest_open_event() {
+        let progress = progress(InFlightLimits::default());
+        let [a, b, c] = [10, 12, 17].map(|seq| progress.begin(seq, 100));
+        assert_eq!(progress.cursor(), None);
+        c.settle(Settled::Durable { log_seq: 5 });
+        b.settle(Settled::Dropped);
+        assert_eq!(
+            (progress.cursor(), progress.lowest_open_log_seq()),
+            (None, Some(5))
+        );
+        assert_eq!(progress.in_flight(), (1, 100));
+        a.settle(Settled::Durable { log_seq: 6 });
+        assert_eq!(
+            (progress.take_moved_cursor(), progress.take_moved_cursor()),
+            (Some(17), None)
+        );
+        assert_eq!(
+            (progress.lowest_open_log_seq(), progress.in_flight()),
+            (None, (0, 0))
+        );
+    }
+
+    #[test]
+    fn an_event_out_of_scope_counts_as_dropped() {
+        let progress = progress(InFlightLimits::default());
+        drop(progress.begin(3, 1));
+        assert_eq!(progress.cursor(), Some(3));
+    }
+
+    #[test]
+    fn a_host_that_numbers_anew_moves_the_cursor_back_after_its_old_events() {
+        let progress = progress(InFlightLimits::default());
+        let old = progress.begin(1_000, 1);
+        let new = progress.begin(1, 1);
+        new.settle(Settled::Dropped);
+        assert_eq!(progress.cursor(), None);
+        old.settle(Settled::Dropped);
+        assert_eq!(progress.cursor(), Some(1));
+    }
+
+    #[test]
+    fn events_that_recovery_found_durable_are_settled_once_and_hold_the_replay_floor() {
+        let already_durable = BTreeMap::from([(4, 90), (6, 91), (8, 95)]);
+        let recovered = RecoveredHost {
+            cursor: Some(5),
+            already_durable,
+        };
+        let progress = Arc::new(Progress::new(recovered, InFlightLimits::default()));
+        assert_eq!(progress.lowest_open_log_seq(), Some(91));
+        assert!(!progress.settle_if_durable(4), "below the cursor");
+        assert!(progress.settle_if_durable(6));
+        assert!(!progress.settle_if_durable(6), "only once");
+        assert_eq!(
+            (progress.cursor(), progress.lowest_open_log_seq()),
+            (Some(6), Some(95))
+        );
+        let open = progress.begin(7, 1);
+        assert!(progress.settle_if_durable(8));
+        assert_eq!(
+            (progress.cursor(), progress.lowest_open_log_seq()),
+            (Some(6), Some(95))
+        );
+        drop(open);
+        assert_eq!(
+            (progress.cursor(), progress.lowest_open_log_seq()),
+            (Some(8), None)
+        );
+    }
+
+    #[tokio::test]
+    async fn room_is_given_back_by_settling() {
+        for limits in [
+            InFlightLimits {
+                events: 2,
+                ..InFlightLimits::default()
+            },
+            InFlightLimits {
+                bytes: 20,
+                ..InFlightLimits::default()
+            },
+            InFlightLimits {
+                span: 2,
+                ..InFlightLimits::default()
+            },
+        ] {
+            let progress = progress(limits);
+            progress.room().await;
+            let first = progress.begin(1, 10);
+            progress.room().await;
+            let second = progress.begin(2, 10);
+            let mut waiting = tokio::spawn({
+                let progress = progress.clone();
+                async move { progress.room().await }
+            });
+            tokio::task::yield_now().await;
+            assert!(!waiting.is_finished(), "{limits:?}");
+            drop(first);
+            (&mut waiting).await.unwrap();
+            drop(second);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_cursor_is_the_end_of_the_settled_prefix(order in proptest::collection::vec(0usize..40, 40)) {
+            let progress = progress(InFlightLimits::default());
+            let mut open: Vec<_> = (0..40).map(|seq| Some(progress.begin(seq * 2, 1))).collect();
+            for index in order {
+                drop(open[index].take());
+                let prefix = open.iter().take_while(|event| event.is_none()).count() as i64;
+                let expected = (prefix > 0).then(|| (prefix - 1) * 2);
+                proptest::prop_assert_eq!(progress.cursor(), expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! How fast a host may send: sliding windows over a second, an hour and a day.
+//! A limit says how long to wait; it never drops. No sockets and no clock of its own.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The lengths of the three windows, in the order of [`EventRates::counts`].
+const WINDOWS: [Duration; 3] = [
+    Duration::from_secs(1),
+    Duration::from_secs(3_600),
+    Duration::from_secs(86_400),
+];
+
+/// Events a host may send in each window. Defaults and formula are the reference relay's, n being the account quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventRates {
+    /// Events in any second.
+    pub per_second: u64,
+    /// Events in any hour.
+    pub per_hour: u64,
+    /// Events in any 24 hours.
+    pub per_day: u64,
+}
+
+impl EventRates {
+    fn counts(&self) -> [u64; 3] {
+        [self.per_second, self.per_hour, self.per_day]
+    }
+}
+
+/// The windows of one host. They outlive its connections, so that reconnecting gains nothing.
+#[derive(Debug)]
+pub struct RateWindows {
+    windows: [Window; 3],
+}
+
+/// A sliding window approximated by two fixed ones: the previous one counts with the share that still overlaps.
+#[derive(Debug)]
+struct Window {
+    length: Duration,
+    started: Instant,
+    previous: u64,
+    current: u64,
+}
+
+impl RateWindows {
+    /// Empty windows that start now.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            windows: WINDOWS.map(|length| Window {
+                length,
+                started: now,
+                previous: 0,
+                current: 0,
+            }),
+        }
+    }
+
+    /// Counts one event if every window has room for it.
+    ///
+    /// # Errors
+    /// The time after which to ask again; nothing is counted.
+    pub fn admit(&mut self, now: Instant, rates: &EventRates) -> Result<(), Duration> {
+        let mut wait = Duration::ZERO;
+        for (window, limit) in self.windows.iter_mut().zip(rates.counts()) {
+            window.slide(now);
+            wait = wait.max(window.wait(now, limit.max(1)));
+        }
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        for window in &mut self.windows {
+            window.current += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Window {
+    fn slide(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.started);
+        if passed < self.length {
+            return;
+        }
+        let lengths = passed.as_nanos() / self.length.as_nanos();
+        self.previous = if lengths == 1 { self.current } else { 0 };
+        self.current = 0;
+        self.started =
+            now - Duration::from_nanos((passed.as_nanos() % self.length.as_nanos()) as u64);
+    }
+
+    /// Zero if one more event fits under `limit`, else the time until it may.
+    fn wait(&self, now: Instant, limit: u64) -> Duration {
+        let length = self.length.as_secs_f64();
+        let passed = now.saturating_duration_since(self.started).as_secs_f64();
+        let overlap = 1.0 - passed / length;
+        let allowed = (limit - 1) as f64;
+        if self.previous as f64 * overlap + self.current as f64 <= allowed {
+            return Duration::ZERO;
+        }
+        let until = if self.current as f64 <= allowed {
+            // Within this window: when enough of the previous one has slid out.
+            length * (1.0 - (allowed - self.current as f64) / self.previous as f64) - passed
+        } else {
+            // In the next window, where the current one is the previous.
+            length * (2.0 - allowed / self.current as f64) - passed
+        };
+        Duration::from_secs_f64(until.max(0.0)) + Duration::from_micros(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rates(per_second: u64, per_hour: u64, per_day: u64) -> EventRates {
+        EventRates {
+            per_second,
+            per_hour,
+            per_day,
+        }
+    }
+
+    /// Sends as fast as the windows allow; the times of the events in seconds from the start.
+    fn send(count: usize, rates: &EventRates) -> Vec<f64> {
+        let start = Instant::now();
+        let mut now = start;
+        let mut windows = RateWindows::new(start);
+        let mut times = Vec::new();
+        while times.len() < count {
+            match windows.admit(now, rates) {
+                Ok(()) => times.push((now - start).as_secs_f64()),
+                Err(wait) => {
+                    assert!(!wait.is_zero());
+                    now += wait;
+                }
+            }
+        }
+        times
+    }
+
+    #[tokio::test]
+    async fn a_burst_passes_and_the_rest_is_spread_at_the_limit() {
+        let times = send(500, &rates(50, 100_000, 100_000));
+        assert_eq!(times[49], 0.0);
+        assert!(times[50] > 0.9, "the 51st waits: {}", times[50]);
+        let last = times[499];
+        assert!(
+            (8.0..11.0).contains(&last),
+            "500 events at 50 a second took {last} s"
+        );
+        for start in 0..450 {
+            assert!(
+                times[start + 50] - times[start] > 0.45,
+                "no half second takes more than the limit"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn the_longest_window_decides() {
+        let times = send(30, &rates(50, 10, 1_000));
+        assert!(
+            times[9] < 0.001 && times[10] > 3_000.0 && times[29] < 11_500.0,
+            "{times:?}"
+        );
+        let times = send(30, &rates(50, 1_000, 10));
+        assert!(times[10] > 80_000.0, "{times:?}");
+    }
+
+    #[tokio::test]
+    async fn an_idle_host_gets_its_whole_window_back() {
+        let start = Instant::now();
+        let mut windows = RateWindows::new(start);
+        let limit = rates(5, 100, 100);
+        for round in 0..3 {
+            let now = start + Duration::from_secs(10 * round);
+            for _ in 0..5 {
+                assert_eq!(windows.admit(now, &limit), Ok(()));
+            }
+            assert!(windows.admit(now, &limit).is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_limit_of_zero_still_lets_something_through() {
+        assert_eq!(send(2, &rates(0, 100, 100)).len(), 2);
+    }
+}
