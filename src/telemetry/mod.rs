@@ -1,1 +1,13 @@
-//! telemetry
+//! What the relay says about itself: log lines, metrics, health.
+//!
+//! Log lines go to stderr, or to the journal with fields when systemd started the process. Metrics
+//! are a set of handles made once ([`metrics()`]); [`router`] serves them. Nothing here knows the rooms
+//! it reports on: they count, or are asked through [`Observed`].
+
+mod logging;
+mod metrics;
+mod server;
+
+pub use logging::{LoggingError, init_logging, stderr_is_journal};
+pub use metrics::{DirectoryOutcome, IdentityMethod, Metrics, ShardGauges, metrics, raise_to};
+pub use server::{Health, Observed, router};

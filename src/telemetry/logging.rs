@@ -1,0 +1,110 @@
+//! Where log lines go: stderr as text or JSON, or the journal with fields when stderr is the journal.
+//! Never stdout, which belongs to what a command prints.
+
+use std::io::{self, IsTerminal};
+
+use rustix::fs::fstat;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+
+use crate::config::LogFormat;
+
+/// The name of the relay's messages in the journal.
+const SYSLOG_IDENTIFIER: &str = "atproto-relay";
+/// The variable with device and inode of the journal's stream (systemd.exec(5)).
+const JOURNAL_STREAM_ENV: &str = "JOURNAL_STREAM";
+
+/// Why log lines cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    /// The level is no level and no list of directives.
+    #[error(
+        "the log level {0:?} cannot be read: {1}; use error, warn, info, debug, trace or directives"
+    )]
+    Level(String, #[source] tracing_subscriber::filter::ParseError),
+    /// Logging was set up before in this process.
+    #[error("logging is set up already: {0}")]
+    Twice(#[from] TryInitError),
+}
+
+/// Sets up logging for the whole process, once.
+///
+/// When systemd connected stderr to the journal, lines go to journald with their fields (`F_DID`,
+/// `F_HOST`, `F_SEQ`, `F_RULE`); if journald cannot be reached they go to stderr.
+pub fn init_logging(level: &str, format: LogFormat) -> Result<(), LoggingError> {
+    let filter =
+        EnvFilter::try_new(level).map_err(|error| LoggingError::Level(level.to_owned(), error))?;
+    let output = match journal_layer() {
+        Some(layer) => layer,
+        None => stderr_layer(format),
+    };
+    tracing_subscriber::registry()
+        .with(output.with_filter(filter))
+        .try_init()?;
+    Ok(())
+}
+
+type Output = Box<dyn Layer<Registry> + Send + Sync>;
+
+fn journal_layer() -> Option<Output> {
+    let stream = std::env::var(JOURNAL_STREAM_ENV).ok()?;
+    if !stderr_is_journal(&stream) {
+        return None;
+    }
+    let layer = tracing_journald::layer().ok()?;
+    Some(
+        layer
+            .with_syslog_identifier(SYSLOG_IDENTIFIER.to_owned())
+            .boxed(),
+    )
+}
+
+fn stderr_layer(format: LogFormat) -> Output {
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    match format {
+        LogFormat::Text => fmt::layer()
+            .with_writer(io::stderr)
+            .with_ansi(colours)
+            .boxed(),
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(io::stderr)
+            .boxed(),
+    }
+}
+
+/// Whether stderr is the journal's stream: `JOURNAL_STREAM` names its device and inode. The variable
+/// alone proves nothing, because it is inherited by processes whose stderr was redirected.
+pub fn stderr_is_journal(journal_stream: &str) -> bool {
+    let Some((device, inode)) = journal_stream.split_once(':') else {
+        return false;
+    };
+    let Ok(stat) = fstat(io::stderr()) else {
+        return false;
+    };
+    device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_is_recognised_by_device_and_inode() {
+        let stat = fstat(io::stderr()).unwrap();
+        assert!(stderr_is_journal(&format!(
+            "{}:{}",
+            stat.st_dev, stat.st_ino
+        )));
+        assert!(!stderr_is_journal(&format!(
+            "{}:{}",
+            stat.st_dev,
+            stat.st_ino + 1
+        )));
+        for malformed in ["", "8", "a:b", ":", "1:"] {
+            assert!(!stderr_is_journal(malformed), "{malformed}");
+        }
+    }
+}
