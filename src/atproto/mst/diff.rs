@@ -89,7 +89,8 @@ impl Tree {
     }
 
     /// The nodes of this tree, hashed and with `ops` applied, that undoing them reads: in reverse
-    /// order and in the reference relay's (see [`super::invert`]), so that either verifier succeeds.
+    /// order and in the reference relay's (see [`super::invert`]), so that either verifier succeeds;
+    /// and those around each op's record, which other verifiers rely on.
     fn covering(&self, ops: &[InvertOp<'_>]) -> Result<HashSet<Cid>, MstError> {
         let lender = Lender {
             tree: self,
@@ -99,7 +100,42 @@ impl Tree {
         if let Some(ops) = put_back_first(ops) {
             self.borrowed().undo(&lender, ops.into_iter())?;
         }
-        Ok(lender.lent.into_inner())
+        let mut covering = lender.lent.into_inner();
+        for op in ops {
+            self.add_neighbourhood(op.path.as_bytes(), &mut covering);
+        }
+        Ok(covering)
+    }
+
+    /// Adds the nodes on the way to a path, down to where it is or would be; says where it is.
+    fn add_way(&self, path: &[u8], nodes: &mut HashSet<Cid>) -> Option<(NodeId, usize)> {
+        let mut child = self.root;
+        while let Child::Node(id) = child {
+            nodes.extend(self.node(id).cid);
+            match self.search(id, path) {
+                Ok(index) => return Some((id, index)),
+                Err(slot) => child = self.child(id, slot),
+            }
+        }
+        None
+    }
+
+    /// Adds the nodes that show a path and the records next to it on both sides: what the reference
+    /// implementation carries for every op. The way to an absent path passes both neighbours.
+    fn add_neighbourhood(&self, path: &[u8], nodes: &mut HashSet<Cid>) {
+        let Some((id, index)) = self.add_way(path, nodes) else {
+            return;
+        };
+        let mut child = self.child(id, index);
+        while let Child::Node(before) = child {
+            nodes.extend(self.node(before).cid);
+            child = self.child(before, self.node(before).entries.len());
+        }
+        let mut child = self.child(id, index + 1);
+        while let Child::Node(after) = child {
+            nodes.extend(self.node(after).cid);
+            child = self.node(after).left;
+        }
     }
 
     /// A tree that has this one's root as a link, to be loaded through a [`Lender`].
@@ -147,14 +183,7 @@ impl Tree {
         self.root_cid();
         self.get(path)?;
         let mut way = HashSet::new();
-        let mut child = self.root;
-        while let Child::Node(id) = child {
-            way.extend(self.node(id).cid);
-            match self.search(id, path) {
-                Ok(_) => break,
-                Err(slot) => child = self.child(id, slot),
-            }
-        }
+        self.add_way(path, &mut way);
         Ok(self.blocks_in_order(&way))
     }
 }

@@ -1,0 +1,501 @@
+//! Keys, DID documents, commits and trees against data that others made: the fixture sets named in
+//! each test. Where a set is not on this machine, its test says so and passes.
+
+mod support;
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use atproto_relay::atproto::cid::Cid;
+use atproto_relay::atproto::did_doc::DidDocument;
+use atproto_relay::atproto::key::{Curve, PublicKey, SignatureError, VerifyingKey};
+use atproto_relay::atproto::mst::{self, Change, InvertOp, Tree};
+use data_encoding::{BASE64_NOPAD, HEXLOWER};
+use serde_json::Value;
+
+fn json(path: impl AsRef<Path>) -> Value {
+    let path = path.as_ref();
+    let text = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field]
+        .as_str()
+        .unwrap_or_else(|| panic!("{field} in {value}"))
+}
+
+fn list<'a>(value: &'a Value, field: &str) -> &'a [Value] {
+    value[field]
+        .as_array()
+        .unwrap_or_else(|| panic!("{field} in {value}"))
+}
+
+fn cid(value: &Value) -> Cid {
+    Cid::parse(value.as_str().expect("a CID as text")).expect("a CID")
+}
+
+fn cids(value: &Value, field: &str) -> HashSet<Cid> {
+    list(value, field).iter().map(cid).collect()
+}
+
+fn verifying_key(key: &PublicKey) -> VerifyingKey {
+    VerifyingKey::new(key).expect("a point on its curve")
+}
+
+#[test]
+fn interop_signatures_verify_as_labelled() {
+    let Some(set) = support::fixtures("atproto-interop-tests") else {
+        return;
+    };
+    let cases = json(set.join("crypto/signature-fixtures.json"));
+    for case in cases.as_array().unwrap() {
+        let key = PublicKey::parse_did_key(text(case, "publicKeyDid")).unwrap();
+        let older = PublicKey::from_verification_method(
+            text(case, "didDocSuite"),
+            text(case, "publicKeyMultibase"),
+        );
+        assert_eq!(older, Ok(key));
+        let decode =
+            |field| BASE64_NOPAD.decode(text(case, field).trim_end_matches('=').as_bytes());
+        let (message, signature) = (
+            decode("messageBase64").unwrap(),
+            decode("signatureBase64").unwrap(),
+        );
+        let verified = verifying_key(&key).verify(&message, &signature);
+        let comment = text(case, "comment");
+        assert_eq!(
+            verified.is_ok(),
+            case["validSignature"].as_bool().unwrap(),
+            "{comment}"
+        );
+        let tags = list(case, "tags");
+        if tags.iter().any(|tag| tag == "high-s") {
+            assert_eq!(verified, Err(SignatureError::HighS), "{comment}");
+        } else if tags.iter().any(|tag| tag == "der-encoded") {
+            assert!(
+                matches!(verified, Err(SignatureError::Length(_))),
+                "{comment}"
+            );
+        }
+    }
+}
+
+#[cfg(feature = "devnet")]
+#[test]
+fn interop_did_keys_belong_to_their_secrets() {
+    let Some(set) = support::fixtures("atproto-interop-tests") else {
+        return;
+    };
+    for case in json(set.join("crypto/w3c_didkey_K256.json"))
+        .as_array()
+        .unwrap()
+    {
+        let secret = HEXLOWER
+            .decode(text(case, "privateKeyBytesHex").as_bytes())
+            .unwrap();
+        let secret = k256::ecdsa::SigningKey::from_slice(&secret).unwrap();
+        let point = secret.verifying_key().to_encoded_point(false);
+        let key = PublicKey::from_sec1(Curve::K256, point.as_bytes()).unwrap();
+        assert_eq!(key.to_did_key(), text(case, "publicDidKey"));
+    }
+    for case in json(set.join("crypto/w3c_didkey_P256.json"))
+        .as_array()
+        .unwrap()
+    {
+        let secret = bs58::decode(text(case, "privateKeyBytesBase58"))
+            .into_vec()
+            .unwrap();
+        let secret = p256::ecdsa::SigningKey::from_slice(&secret).unwrap();
+        let point = secret.verifying_key().to_encoded_point(false);
+        let key = PublicKey::from_sec1(Curve::P256, point.as_bytes()).unwrap();
+        assert_eq!(key.to_did_key(), text(case, "publicDidKey"));
+    }
+}
+
+/// What the k256 and p256 crates say about a signature, with low-S asked for in addition.
+#[cfg(feature = "devnet")]
+fn second_opinion(key: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
+    use k256::ecdsa::signature::Verifier;
+    match key.curve() {
+        Curve::K256 => k256::ecdsa::Signature::from_slice(signature).is_ok_and(|signature| {
+            let key = k256::ecdsa::VerifyingKey::from_sec1_bytes(key.compressed()).unwrap();
+            signature.normalize_s().is_none() && key.verify(message, &signature).is_ok()
+        }),
+        Curve::P256 => p256::ecdsa::Signature::from_slice(signature).is_ok_and(|signature| {
+            let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(key.compressed()).unwrap();
+            signature.normalize_s().is_none() && key.verify(message, &signature).is_ok()
+        }),
+    }
+}
+
+#[test]
+fn wycheproof_signatures_are_accepted_only_when_valid_and_low() {
+    let Some(set) = support::fixtures("wycheproof") else {
+        return;
+    };
+    let (mut accepted, mut high, mut invalid) = (0, 0, 0);
+    for (curve, name) in [(Curve::K256, "secp256k1"), (Curve::P256, "secp256r1")] {
+        let suite = json(set.join(format!("ecdsa_{name}_sha256_p1363_test.json")));
+        for group in list(&suite, "testGroups") {
+            let point = HEXLOWER.decode(text(&group["publicKey"], "uncompressed").as_bytes());
+            let key = PublicKey::from_sec1(curve, &point.unwrap()).unwrap();
+            let verifying = verifying_key(&key);
+            for case in list(group, "tests") {
+                let message = HEXLOWER.decode(text(case, "msg").as_bytes()).unwrap();
+                let signature = HEXLOWER.decode(text(case, "sig").as_bytes()).unwrap();
+                let verdict = verifying.verify(&message, &signature);
+                #[cfg(feature = "devnet")]
+                assert_eq!(
+                    verdict.is_ok(),
+                    second_opinion(&key, &message, &signature),
+                    "{case}"
+                );
+                match (text(case, "result"), verdict) {
+                    ("valid", Ok(())) => accepted += 1,
+                    ("valid", Err(SignatureError::HighS)) => high += 1,
+                    ("invalid", Err(_)) => invalid += 1,
+                    (_, verdict) => panic!("{verdict:?} for {name} {case}"),
+                }
+            }
+        }
+    }
+    assert_eq!((accepted, high, invalid), (198, 142, 174));
+}
+
+#[cfg(feature = "devnet")]
+mod signatures {
+    //! Differential: signatures made by k256 and p256, whole and damaged.
+
+    use super::*;
+    use k256::ecdsa::signature::Signer;
+    use proptest::prelude::*;
+
+    fn k256_pair(secret: &[u8; 32], message: &[u8]) -> Option<(PublicKey, [u8; 64])> {
+        let secret = k256::ecdsa::SigningKey::from_slice(secret).ok()?;
+        let point = secret.verifying_key().to_encoded_point(true);
+        let signature: k256::ecdsa::Signature = secret.sign(message);
+        let signature = signature.normalize_s().unwrap_or(signature);
+        let key = PublicKey::from_sec1(Curve::K256, point.as_bytes()).unwrap();
+        Some((key, signature.to_bytes().into()))
+    }
+
+    fn p256_pair(secret: &[u8; 32], message: &[u8]) -> Option<(PublicKey, [u8; 64])> {
+        let secret = p256::ecdsa::SigningKey::from_slice(secret).ok()?;
+        let point = secret.verifying_key().to_encoded_point(true);
+        let signature: p256::ecdsa::Signature = secret.sign(message);
+        let signature = signature.normalize_s().unwrap_or(signature);
+        let key = PublicKey::from_sec1(Curve::P256, point.as_bytes()).unwrap();
+        Some((key, signature.to_bytes().into()))
+    }
+
+    fn order(curve: Curve) -> [u8; 32] {
+        let hex = match curve {
+            Curve::K256 => "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141",
+            Curve::P256 => "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551",
+        };
+        HEXLOWER.decode(hex.as_bytes()).unwrap().try_into().unwrap()
+    }
+
+    /// The other signature for the same message: s replaced by the curve's order minus s.
+    fn with_other_s(curve: Curve, mut signature: [u8; 64]) -> [u8; 64] {
+        let order = order(curve);
+        let mut borrow = 0;
+        for at in (0..32).rev() {
+            let difference = i16::from(order[at]) - i16::from(signature[32 + at]) - borrow;
+            borrow = i16::from(difference < 0);
+            signature[32 + at] = difference.rem_euclid(256) as u8;
+        }
+        signature
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn good_ones_verify_and_damaged_ones_do_not(
+            secret in any::<[u8; 32]>(),
+            message in proptest::collection::vec(any::<u8>(), 0..300),
+            at in 0..64_usize,
+            flip in 1..=255_u8,
+        ) {
+            for pair in [k256_pair(&secret, &message), p256_pair(&secret, &message)] {
+                let Some((key, signature)) = pair else { continue };
+                let verifying = verifying_key(&key);
+                prop_assert_eq!(verifying.verify(&message, &signature), Ok(()));
+
+                let high = with_other_s(key.curve(), signature);
+                prop_assert_eq!(verifying.verify(&message, &high), Err(SignatureError::HighS));
+
+                let mut damaged = signature;
+                damaged[at] ^= flip;
+                let verdict = verifying.verify(&message, &damaged).is_ok();
+                prop_assert!(!verdict);
+                prop_assert_eq!(verdict, second_opinion(&key, &message, &damaged));
+
+                let mut other = message.clone();
+                other.push(0);
+                prop_assert_eq!(verifying.verify(&other, &signature), Err(SignatureError::Mismatch));
+            }
+        }
+    }
+}
+
+#[test]
+fn indigo_did_documents_are_read() {
+    let Some(set) = support::fixtures("indigo-did-docs") else {
+        return;
+    };
+    let read = |name: &str| DidDocument::parse(&std::fs::read(set.join(name)).unwrap()).unwrap();
+    for name in ["did_plc_doc.json", "did_plc_doc_legacy.json"] {
+        let document = read(name);
+        assert_eq!(document.did(), "did:plc:ewvi7nxzyoun6zhxrhs64oiz");
+        assert_eq!(document.handles(), ["atproto.com"]);
+        assert_eq!(document.pds_endpoint(), Some("https://bsky.social"));
+        let key = document.signing_key().unwrap().unwrap();
+        assert_eq!(
+            key.to_multikey(),
+            "zQ3shXjHeiBuRCKmM36cuYnm7YEMzhGnCmCyW92sRJ9pribSF",
+            "{name}"
+        );
+    }
+    let service = read("did_web_doc.json");
+    assert_eq!(service.did(), "did:web:discover.bsky.social");
+    assert!(service.handles().is_empty());
+    assert_eq!(service.signing_key(), None);
+    assert_eq!(service.pds_endpoint(), None);
+}
+
+#[test]
+fn both_styles_of_a_document_say_the_same() {
+    let Some(set) = support::fixtures("real-pds") else {
+        return;
+    };
+    let mut read = 0;
+    for entry in std::fs::read_dir(set.join("diddocs")).unwrap() {
+        let path = entry.unwrap().path();
+        let legacy = set.join("diddocs-legacy").join(path.file_name().unwrap());
+        let document = DidDocument::parse(&std::fs::read(&path).unwrap()).unwrap();
+        let legacy = DidDocument::parse(&std::fs::read(legacy).unwrap()).unwrap();
+        assert_eq!(document, legacy, "{}", path.display());
+        assert!(document.signing_key().is_some_and(|key| key.is_ok()));
+        assert!(
+            document
+                .pds_endpoint()
+                .is_some_and(|url| url.contains("localhost:258"))
+        );
+        assert_eq!(document.handles().len(), 1);
+        read += 1;
+    }
+    assert_eq!(read, 8);
+}
+
+#[test]
+fn interop_key_heights_are_ours() {
+    let Some(set) = support::fixtures("atproto-interop-tests") else {
+        return;
+    };
+    for case in json(set.join("mst/key_heights.json")).as_array().unwrap() {
+        let height = u64::from(mst::height(text(case, "key").as_bytes()));
+        assert_eq!(Some(height), case["height"].as_u64(), "{case}");
+    }
+    // The example keys A0/…, B1/…: the digit after the letter is the height.
+    for key in std::fs::read_to_string(set.join("mst/example_keys.txt"))
+        .unwrap()
+        .lines()
+    {
+        let height = mst::height(key.as_bytes());
+        assert_eq!(key.as_bytes()[1] - b'0', height, "{key}");
+    }
+}
+
+#[test]
+fn interop_commit_proofs_carry_the_expected_blocks() {
+    let Some(set) = support::fixtures("atproto-interop-tests") else {
+        return;
+    };
+    let cases = json(set.join("firehose/commit-proof-fixtures.json"));
+    for case in cases.as_array().unwrap() {
+        let comment = text(case, "comment");
+        let leaf = cid(&case["leafValue"]);
+        let keys = |field| list(case, field).iter().map(|key| key.as_str().unwrap());
+        let mut tree = Tree::from_records(keys("keys").map(|key| (key, leaf))).unwrap();
+        let adds = keys("adds").map(|path| InvertOp {
+            path,
+            change: Change::Create { cid: leaf },
+        });
+        let dels = keys("dels").map(|path| InvertOp {
+            path,
+            change: Change::Delete { prev: leaf },
+        });
+        let ops: Vec<_> = adds.chain(dels).collect();
+        let diff = tree.apply(&ops).unwrap();
+        assert_eq!(diff.before, cid(&case["rootBeforeCommit"]), "{comment}");
+        assert_eq!(diff.after, cid(&case["rootAfterCommit"]), "{comment}");
+
+        let expected = cids(case, "blocksInProof");
+        let carried: HashMap<_, _> = diff.blocks.into_iter().collect();
+        for cid in &expected {
+            assert!(carried.contains_key(cid), "{comment}: {cid} is not carried");
+        }
+        let only_expected = |cid: &Cid| carried.get(cid).filter(|_| expected.contains(cid));
+        let root = mst::invert(&ops, diff.after, |cid| {
+            only_expected(cid).map(Vec::as_slice)
+        });
+        assert_eq!(root, Ok(diff.before), "{comment}");
+    }
+}
+
+struct Suite {
+    cars: HashMap<String, Vec<u8>>,
+    cases: Vec<Value>,
+}
+
+fn mst_suite(set: &Path) -> Suite {
+    let packed = std::fs::File::open(set.join("mst-test-suite.tar.zst")).unwrap();
+    let mut archive = tar::Archive::new(zstd::Decoder::new(packed).unwrap());
+    let mut suite = Suite {
+        cars: HashMap::new(),
+        cases: Vec::new(),
+    };
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let path = entry.path().unwrap().to_string_lossy().into_owned();
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut entry, &mut bytes).unwrap();
+        if path.ends_with(".car") {
+            suite
+                .cars
+                .insert(path.trim_start_matches("./").to_owned(), bytes);
+        } else if path.ends_with(".json") {
+            suite.cases.push(serde_json::from_slice(&bytes).unwrap());
+        }
+    }
+    suite
+}
+
+fn suite_ops<'a>(results: &'a Value) -> Vec<InvertOp<'a>> {
+    let op = |op: &'a Value| {
+        let change = match (&op["old_value"], &op["new_value"]) {
+            (Value::Null, new) => Change::Create { cid: cid(new) },
+            (old, Value::Null) => Change::Delete { prev: cid(old) },
+            (old, new) => Change::Update {
+                cid: cid(new),
+                prev: cid(old),
+            },
+        };
+        InvertOp {
+            path: text(op, "rpath"),
+            change,
+        }
+    };
+    list(results, "record_ops").iter().map(op).collect()
+}
+
+#[test]
+fn every_diff_of_the_mst_test_suite_inverts() {
+    let Some(set) = support::fixtures("mst-test-suite") else {
+        return;
+    };
+    let suite = mst_suite(&set);
+    assert_eq!((suite.cars.len(), suite.cases.len()), (128, 16_384));
+    let cars: HashMap<&str, Repo> = suite
+        .cars
+        .iter()
+        .map(|(name, bytes)| (name.as_str(), Repo::read(bytes)))
+        .collect();
+    for case in &suite.cases {
+        let car = |name| &cars[text(&case["inputs"], name).trim_start_matches("./")];
+        let (before, after) = (car("mst_a"), car("mst_b"));
+        let description = text(case, "description");
+        let results = &case["results"];
+        let ops = suite_ops(results);
+
+        let inductive = cids(results, "inductive_proof_nodes");
+        let from_proof = mst::invert(&ops, after.root, |cid| {
+            after.block(cid).filter(|_| inductive.contains(cid))
+        });
+        assert_eq!(from_proof, Ok(before.root), "{description}");
+
+        let mut tree = before.tree();
+        let diff = tree.apply(&ops).unwrap();
+        assert_eq!(
+            (diff.before, diff.after),
+            (before.root, after.root),
+            "{description}"
+        );
+        let carried: HashSet<Cid> = diff.blocks.iter().map(|(cid, _)| *cid).collect();
+        assert!(carried.is_superset(&inductive), "{description}");
+        assert!(
+            carried.is_superset(&cids(results, "created_nodes")),
+            "{description}"
+        );
+        for (cid, block) in &diff.blocks {
+            assert_eq!(after.block(cid), Some(block.as_slice()), "{description}");
+        }
+        for op in &ops {
+            let proof: HashMap<_, _> = tree
+                .proof(op.path.as_bytes())
+                .unwrap()
+                .into_iter()
+                .collect();
+            let found = mst::read(op.path.as_bytes(), after.root, |cid| {
+                proof.get(cid).map(Vec::as_slice)
+            });
+            let expected = match op.change {
+                Change::Create { cid } | Change::Update { cid, .. } => Some(cid),
+                Change::Delete { .. } => None,
+            };
+            assert_eq!(found, Ok(expected), "{description}");
+        }
+    }
+}
+
+/// The blocks of a CAR file, and its first root.
+struct Repo {
+    root: Cid,
+    blocks: HashMap<Cid, Vec<u8>>,
+}
+
+impl Repo {
+    fn read(bytes: &[u8]) -> Self {
+        fn varint(bytes: &[u8], at: &mut usize) -> usize {
+            let (mut value, mut shift) = (0, 0);
+            loop {
+                let byte = bytes[*at];
+                *at += 1;
+                value |= usize::from(byte & 0x7f) << shift;
+                shift += 7;
+                if byte < 0x80 {
+                    return value;
+                }
+            }
+        }
+        let mut at = 0;
+        let header = varint(bytes, &mut at);
+        let head = &bytes[at..at + header];
+        let link = head
+            .windows(5)
+            .position(|w| w == [0xd8, 0x2a, 0x58, 0x25, 0])
+            .unwrap()
+            + 5;
+        let root = Cid::from_bytes(&head[link..link + 36]).unwrap();
+        at += header;
+        let mut blocks = HashMap::new();
+        while at < bytes.len() {
+            let len = varint(bytes, &mut at);
+            let cid = Cid::from_bytes(&bytes[at..at + 36]).unwrap();
+            blocks.insert(cid, bytes[at + 36..at + len].to_vec());
+            at += len;
+        }
+        Self { root, blocks }
+    }
+
+    fn block(&self, cid: &Cid) -> Option<&[u8]> {
+        self.blocks.get(cid).map(Vec::as_slice)
+    }
+
+    fn tree(&self) -> Tree {
+        Tree::load(self.root, |cid| self.block(cid)).unwrap()
+    }
+}
