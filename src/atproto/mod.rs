@@ -7,6 +7,7 @@ pub mod cid;
 pub mod commit;
 pub mod did;
 pub mod did_doc;
+mod fixed;
 pub mod frame;
 pub mod handle;
 pub mod key;

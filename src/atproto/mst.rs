@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use super::cid::Cid;
 
+pub use super::fixed::ShapeError;
 pub use diff::Diff;
 pub use invert::{invert, read};
 pub use node::NodeError;

@@ -4,7 +4,7 @@
 
 use super::load::{Blocks, Heights, Source};
 use super::tree::{Child, Link, Tree};
-use super::{Change, InvertOp, MstError};
+use super::{Change, InvertOp, MstError, height, key_text};
 use crate::atproto::cid::Cid;
 
 /// The root before `ops`, from the root after them and the blocks of the commit. Only the nodes that
@@ -14,9 +14,9 @@ use crate::atproto::cid::Cid;
 /// deleted records are put back first, in the order of their paths: the order in which the reference
 /// relay does it, and which some hosts choose their blocks for. Both give the same root.
 ///
-/// Of each node only the first key is hashed to see whether it belongs there, and every path of the
-/// ops is. The other keys stay in nodes of the same height, so that with one at a wrong height the
-/// tree before was malformed already, or another root comes out.
+/// Only the paths of the ops, and the first keys of both roots, are hashed to see whether they stand
+/// at their height. That suffices: all other records stay in nodes of the height they were in, so that
+/// with one at a wrong height, another root comes out or the tree before was malformed already.
 ///
 /// # Errors
 /// [`MstError::Absent`], [`MstError::Exists`], [`MstError::Misplaced`] and [`MstError::Mismatch`] where an op contradicts the
@@ -29,19 +29,19 @@ pub fn invert<'a>(
 ) -> Result<Cid, MstError> {
     let source = Blocks {
         lookup: blocks,
-        heights: Heights::First,
+        heights: Heights::Top,
     };
     let start = Child::Link(Link::to(root));
     let mut tree = Tree::rooted(start);
     let missing = match tree.undo(&source, ops.iter().rev()) {
-        Ok(()) => return Ok(tree.root_cid()),
+        Ok(()) => return tree.settle(),
         Err(missing @ MstError::MissingNode(_)) => missing,
         Err(error) => return Err(error),
     };
     let ops = put_back_first(ops).ok_or_else(|| missing.clone())?;
     let mut tree = Tree::rooted(start);
     match tree.undo(&source, ops.into_iter()) {
-        Ok(()) => Ok(tree.root_cid()),
+        Ok(()) => tree.settle(),
         Err(_) => Err(missing),
     }
 }
@@ -95,5 +95,17 @@ impl Tree {
             }
         }
         Ok(())
+    }
+
+    /// The root after undoing, provided that it is as high as its keys demand.
+    fn settle(mut self) -> Result<Cid, MstError> {
+        if let Child::Node(id) = self.root {
+            let top = self.node(id);
+            let first = top.entries.first().map(|entry| self.key(entry.key));
+            if let Some(key) = first.filter(|key| height(key) != top.height) {
+                return Err(MstError::Misplaced(key_text(key)));
+            }
+        }
+        Ok(self.root_cid())
     }
 }

@@ -5,6 +5,7 @@ use super::node::{NodeError, NodeReader};
 use super::tree::{Child, Entry, Key, Link, Node, NodeId, Tree};
 use super::{MAX_KEY_LEN, MAX_NODE_ENTRIES, MstError};
 use crate::atproto::cid::Cid;
+use crate::atproto::fixed::ShapeError;
 
 /// Where a node stands, and so what it must be like.
 #[derive(Clone, Copy, Default)]
@@ -41,8 +42,8 @@ impl Source for Nothing {
 pub(super) enum Heights {
     /// Every key.
     All,
-    /// The first key of each node.
-    First,
+    /// The first key of a root, which says at what height the tree ends.
+    Top,
 }
 
 /// Nodes from blocks.
@@ -79,6 +80,12 @@ impl Refusal {
             Refusal::Node(reason) => MstError::BadNode { cid, reason },
             Refusal::TooLarge => MstError::TooLarge,
         }
+    }
+}
+
+impl From<ShapeError> for Refusal {
+    fn from(error: ShapeError) -> Self {
+        Refusal::Node(error.into())
     }
 }
 
@@ -189,7 +196,7 @@ impl Tree {
         let mut previous = None;
         while let Some(wire) = reader.entry()? {
             let key = self.read_key(previous, wire.prefix_len, wire.suffix)?;
-            if previous.is_none() || heights == Heights::All {
+            if height.is_none() || heights == Heights::All {
                 let found = super::height(self.key(key));
                 let expected = *height.get_or_insert(found);
                 if found != expected {

@@ -1,36 +1,24 @@
 //! The wire form of one MST node: a strict reader that accepts exactly what the writer writes, so
 //! that a node read and written again has the same CID.
-//! Heights and the order between nodes are checked where the node's place is known, in `tree`.
+//! Heights and the order of keys are checked where keys are put together, in `load`.
 
 use thiserror::Error;
 
 use super::MAX_KEY_LEN;
-use crate::atproto::cid::{CID_BYTES, Cid, Codec};
+use crate::atproto::cid::{Cid, Codec};
+use crate::atproto::fixed::{
+    FixedReader, ShapeError, put_array, put_bytes, put_link, put_link_or_null, put_unsigned,
+};
 
 /// The node of the empty tree: `{"e": [], "l": null}`.
 pub(super) const EMPTY: &[u8] = &[0xa2, 0x61, b'e', 0x80, 0x61, b'l', 0xf6];
-
-/// A CID in DRISL: tag 42, 37 bytes, of which the first is zero.
-const LINK_HEAD: &[u8] = &[0xd8, 0x2a, 0x58, 0x25, 0x00];
-const NULL: u8 = 0xf6;
-
-/// CBOR major types, as the upper three bits of the initial byte (RFC 8949, section 3.1).
-const UNSIGNED: u8 = 0x00;
-const BYTES: u8 = 0x40;
-const ARRAY: u8 = 0x80;
 
 /// What is wrong with a block that should be a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum NodeError {
     /// Another shape than the node schema, or not canonical CBOR.
-    #[error("unexpected or non-canonical data at byte {0}")]
-    Shape(usize),
-    /// Bytes after the node.
-    #[error("trailing bytes after the node")]
-    Trailing,
-    /// A link that is no CIDv1 with SHA-256, or a subtree link that is not DRISL CBOR.
-    #[error("unsupported link at byte {0}")]
-    Link(usize),
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
     /// A prefix length other than what the key really shares with the one before it.
     #[error("key prefix is not compressed as prescribed")]
     Prefix,
@@ -73,39 +61,34 @@ pub(super) struct WireEntry<'a> {
 
 /// Reads a node entry by entry.
 pub(super) struct NodeReader<'a> {
-    bytes: &'a [u8],
-    at: usize,
+    block: FixedReader<'a>,
     remaining: u64,
 }
 
 impl<'a> NodeReader<'a> {
     /// Opens a node; says how many entries it claims.
-    pub fn open(bytes: &'a [u8]) -> Result<(Self, u64), NodeError> {
-        let mut reader = Self {
-            bytes,
-            at: 0,
-            remaining: 0,
-        };
-        reader.expect(&[0xa2, 0x61, b'e'])?;
-        reader.remaining = reader.head(ARRAY)?;
-        let entries = reader.remaining;
-        Ok((reader, entries))
+    pub fn open(block: &'a [u8]) -> Result<(Self, u64), ShapeError> {
+        let mut block = FixedReader::new(block);
+        block.expect(&[0xa2, 0x61, b'e'])?;
+        let remaining = block.array()?;
+        Ok((Self { block, remaining }, remaining))
     }
 
     /// The next entry, `None` after the last.
-    pub fn entry(&mut self) -> Result<Option<WireEntry<'a>>, NodeError> {
+    #[inline]
+    pub fn entry(&mut self) -> Result<Option<WireEntry<'a>>, ShapeError> {
         if self.remaining == 0 {
             return Ok(None);
         }
         self.remaining -= 1;
-        self.expect(&[0xa4, 0x61, b'k'])?;
-        let suffix = self.byte_string()?;
-        self.expect(&[0x61, b'p'])?;
-        let prefix_len = self.head(UNSIGNED)?;
-        self.expect(&[0x61, b't'])?;
-        let right = self.subtree()?;
-        self.expect(&[0x61, b'v'])?;
-        let value = self.link()?;
+        self.block.expect(&[0xa4, 0x61, b'k'])?;
+        let suffix = self.block.bytes()?;
+        self.block.expect(&[0x61, b'p'])?;
+        let prefix_len = self.block.unsigned()?;
+        self.block.expect(&[0x61, b't'])?;
+        let right = self.block.structure_link_or_null()?;
+        self.block.expect(&[0x61, b'v'])?;
+        let value = self.block.link()?;
         Ok(Some(WireEntry {
             prefix_len,
             suffix,
@@ -115,83 +98,11 @@ impl<'a> NodeReader<'a> {
     }
 
     /// The left subtree, which follows the last entry and ends the node.
-    pub fn close(mut self) -> Result<Option<Cid>, NodeError> {
-        self.expect(&[0x61, b'l'])?;
-        let left = self.subtree()?;
-        if self.at != self.bytes.len() {
-            return Err(NodeError::Trailing);
-        }
+    pub fn close(mut self) -> Result<Option<Cid>, ShapeError> {
+        self.block.expect(&[0x61, b'l'])?;
+        let left = self.block.structure_link_or_null()?;
+        self.block.finish()?;
         Ok(left)
-    }
-
-    fn take(&mut self, len: usize) -> Result<&'a [u8], NodeError> {
-        let taken = self
-            .at
-            .checked_add(len)
-            .and_then(|end| self.bytes.get(self.at..end));
-        let taken = taken.ok_or(NodeError::Shape(self.at))?;
-        self.at += len;
-        Ok(taken)
-    }
-
-    fn expect(&mut self, expected: &[u8]) -> Result<(), NodeError> {
-        let at = self.at;
-        if self.take(expected.len())? == expected {
-            Ok(())
-        } else {
-            Err(NodeError::Shape(at))
-        }
-    }
-
-    /// The argument of an item of the given major type, in its shortest form.
-    fn head(&mut self, major: u8) -> Result<u64, NodeError> {
-        let at = self.at;
-        let initial = self.take(1)?[0];
-        let (argument, least) = match initial ^ major {
-            short @ 0..24 => return Ok(u64::from(short)),
-            24 => (u64::from(self.take(1)?[0]), 24),
-            25 => (self.big_endian(2)?, 1 << 8),
-            26 => (self.big_endian(4)?, 1 << 16),
-            27 => (self.big_endian(8)?, 1 << 32),
-            _ => return Err(NodeError::Shape(at)),
-        };
-        if argument < least {
-            Err(NodeError::Shape(at))
-        } else {
-            Ok(argument)
-        }
-    }
-
-    fn big_endian(&mut self, len: usize) -> Result<u64, NodeError> {
-        Ok(self
-            .take(len)?
-            .iter()
-            .fold(0, |value, &byte| value << 8 | u64::from(byte)))
-    }
-
-    fn byte_string(&mut self) -> Result<&'a [u8], NodeError> {
-        let at = self.at;
-        let len = self.head(BYTES)?;
-        self.take(usize::try_from(len).map_err(|_| NodeError::Shape(at))?)
-    }
-
-    fn link(&mut self) -> Result<Cid, NodeError> {
-        let at = self.at;
-        self.expect(LINK_HEAD)?;
-        Cid::from_bytes(self.take(CID_BYTES)?).map_err(|_| NodeError::Link(at))
-    }
-
-    fn subtree(&mut self) -> Result<Option<Cid>, NodeError> {
-        let at = self.at;
-        if self.bytes.get(self.at) == Some(&NULL) {
-            self.at += 1;
-            return Ok(None);
-        }
-        let link = self.link()?;
-        if link.codec() != Codec::DagCbor {
-            return Err(NodeError::Link(at));
-        }
-        Ok(Some(link))
     }
 }
 
@@ -205,61 +116,36 @@ impl<'b> NodeWriter<'b> {
     pub fn begin(out: &'b mut Vec<u8>, entries: usize) -> Self {
         out.clear();
         out.extend_from_slice(&[0xa2, 0x61, b'e']);
-        head(out, ARRAY, entries as u64);
+        put_array(out, entries);
         Self { out }
     }
 
     /// Writes an entry; `previous` is the key of the entry before, empty for the first.
     pub fn entry(&mut self, previous: &[u8], key: &[u8], value: &Cid, right: Option<&Cid>) {
-        let shared = previous.iter().zip(key).take_while(|(a, b)| a == b).count();
+        let shared = shared_prefix(previous, key);
         self.out.extend_from_slice(&[0xa4, 0x61, b'k']);
-        head(self.out, BYTES, (key.len() - shared) as u64);
-        self.out.extend_from_slice(&key[shared..]);
+        put_bytes(self.out, &key[shared..]);
         self.out.extend_from_slice(&[0x61, b'p']);
-        head(self.out, UNSIGNED, shared as u64);
+        put_unsigned(self.out, shared as u64);
         self.out.extend_from_slice(&[0x61, b't']);
-        self.subtree(right);
+        put_link_or_null(self.out, right);
         self.out.extend_from_slice(&[0x61, b'v']);
-        self.link(value);
+        put_link(self.out, value);
     }
 
     /// Ends the node with its left subtree.
-    pub fn finish(mut self, left: Option<&Cid>) {
+    pub fn finish(self, left: Option<&Cid>) {
         self.out.extend_from_slice(&[0x61, b'l']);
-        self.subtree(left);
-    }
-
-    fn subtree(&mut self, link: Option<&Cid>) {
-        match link {
-            Some(cid) => self.link(cid),
-            None => self.out.push(NULL),
-        }
-    }
-
-    fn link(&mut self, cid: &Cid) {
-        self.out.extend_from_slice(LINK_HEAD);
-        self.out.extend_from_slice(cid.as_bytes());
+        put_link_or_null(self.out, left);
     }
 }
 
-/// Writes an initial byte and its argument in the shortest form.
-fn head(out: &mut Vec<u8>, major: u8, argument: u64) {
-    match argument {
-        0..24 => out.push(major | argument as u8),
-        24..0x100 => out.extend_from_slice(&[major | 24, argument as u8]),
-        0x100..0x1_0000 => {
-            out.push(major | 25);
-            out.extend_from_slice(&(argument as u16).to_be_bytes());
-        }
-        0x1_0000..0x1_0000_0000 => {
-            out.push(major | 26);
-            out.extend_from_slice(&(argument as u32).to_be_bytes());
-        }
-        _ => {
-            out.push(major | 27);
-            out.extend_from_slice(&argument.to_be_bytes());
-        }
-    }
+/// How many bytes two keys have in common at their start.
+fn shared_prefix(a: &[u8], b: &[u8]) -> usize {
+    let words = a.chunks_exact(8).zip(b.chunks_exact(8));
+    let shared = 8 * words.take_while(|(a, b)| a == b).count();
+    let rest = a[shared..].iter().zip(&b[shared..]);
+    shared + rest.take_while(|(a, b)| a == b).count()
 }
 
 /// The CID of a node's block.
