@@ -273,11 +273,12 @@ mod tests {
             let mut block = encode_signed(DID, REV, &data(), &[7; 64]);
             let at = at % block.len();
             block[at] = byte;
-            if let Ok(commit) = SignedCommit::parse(&block) {
-                if commit.version == VERSION && commit.prev.is_none() {
-                    let again = encode_signed(commit.did, commit.rev, &commit.data, commit.sig);
-                    prop_assert_eq!(again, block);
-                }
+            if let Ok(commit) = SignedCommit::parse(&block)
+                && commit.version == VERSION
+                && commit.prev.is_none()
+            {
+                let again = encode_signed(commit.did, commit.rev, &commit.data, commit.sig);
+                prop_assert_eq!(again, block);
             }
         }
     }

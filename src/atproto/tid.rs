@@ -123,7 +123,12 @@ mod tests {
 
     #[test]
     fn reads_the_published_examples() {
-        for text in ["3jzfcijpj2z2a", "7777777777777", "3zzzzzzzzzzzz", "2222222222222"] {
+        for text in [
+            "3jzfcijpj2z2a",
+            "7777777777777",
+            "3zzzzzzzzzzzz",
+            "2222222222222",
+        ] {
             assert_eq!(Tid::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(Tid::parse("2222222222222").unwrap().to_u64(), 0);
