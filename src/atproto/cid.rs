@@ -159,7 +159,7 @@ impl Cid {
     /// Whether these bytes hash to this CID.
     #[must_use]
     pub fn matches(&self, bytes: &[u8]) -> bool {
-        Sha256::digest(bytes).as_slice() == &self.0[4..]
+        Sha256::digest(bytes)[..] == self.0[4..]
     }
 }
 
