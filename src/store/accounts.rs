@@ -1,0 +1,228 @@
+//! Reading accounts, and the operator's decisions about single ones.
+//! What events change is in `apply`.
+
+use super::Store;
+use super::database::{Database, Durability, reading, writing};
+use super::error::{Doing, StoreError};
+use super::rows::{AccountRow, HostId, RepoState};
+use super::status::{LocalStatus, UpstreamStatus};
+use crate::atproto::cid::Cid;
+use crate::atproto::did::Did;
+use crate::atproto::key::PublicKey;
+use crate::atproto::tid::Tid;
+use std::collections::HashMap;
+
+/// DIDs asked for in one statement.
+const READ_CHUNK: usize = 1_000;
+
+#[derive(sqlx::FromRow)]
+struct AccountRecord {
+    uid: i64,
+    did: String,
+    host_id: i32,
+    local_status: i16,
+    upstream_status: Option<String>,
+    rev: Option<i64>,
+    data_cid: Option<Vec<u8>>,
+    commit_cid: Option<Vec<u8>>,
+    desynchronized: bool,
+    signing_key: Option<Vec<u8>>,
+    resolved_at: Option<i64>,
+}
+
+impl AccountRecord {
+    fn into_row(self) -> Result<AccountRow, StoreError> {
+        let corrupt = |what: &str| StoreError::Corrupt {
+            table: "accounts",
+            what: format!("{what} of the account {}", self.did),
+        };
+        let repo = match (self.rev, &self.data_cid, &self.commit_cid) {
+            (None, None, None) => None,
+            (Some(rev), Some(data), Some(commit)) => Some(RepoState {
+                rev: u64::try_from(rev)
+                    .ok()
+                    .map(Tid::from_u64)
+                    .ok_or_else(|| corrupt("a rev"))?,
+                data: Cid::from_bytes(data).map_err(|_| corrupt("a data CID"))?,
+                commit: Cid::from_bytes(commit).map_err(|_| corrupt("a commit CID"))?,
+                desynchronized: self.desynchronized,
+            }),
+            _ => return Err(corrupt("half a repository state")),
+        };
+        Ok(AccountRow {
+            uid: self.uid,
+            did: Did::parse(&self.did).map_err(|_| corrupt("the DID"))?,
+            host: HostId(u32::try_from(self.host_id).map_err(|_| corrupt("the host number"))?),
+            local: u8::try_from(self.local_status)
+                .ok()
+                .and_then(LocalStatus::from_code)
+                .ok_or_else(|| corrupt("the local status"))?,
+            upstream: UpstreamStatus::from_stored(self.upstream_status.as_deref()),
+            repo,
+            signing_key: self
+                .signing_key
+                .as_deref()
+                .map(|bytes| stored_key(bytes).ok_or_else(|| corrupt("the signing key")))
+                .transpose()?,
+            resolved_at: self.resolved_at,
+        })
+    }
+}
+
+fn stored_key(bytes: &[u8]) -> Option<PublicKey> {
+    PublicKey::from_bytes(bytes.try_into().ok()?).ok()
+}
+
+/// A list of DIDs as the one parameter SQLite can take: `value IN (SELECT value FROM json_each($1))`.
+/// A DID has no character that JSON escapes.
+pub(super) fn json_list<'a>(dids: impl Iterator<Item = &'a str>) -> String {
+    let quoted: Vec<String> = dids.map(|did| format!("\"{did}\"")).collect();
+    format!("[{}]", quoted.join(","))
+}
+
+impl Store {
+    /// One account.
+    pub async fn account(&self, did: &Did) -> Result<Option<AccountRow>, StoreError> {
+        let record: Option<AccountRecord> = reading!(self, pool => {
+            sqlx::query_as("SELECT * FROM accounts WHERE did = $1").bind(did.as_str()).fetch_optional(pool).await
+        })
+        .doing("reading an account")?;
+        record.map(AccountRecord::into_row).transpose()
+    }
+
+    /// Those of the given accounts that are known.
+    pub async fn accounts(&self, dids: &[Did]) -> Result<HashMap<Did, AccountRow>, StoreError> {
+        let mut found = HashMap::with_capacity(dids.len());
+        for chunk in dids.chunks(READ_CHUNK) {
+            for record in self.read_chunk(chunk).await? {
+                let row = record.into_row()?;
+                found.insert(row.did.clone(), row);
+            }
+        }
+        Ok(found)
+    }
+
+    async fn read_chunk(&self, dids: &[Did]) -> Result<Vec<AccountRecord>, StoreError> {
+        match &*self.database {
+            Database::Postgres(db) => {
+                let dids: Vec<&str> = dids.iter().map(Did::as_str).collect();
+                sqlx::query_as("SELECT * FROM accounts WHERE did = ANY($1)")
+                    .bind(dids)
+                    .fetch_all(&db.read)
+                    .await
+            }
+            Database::Sqlite(db) => {
+                sqlx::query_as(
+                    "SELECT * FROM accounts WHERE did IN (SELECT value FROM json_each($1))",
+                )
+                .bind(json_list(dids.iter().map(Did::as_str)))
+                .fetch_all(&db.read)
+                .await
+            }
+        }
+        .doing("reading accounts")
+    }
+
+    /// Up to `limit` accounts with a repository, after the given uid (0: from the first), whatever
+    /// their status.
+    pub async fn list_accounts(
+        &self,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<AccountRow>, StoreError> {
+        let records: Vec<AccountRecord> = reading!(self, pool => {
+            sqlx::query_as("SELECT * FROM accounts WHERE uid > $1 AND rev IS NOT NULL ORDER BY uid LIMIT $2")
+                .bind(after)
+                .bind(i64::from(limit))
+                .fetch_all(pool)
+                .await
+        })
+        .doing("listing accounts")?;
+        records.into_iter().map(AccountRecord::into_row).collect()
+    }
+
+    /// Up to `limit` accounts that are taken down, after the given uid.
+    pub async fn list_taken_down(
+        &self,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<AccountRow>, StoreError> {
+        let records: Vec<AccountRecord> = reading!(self, pool => {
+            sqlx::query_as("SELECT * FROM accounts WHERE uid > $1 AND local_status = 1 ORDER BY uid LIMIT $2")
+                .bind(after)
+                .bind(i64::from(limit))
+                .fetch_all(pool)
+                .await
+        })
+        .doing("listing taken down accounts")?;
+        records.into_iter().map(AccountRecord::into_row).collect()
+    }
+
+    /// Up to `limit` accounts of a host that are over its quota, the oldest first.
+    pub async fn throttled_accounts(
+        &self,
+        host: HostId,
+        limit: u32,
+    ) -> Result<Vec<AccountRow>, StoreError> {
+        let records: Vec<AccountRecord> = reading!(self, pool => {
+            sqlx::query_as("SELECT * FROM accounts WHERE host_id = $1 AND local_status = 2 ORDER BY uid LIMIT $2")
+                .bind(host.to_sql())
+                .bind(i64::from(limit))
+                .fetch_all(pool)
+                .await
+        })
+        .doing("listing throttled accounts")?;
+        records.into_iter().map(AccountRecord::into_row).collect()
+    }
+
+    /// Sets this relay's decision about an account, and returns the account as it then is.
+    pub async fn set_local_status(
+        &self,
+        did: &Did,
+        status: LocalStatus,
+    ) -> Result<AccountRow, StoreError> {
+        const DOING: &str = "setting an account's status";
+        let record: Option<AccountRecord> = writing!(self, Durability::Now, DOING, conn => {
+            sqlx::query_as("UPDATE accounts SET local_status = $2 WHERE did = $1 RETURNING *")
+                .bind(did.as_str())
+                .bind(i16::from(status.code()))
+                .fetch_optional(&mut *conn)
+                .await
+                .doing(DOING)
+        })?;
+        record
+            .ok_or_else(|| StoreError::UnknownAccount(did.to_string()))?
+            .into_row()
+    }
+
+    /// Lets up to `n` throttled accounts of a host go, the oldest first, and returns them.
+    pub async fn release_throttled(&self, host: HostId, n: u32) -> Result<Vec<Did>, StoreError> {
+        const DOING: &str = "releasing throttled accounts";
+        let released = writing!(self, Durability::Now, DOING, conn => {
+            sqlx::query_as(RELEASE_OLDEST)
+                .bind(host.to_sql())
+                .bind(i64::from(n))
+                .fetch_all(&mut *conn)
+                .await
+                .doing(DOING)
+        })?;
+        released_dids(released)
+    }
+}
+
+/// Releases the `$2` oldest throttled accounts of the host `$1`.
+pub(super) const RELEASE_OLDEST: &str = "UPDATE accounts SET local_status = 0 WHERE uid IN (SELECT uid FROM accounts \
+     WHERE host_id = $1 AND local_status = 2 ORDER BY uid LIMIT $2) RETURNING uid, did";
+
+/// What [`RELEASE_OLDEST`] returned, the oldest first.
+pub(super) fn released_dids(mut rows: Vec<(i64, String)>) -> Result<Vec<Did>, StoreError> {
+    rows.sort_unstable();
+    rows.into_iter()
+        .map(|(_, did)| {
+            Did::parse(&did).map_err(|_| StoreError::Corrupt {
+                table: "accounts",
+                what: format!("the DID {did:?}"),
+            })
+        })
+        .collect()
+}

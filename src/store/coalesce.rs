@@ -1,0 +1,56 @@
+//! Changes gathered until they are written: one update per account and one cursor per host, whatever
+//! came in. Pure; keeps the order in which accounts were first named.
+
+use super::rows::{AccountUpdate, Batch, HostId};
+use crate::atproto::did::Did;
+use std::collections::HashMap;
+
+/// Gathered changes.
+#[derive(Debug, Default)]
+pub(super) struct Coalesced {
+    accounts: Vec<AccountUpdate>,
+    index: HashMap<Did, usize>,
+    cursors: HashMap<HostId, i64>,
+    replay_from: Option<u64>,
+}
+
+impl Coalesced {
+    /// Adds a later batch.
+    pub(super) fn add(&mut self, batch: Batch) {
+        for update in batch.accounts {
+            match self.index.get(&update.did) {
+                Some(&at) => self.accounts[at].merge(update),
+                None => {
+                    self.index.insert(update.did.clone(), self.accounts.len());
+                    self.accounts.push(update);
+                }
+            }
+        }
+        self.cursors.extend(batch.cursors);
+        self.replay_from = batch.replay_from.or(self.replay_from);
+    }
+
+    /// Whether a change of this account waits here.
+    pub(super) fn has(&self, did: &Did) -> bool {
+        self.index.contains_key(did)
+    }
+
+    /// Rows a write would touch.
+    pub(super) fn rows(&self) -> usize {
+        self.accounts.len() + self.cursors.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows() == 0 && self.replay_from.is_none()
+    }
+
+    /// Takes everything out, as one batch.
+    pub(super) fn take(&mut self) -> Batch {
+        self.index.clear();
+        Batch {
+            accounts: std::mem::take(&mut self.accounts),
+            cursors: self.cursors.drain().collect(),
+            replay_from: self.replay_from.take(),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What can go wrong with the database, as sentences for an operator: what happened, to what, and
+//! what to do. A password never appears in one.
+
+use sqlx::migrate::MigrateError;
+use std::error::Error as _;
+
+/// An error of the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The URL is not one of a database we know.
+    #[error(
+        "the database URL is not usable: {reason}; give sqlite:PATH or postgres://user@host/database"
+    )]
+    Url {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No server answers.
+    #[error("cannot reach {database}: {reason}; start the server, or correct the database URL")]
+    Unreachable {
+        /// Which, without the password.
+        database: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The server does not let us in.
+    #[error(
+        "{database} refuses the login: {reason}; correct the user or the password in the database URL"
+    )]
+    Login {
+        /// Which, without the password.
+        database: String,
+        /// What the server said.
+        reason: String,
+    },
+    /// The server has no such database.
+    #[error("{database} does not exist; create it with `createdb`, or correct the database URL")]
+    NoDatabase {
+        /// Which, without the password.
+        database: String,
+    },
+    /// The schema was written by a later version.
+    #[error(
+        "{database} was written by a newer version of atproto-relay (it has migration {version}, which this one does not \
+         know); run that version or a later one"
+    )]
+    Newer {
+        /// Which.
+        database: String,
+        /// The first migration that is unknown here.
+        version: i64,
+    },
+    /// The schema is not the one its version number promises.
+    #[error(
+        "{database} has a schema this version of atproto-relay did not make ({reason}); give it a database of its own"
+    )]
+    Schema {
+        /// Which.
+        database: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The SQLite file cannot be written.
+    #[error(
+        "{database} cannot be written: {reason}; make the file and its folder writable for this user"
+    )]
+    ReadOnly {
+        /// Which.
+        database: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The SQLite file cannot be opened or created.
+    #[error(
+        "{database} cannot be opened: {reason}; check that the folder exists and belongs to this user"
+    )]
+    Open {
+        /// Which.
+        database: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The file holds something else.
+    #[error(
+        "{database} is not an SQLite database, or is damaged; move the file away or restore it"
+    )]
+    NotADatabase {
+        /// Which.
+        database: String,
+    },
+    /// Another process holds the SQLite file.
+    #[error(
+        "{database} is locked by another process; stop that process, or give this relay its own data folder"
+    )]
+    Locked {
+        /// Which.
+        database: String,
+    },
+    /// A row holds what no version of the relay writes.
+    #[error("the database holds {what} in {table}, which is not valid; restore it from a backup")]
+    Corrupt {
+        /// Where.
+        table: &'static str,
+        /// What.
+        what: String,
+    },
+    /// There is no such account.
+    #[error("the account {0} is not known to this relay")]
+    UnknownAccount(String),
+    /// There is no such host.
+    #[error("the host {0} is not known to this relay")]
+    UnknownHost(String),
+    /// The writer has stopped, nothing can be handed to it.
+    #[error("the database writer has stopped; restart the relay")]
+    WriterStopped,
+    /// What was still to be written at shutdown did not get through. The log still has it.
+    #[error(
+        "{rows} changes could not be written to the database before the deadline; they are replayed from the log at the next start"
+    )]
+    Unwritten {
+        /// How many.
+        rows: usize,
+    },
+    /// A statement failed.
+    #[error("the database failed while {doing}: {}", describe(.source))]
+    Query {
+        /// What the relay was about.
+        doing: &'static str,
+        /// What the driver said.
+        #[source]
+        source: sqlx::Error,
+    },
+}
+
+/// Adds what the relay was about to a driver's error.
+pub(super) trait Doing<T> {
+    fn doing(self, doing: &'static str) -> Result<T, StoreError>;
+}
+
+impl<T> Doing<T> for Result<T, sqlx::Error> {
+    fn doing(self, doing: &'static str) -> Result<T, StoreError> {
+        self.map_err(|source| StoreError::Query { doing, source })
+    }
+}
+
+/// A driver's error in one line, with the causes it does not show itself.
+pub(super) fn describe(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(inner) => inner.message().to_owned(),
+        sqlx::Error::Io(inner) => inner.to_string(),
+        sqlx::Error::PoolTimedOut => "no connection became free in time".to_owned(),
+        other => match other.source() {
+            Some(cause) if !other.to_string().contains(&cause.to_string()) => {
+                format!("{other}: {cause}")
+            }
+            _ => other.to_string(),
+        },
+    }
+}
+
+// PostgreSQL error codes, appendix A of its manual.
+const PG_INVALID_PASSWORD: &str = "28P01";
+const PG_INVALID_AUTHORIZATION: &str = "28000";
+const PG_INVALID_CATALOG: &str = "3D000";
+const PG_CANNOT_CONNECT_NOW: &str = "57P03";
+const PG_TOO_MANY_CONNECTIONS: &str = "53300";
+const PG_READ_ONLY: &str = "25006";
+
+// SQLite primary result codes, https://www.sqlite.org/rescode.html.
+const SQLITE_PERM: u32 = 3;
+const SQLITE_BUSY: u32 = 5;
+const SQLITE_LOCKED: u32 = 6;
+const SQLITE_READONLY: u32 = 8;
+const SQLITE_CORRUPT: u32 = 11;
+const SQLITE_CANTOPEN: u32 = 14;
+const SQLITE_NOTADB: u32 = 26;
+
+/// What kept a PostgreSQL database from being opened.
+pub(super) fn from_postgres(database: &str, error: &sqlx::Error) -> StoreError {
+    let database = database.to_owned();
+    let reason = describe(error);
+    let code = error
+        .as_database_error()
+        .and_then(|e| e.code().map(|c| c.into_owned()));
+    match code.as_deref() {
+        Some(PG_INVALID_PASSWORD | PG_INVALID_AUTHORIZATION) => {
+            StoreError::Login { database, reason }
+        }
+        Some(PG_INVALID_CATALOG) => StoreError::NoDatabase { database },
+        Some(PG_READ_ONLY) => StoreError::ReadOnly { database, reason },
+        Some(PG_CANNOT_CONNECT_NOW | PG_TOO_MANY_CONNECTIONS) | None => {
+            StoreError::Unreachable { database, reason }
+        }
+        Some(_) => StoreError::Schema { database, reason },
+    }
+}
+
+/// What kept an SQLite database from being opened.
+pub(super) fn from_sqlite(database: &str, error: &sqlx::Error) -> StoreError {
+    let database = database.to_owned();
+    let reason = describe(error);
+    let code = error
+        .as_database_error()
+        .and_then(|e| e.code()?.parse::<u32>().ok())
+        .map(|extended| extended & 0xff);
+    match code {
+        Some(SQLITE_READONLY | SQLITE_PERM) => StoreError::ReadOnly { database, reason },
+        Some(SQLITE_BUSY | SQLITE_LOCKED) => StoreError::Locked { database },
+        Some(SQLITE_NOTADB | SQLITE_CORRUPT) => StoreError::NotADatabase { database },
+        Some(SQLITE_CANTOPEN) | None => StoreError::Open { database, reason },
+        Some(_) => StoreError::Schema { database, reason },
+    }
+}
+
+/// What kept the schema from being brought up to date; `classify` reads errors of the connection.
+pub(super) fn from_migration(
+    database: &str,
+    error: MigrateError,
+    classify: fn(&str, &sqlx::Error) -> StoreError,
+) -> StoreError {
+    match error {
+        MigrateError::VersionMissing(version) => StoreError::Newer {
+            database: database.to_owned(),
+            version,
+        },
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
+            classify(database, &source)
+        }
+        other => StoreError::Schema {
+            database: database.to_owned(),
+            reason: other.to_string(),
+        },
+    }
+}

@@ -1,0 +1,223 @@
+//! What the database holds about hosts and accounts, as the rest of the relay sees it,
+//! and the changes it is told. No SQL here.
+
+use super::status::{HostStatus, LocalStatus, UpstreamStatus, combined_status};
+use crate::atproto::cid::Cid;
+use crate::atproto::did::Did;
+use crate::atproto::key::PublicKey;
+use crate::atproto::tid::Tid;
+use crate::config::Validation;
+use std::fmt;
+
+/// Accounts a new host may have (the reference relay's default).
+pub const DEFAULT_ACCOUNT_LIMIT: i64 = 100;
+
+/// Accounts a host of a trusted domain may have (the reference relay's default).
+pub const TRUSTED_ACCOUNT_LIMIT: i64 = 10_000_000;
+
+/// A host's number in the database and in the log's index. Never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostId(pub u32);
+
+impl HostId {
+    /// The number as both databases take it. The databases give out numbers below 2^31.
+    pub(super) fn to_sql(self) -> i32 {
+        i32::try_from(self.0).unwrap_or(i32::MAX)
+    }
+}
+
+impl fmt::Display for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Event rates an operator set for one host; `None` leaves the general rule in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RateOverrides {
+    /// Events per second.
+    pub per_second: Option<u32>,
+    /// Events per hour.
+    pub per_hour: Option<u32>,
+    /// Events per day.
+    pub per_day: Option<u32>,
+}
+
+/// A host the relay knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRow {
+    /// Its number here.
+    pub id: HostId,
+    /// `host` or `host:port`, lower case.
+    pub hostname: String,
+    /// Whether it is dialled with TLS.
+    pub tls: bool,
+    /// How the relay stands to it.
+    pub status: HostStatus,
+    /// Its last settled sequence number; `None` before the first event.
+    pub cursor: Option<i64>,
+    /// Accounts it may have; those over it are created throttled.
+    pub account_limit: i64,
+    /// Whether it was of a trusted domain when it was added.
+    pub trusted: bool,
+    /// Its own validation mode; `None` is the general one.
+    pub validation: Option<Validation>,
+    /// Whether it ever sent a sync 1.1 commit: from then on it may not go back.
+    pub sync11: bool,
+    /// Its own event rates.
+    pub rates: RateOverrides,
+    /// Accounts whose host it is, throttled and deleted ones included.
+    pub account_count: i64,
+    /// When it was added, seconds since 1970.
+    pub created_at: i64,
+}
+
+/// A host to be added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewHost {
+    /// `host` or `host:port`, lower case.
+    pub hostname: String,
+    /// Whether it is dialled with TLS.
+    pub tls: bool,
+    /// Whether it is of a trusted domain.
+    pub trusted: bool,
+    /// Accounts it may have.
+    pub account_limit: i64,
+}
+
+impl NewHost {
+    /// A host with the limit that goes with its domain.
+    pub fn new(hostname: impl Into<String>, tls: bool, trusted: bool) -> Self {
+        Self {
+            hostname: hostname.into(),
+            tls,
+            trusted,
+            account_limit: if trusted {
+                TRUSTED_ACCOUNT_LIMIT
+            } else {
+                DEFAULT_ACCOUNT_LIMIT
+            },
+        }
+    }
+}
+
+/// The state of a repository after its last accepted commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RepoState {
+    /// The commit's revision.
+    pub rev: Tid,
+    /// The root of its tree.
+    pub data: Cid,
+    /// The signed commit block.
+    pub commit: Cid,
+    /// Whether the chain of its commits broke and was not mended since.
+    pub desynchronized: bool,
+}
+
+/// What a resolved DID document said about the signing key, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownKey {
+    /// The `#atproto` key; `None` when the document has none.
+    pub signing_key: Option<PublicKey>,
+    /// When it was resolved, seconds since 1970.
+    pub resolved_at: i64,
+}
+
+/// An account the relay knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountRow {
+    /// Its number here: grows with the time of discovery, and is the cursor of lists.
+    pub uid: i64,
+    /// Its DID, normalised.
+    pub did: Did,
+    /// The host its events come from.
+    pub host: HostId,
+    /// This relay's decision.
+    pub local: LocalStatus,
+    /// Its PDS's word.
+    pub upstream: UpstreamStatus,
+    /// Its repository; `None` before the first commit.
+    pub repo: Option<RepoState>,
+    /// Its key, as last resolved.
+    pub signing_key: Option<PublicKey>,
+    /// When its identity was last resolved, seconds since 1970.
+    pub resolved_at: Option<i64>,
+}
+
+impl AccountRow {
+    /// What consumers are told: `active`, and the lexicons' `status` field.
+    pub fn public_status(&self) -> (bool, Option<&str>) {
+        combined_status(self.local, &self.upstream)
+    }
+}
+
+/// What changed about one account; everything `None` stays as it is.
+///
+/// An update with a host creates the account where it is unknown. One without a host changes known
+/// accounts only, and is cheaper: it is the form for the stream of commits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountUpdate {
+    /// Whose.
+    pub did: Did,
+    /// Its host now.
+    pub host: Option<HostId>,
+    /// This relay's decision. A new account without one is active, or throttled if its host is
+    /// over its quota.
+    pub local: Option<LocalStatus>,
+    /// Its PDS's word.
+    pub upstream: Option<UpstreamStatus>,
+    /// Its repository. An older rev than the stored one changes nothing: the log may be replayed
+    /// over newer state.
+    pub repo: Option<RepoState>,
+    /// Its key. One resolved earlier than the stored one changes nothing.
+    pub key: Option<KnownKey>,
+}
+
+impl AccountUpdate {
+    /// An update that changes nothing yet.
+    pub fn new(did: Did) -> Self {
+        Self {
+            did,
+            host: None,
+            local: None,
+            upstream: None,
+            repo: None,
+            key: None,
+        }
+    }
+
+    /// Adds a later update of the same account: applying the result equals applying both in order.
+    pub fn merge(&mut self, later: AccountUpdate) {
+        debug_assert_eq!(self.did, later.did);
+        self.repo = match (self.repo, later.repo) {
+            (Some(now), Some(then)) if then.rev < now.rev => Some(now),
+            (now, then) => then.or(now),
+        };
+        self.key = match (self.key, later.key) {
+            (Some(now), Some(then)) if then.resolved_at < now.resolved_at => Some(now),
+            (now, then) => then.or(now),
+        };
+        self.host = later.host.or(self.host);
+        self.local = later.local.or(self.local);
+        self.upstream = later.upstream.or(self.upstream.take());
+    }
+}
+
+/// Changes that are written together or not at all.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Batch {
+    /// Accounts, in the order of their events.
+    pub accounts: Vec<AccountUpdate>,
+    /// Hosts' cursors, the last one of a host counts.
+    pub cursors: Vec<(HostId, i64)>,
+    /// From which log sequence number on the log must be read after a crash: everything below is
+    /// in this or an earlier batch. `None` leaves it.
+    pub replay_from: Option<u64>,
+}
+
+impl Batch {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.accounts.is_empty() && self.cursors.is_empty() && self.replay_from.is_none()
+    }
+}
