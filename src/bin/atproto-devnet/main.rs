@@ -1,1 +1,30 @@
-fn main() {}
+//! The command line of the devnet: one file for each command, nothing else here.
+
+mod up;
+
+use clap::{Parser, Subcommand};
+
+/// A whole AT Protocol network in one process, for tests and demonstrations. Never for real accounts.
+#[derive(Debug, Parser)]
+#[command(name = "atproto-devnet", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a PLC directory and PDSes, print their URLs as JSON, run until Ctrl-C.
+    Up(up::Options),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    match Cli::parse().command {
+        Command::Up(options) => up::run(options).await,
+    }
+}

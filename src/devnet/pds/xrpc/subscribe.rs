@@ -1,0 +1,133 @@
+//! com.atproto.sync.subscribeRepos: the event stream over a WebSocket, with cursors and their
+//! errors as the reference PDS answers them. Frames from subscribers are ignored, pings answered.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::stream::SplitSink;
+use futures_util::{SinkExt, StreamExt};
+use serde::Deserialize;
+use tokio::sync::watch;
+
+use super::input::{Params, XrpcError};
+use crate::devnet::pds::events::{Pulse, Start};
+use crate::devnet::pds::{Pds, frames};
+
+/// Frames handed to the socket between two flushes.
+const BATCH: usize = 64;
+/// Pause between pings (reference PDS).
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+#[derive(Deserialize)]
+pub(super) struct Subscribe {
+    cursor: Option<String>,
+}
+
+/// The subscriber is gone.
+struct Gone;
+
+impl From<axum::Error> for Gone {
+    fn from(_: axum::Error) -> Self {
+        Gone
+    }
+}
+
+pub(super) async fn subscribe_repos(
+    State(pds): State<Pds>,
+    Params(params): Params<Subscribe>,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, XrpcError> {
+    let cursor = params.cursor.map(|text| text.parse::<i64>()).transpose();
+    Ok(upgrade.on_upgrade(move |socket| async move {
+        // Subscribed before the cursor is looked up: no event in between is missed.
+        let mut cut = pds.inner.events.subscribe();
+        let generation = cut.borrow().generation;
+        let serving = async {
+            match cursor {
+                Ok(cursor) => serve(&pds, socket, cursor).await,
+                Err(_) => {
+                    refuse(
+                        socket,
+                        frames::error("InvalidRequest", "Error: cursor must be an integer"),
+                    )
+                    .await
+                }
+            }
+        };
+        tokio::select! {
+            _ = serving => {}
+            _ = cut.wait_for(|pulse| pulse.generation != generation) => {}
+        }
+    }))
+}
+
+async fn refuse(mut socket: WebSocket, frame: Bytes) -> Result<(), Gone> {
+    socket.send(Message::Binary(frame)).await?;
+    let close = CloseFrame {
+        code: close_code::POLICY,
+        reason: "".into(),
+    };
+    socket.send(Message::Close(Some(close))).await?;
+    // The subscriber's close ends the connection in order.
+    while socket.recv().await.is_some_and(|message| message.is_ok()) {}
+    Ok(())
+}
+
+async fn serve(pds: &Pds, mut socket: WebSocket, cursor: Option<i64>) -> Result<(), Gone> {
+    let pulse = pds.inner.events.subscribe();
+    let position = match pds.inner.events.start(cursor) {
+        Start::Future => {
+            return refuse(
+                socket,
+                frames::error("FutureCursor", "Cursor in the future."),
+            )
+            .await;
+        }
+        Start::Outdated(position) => {
+            let words = "Requested cursor exceeded limit. Possibly missing events";
+            socket
+                .send(Message::Binary(frames::info("OutdatedCursor", words)))
+                .await?;
+            position
+        }
+        Start::At(position) => position,
+    };
+    let (sink, mut stream) = socket.split();
+    tokio::select! {
+        result = send(pds, sink, position, pulse) => result,
+        _ = async { while stream.next().await.is_some_and(|message| message.is_ok()) {} } => Err(Gone),
+    }
+}
+
+async fn send(
+    pds: &Pds,
+    mut sink: SplitSink<WebSocket, Message>,
+    mut position: u64,
+    mut pulse: watch::Receiver<Pulse>,
+) -> Result<(), Gone> {
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    heartbeat.tick().await;
+    loop {
+        let stalled = pulse.borrow_and_update().stalled;
+        let batch = if stalled {
+            Vec::new()
+        } else {
+            pds.inner.events.from(position, BATCH)
+        };
+        if let Some(last) = batch.last() {
+            position = last.position + 1;
+            for event in batch {
+                sink.feed(Message::Binary(event.frame)).await?;
+            }
+            sink.flush().await?;
+            continue;
+        }
+        tokio::select! {
+            changed = pulse.changed() => changed.map_err(|_| Gone)?,
+            _ = heartbeat.tick(), if !stalled => sink.send(Message::Ping(Bytes::new())).await?,
+        }
+    }
+}
