@@ -1,1 +1,790 @@
-//! frame
+//! Event-stream frames: what `com.atproto.sync.subscribeRepos` sends, read in place, edited without re-encoding, and
+//! written. Promises canonical bytes and the fields' types; whether an event is true is for others to verify.
+//!
+//! A frame is a header and a body, two canonical CBOR maps and nothing after them. Fields that the lexicon requires
+//! must be there with their type; unknown fields are ignored, and kept by every edit. Policy where real hosts differ
+//! from the lexicon: `since`, `prevData`, a `cid` or `prev` of an op, `handle`, `status` and `message` may be null,
+//! which reads as absent and stays null in the bytes; `time` is any text (hosts send it without a zone); `since` may
+//! be the empty text, which reads as `Some("")`: no rev, and equal to none.
+
+use std::ops::Range;
+
+use super::cbor::{CborError, MapWriter, Reader, Writer, compare_keys};
+use super::cid::Cid;
+
+/// Longest frame, in bytes (<https://atproto.com/specs/event-stream>: 5 MB).
+pub const MAX_FRAME_BYTES: usize = 5_000_000;
+
+/// `op` of a header before a message.
+const OP_MESSAGE: i64 = 1;
+/// `op` of a header before an error.
+const OP_ERROR: i64 = -1;
+/// Room made for ops before reading them; most commits have one.
+const USUAL_OPS: usize = 4;
+
+/// Why a frame was not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    #[error("the frame has {length} bytes, at most {MAX_FRAME_BYTES} are allowed")]
+    TooLong { length: usize },
+    #[error("the frame is not two canonical CBOR objects: {0}")]
+    NotCanonical(#[from] CborError),
+    #[error("the frame lacks the field {field:?}")]
+    Missing { field: &'static str },
+    #[error("the field {field:?} of the frame has the wrong type")]
+    WrongType { field: &'static str },
+    #[error("the action of an op is not create, update or delete")]
+    Action,
+}
+
+impl FrameError {
+    /// Whether the bytes themselves break the event-stream format, so that nothing more from this connection can be
+    /// trusted. Otherwise the frame is well formed and only this message is unusable.
+    #[must_use]
+    pub const fn is_malformed(&self) -> bool {
+        matches!(self, Self::TooLong { .. } | Self::NotCanonical(_))
+    }
+}
+
+/// The kinds of events that carry a sequence number. The numbers are stored in the log's index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Kind {
+    Commit = 1,
+    Sync = 2,
+    Identity = 3,
+    Account = 4,
+}
+
+impl Kind {
+    pub const ALL: [Self; 4] = [Self::Commit, Self::Sync, Self::Identity, Self::Account];
+
+    /// The inverse of `kind as u8`.
+    #[must_use]
+    pub const fn from_u8(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Commit),
+            2 => Some(Self::Sync),
+            3 => Some(Self::Identity),
+            4 => Some(Self::Account),
+            _ => None,
+        }
+    }
+
+    /// `t` of the header: `#commit` and so on.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Commit => "#commit",
+            Self::Sync => "#sync",
+            Self::Identity => "#identity",
+            Self::Account => "#account",
+        }
+    }
+
+    /// The body's field that names the account.
+    const fn did_field(self) -> &'static str {
+        match self {
+            Self::Commit => "repo",
+            Self::Sync | Self::Identity | Self::Account => "did",
+        }
+    }
+}
+
+/// A frame read in place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// Where the encoded `seq` lies, for [`splice_seq`]; of events only.
+    pub seq_span: Option<Range<usize>>,
+    pub message: Message<'a>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message<'a> {
+    Commit(Commit<'a>),
+    Sync(Sync<'a>),
+    Identity(Identity<'a>),
+    Account(Account<'a>),
+    Info(Info<'a>),
+    Error(ErrorFrame<'a>),
+    /// Canonical, with an `op` or `t` that this version does not know: to be ignored.
+    Unknown,
+}
+
+/// `#commit`: a change to a repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Commit<'a> {
+    pub seq: i64,
+    pub repo: &'a str,
+    pub rev: &'a str,
+    /// The rev before this one. Some hosts send an empty text, which stays `Some("")`.
+    pub since: Option<&'a str>,
+    pub commit: Cid,
+    /// A CAR.
+    pub blocks: &'a [u8],
+    pub ops: Vec<Op<'a>>,
+    /// Root of the tree before this commit.
+    pub prev_data: Option<Cid>,
+    pub time: &'a str,
+    pub too_big: bool,
+    pub rebase: bool,
+}
+
+/// What was done to one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Op<'a> {
+    pub action: Action,
+    /// Collection, slash, record key.
+    pub path: &'a str,
+    pub cid: Option<Cid>,
+    pub prev: Option<Cid>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    Create,
+    Update,
+    Delete,
+}
+
+impl Action {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Delete => "delete",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, FrameError> {
+        match text {
+            "create" => Ok(Self::Create),
+            "update" => Ok(Self::Update),
+            "delete" => Ok(Self::Delete),
+            _ => Err(FrameError::Action),
+        }
+    }
+}
+
+/// `#sync`: the state of a repository, without the way to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sync<'a> {
+    pub seq: i64,
+    pub did: &'a str,
+    pub rev: &'a str,
+    /// A CAR with the commit.
+    pub blocks: &'a [u8],
+    pub time: &'a str,
+}
+
+/// `#identity`: the DID document or handle may have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity<'a> {
+    pub seq: i64,
+    pub did: &'a str,
+    pub time: &'a str,
+    pub handle: Option<&'a str>,
+}
+
+/// `#account`: what the sending host says about the account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Account<'a> {
+    pub seq: i64,
+    pub did: &'a str,
+    pub time: &'a str,
+    pub active: bool,
+    pub status: Option<&'a str>,
+}
+
+/// `#info`: word from the host about the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Info<'a> {
+    pub name: &'a str,
+    pub message: Option<&'a str>,
+}
+
+/// The last frame before a host closes the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ErrorFrame<'a> {
+    pub error: &'a str,
+    pub message: Option<&'a str>,
+}
+
+/// What the socket reader needs to route a frame. Ranges count bytes of the frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peek {
+    Event(PeekedEvent),
+    /// `#info`: read it with [`decode`].
+    Info,
+    /// An error frame: read it with [`decode`].
+    Error,
+    /// To be ignored.
+    Unknown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeekedEvent {
+    pub kind: Kind,
+    pub seq: i64,
+    /// Where the encoded `seq` lies, for [`splice_seq`].
+    pub seq_span: Range<usize>,
+    /// Where the text of the DID lies, unchecked but for UTF-8.
+    pub did_span: Range<usize>,
+}
+
+/// Reads a frame whole.
+///
+/// # Errors
+/// Too long, not canonical, or a required field missing or of the wrong type. The canonical form comes first: a
+/// frame that breaks it is never reported as merely lacking a field.
+pub fn decode(frame: &[u8]) -> Result<Frame<'_>, FrameError> {
+    canonical_first(frame, decode_in_order(frame))
+}
+
+/// Checks the canonical form of a whole frame and gives what routing needs, without allocating.
+///
+/// # Errors
+/// As [`decode`], but of the body's fields only the sequence number and the DID are looked at.
+pub fn peek(frame: &[u8]) -> Result<Peek, FrameError> {
+    canonical_first(frame, peek_in_order(frame))
+}
+
+/// An error about a field stops reading before the end, so what follows is still unchecked.
+#[inline]
+fn canonical_first<T>(frame: &[u8], outcome: Result<T, FrameError>) -> Result<T, FrameError> {
+    match outcome {
+        Err(error) if !error.is_malformed() => {
+            let mut reader = Reader::new(frame);
+            reader.skip()?;
+            reader.skip()?;
+            reader.finish()?;
+            Err(error)
+        }
+        other => other,
+    }
+}
+
+fn decode_in_order(frame: &[u8]) -> Result<Frame<'_>, FrameError> {
+    let mut reader = start(frame)?;
+    let decoded = match read_header(&mut reader)? {
+        Header::Event(kind) => read_event(kind, &mut reader)?,
+        other => {
+            let message = match other {
+                Header::Info => {
+                    let (name, message) = read_notice(&mut reader, "name")?;
+                    Message::Info(Info { name, message })
+                }
+                Header::Error => {
+                    let (error, message) = read_notice(&mut reader, "error")?;
+                    Message::Error(ErrorFrame { error, message })
+                }
+                Header::Event(_) | Header::Unknown => {
+                    reader.skip()?;
+                    Message::Unknown
+                }
+            };
+            Frame {
+                seq_span: None,
+                message,
+            }
+        }
+    };
+    reader.finish()?;
+    Ok(decoded)
+}
+
+fn peek_in_order(frame: &[u8]) -> Result<Peek, FrameError> {
+    let mut reader = start(frame)?;
+    let peeked = match read_header(&mut reader)? {
+        Header::Event(kind) => Peek::Event(peek_event(kind, &mut reader)?),
+        other => {
+            reader.skip()?;
+            match other {
+                Header::Info => Peek::Info,
+                Header::Error => Peek::Error,
+                Header::Event(_) | Header::Unknown => Peek::Unknown,
+            }
+        }
+    };
+    reader.finish()?;
+    Ok(peeked)
+}
+
+fn peek_event(kind: Kind, reader: &mut Reader<'_>) -> Result<PeekedEvent, FrameError> {
+    let did_field = kind.did_field();
+    let (mut seq, mut did_span) = (None, None);
+    let mut body = field("body", reader.map())?;
+    while let Some(key) = body.next_key(reader)? {
+        if key == "seq" {
+            seq = Some(read_seq(reader)?);
+        } else if key == did_field {
+            let length = field(did_field, reader.text())?.len();
+            did_span = Some(reader.position() - length..reader.position());
+        } else {
+            reader.skip()?;
+        }
+    }
+    let (seq, seq_span) = required("seq", seq)?;
+    Ok(PeekedEvent {
+        kind,
+        seq,
+        seq_span,
+        did_span: required(did_field, did_span)?,
+    })
+}
+
+fn start(frame: &[u8]) -> Result<Reader<'_>, FrameError> {
+    if frame.len() > MAX_FRAME_BYTES {
+        return Err(FrameError::TooLong {
+            length: frame.len(),
+        });
+    }
+    Ok(Reader::new(frame))
+}
+
+enum Header {
+    Event(Kind),
+    Info,
+    Error,
+    Unknown,
+}
+
+fn read_header(reader: &mut Reader<'_>) -> Result<Header, FrameError> {
+    let (mut op, mut t) = (None, None);
+    let mut entries = field("header", reader.map())?;
+    while let Some(key) = entries.next_key(reader)? {
+        match key {
+            "op" => op = Some(field("op", reader.int())?),
+            "t" => t = Some(field("t", reader.text())?),
+            _ => reader.skip()?,
+        }
+    }
+    match required("op", op)? {
+        OP_MESSAGE => Ok(match required("t", t)? {
+            "#commit" => Header::Event(Kind::Commit),
+            "#sync" => Header::Event(Kind::Sync),
+            "#identity" => Header::Event(Kind::Identity),
+            "#account" => Header::Event(Kind::Account),
+            "#info" => Header::Info,
+            _ => Header::Unknown,
+        }),
+        OP_ERROR => Ok(Header::Error),
+        _ => Ok(Header::Unknown),
+    }
+}
+
+fn read_event<'a>(kind: Kind, reader: &mut Reader<'a>) -> Result<Frame<'a>, FrameError> {
+    let (message, seq_span) = match kind {
+        Kind::Commit => {
+            let (commit, span) = read_commit(reader)?;
+            (Message::Commit(commit), span)
+        }
+        Kind::Sync => {
+            let (sync, span) = read_sync(reader)?;
+            (Message::Sync(sync), span)
+        }
+        Kind::Identity => {
+            let (identity, span) = read_identity(reader)?;
+            (Message::Identity(identity), span)
+        }
+        Kind::Account => {
+            let (account, span) = read_account(reader)?;
+            (Message::Account(account), span)
+        }
+    };
+    Ok(Frame {
+        seq_span: Some(seq_span),
+        message,
+    })
+}
+
+fn read_commit<'a>(reader: &mut Reader<'a>) -> Result<(Commit<'a>, Range<usize>), FrameError> {
+    let (mut seq, mut repo, mut rev, mut since, mut commit) = (None, None, None, None, None);
+    let (mut blocks, mut ops, mut blobs, mut prev_data, mut time) = (None, None, None, None, None);
+    let (mut too_big, mut rebase) = (None, None);
+    let mut body = field("body", reader.map())?;
+    while let Some(key) = body.next_key(reader)? {
+        match key {
+            "seq" => seq = Some(read_seq(reader)?),
+            "repo" => repo = Some(field("repo", reader.text())?),
+            "rev" => rev = Some(field("rev", reader.text())?),
+            "since" => since = Some(field("since", reader.nullable(Reader::text))?),
+            "commit" => commit = Some(field("commit", reader.link())?),
+            "blocks" => blocks = Some(field("blocks", reader.bytes())?),
+            "ops" => ops = Some(read_ops(reader)?),
+            "blobs" => blobs = Some(skip_blobs(reader)?),
+            "prevData" => prev_data = field("prevData", reader.nullable(Reader::link))?,
+            "time" => time = Some(field("time", reader.text())?),
+            "tooBig" => too_big = Some(field("tooBig", reader.bool())?),
+            "rebase" => rebase = Some(field("rebase", reader.bool())?),
+            _ => reader.skip()?,
+        }
+    }
+    required("blobs", blobs)?;
+    let (seq, span) = required("seq", seq)?;
+    let commit = Commit {
+        seq,
+        repo: required("repo", repo)?,
+        rev: required("rev", rev)?,
+        since: required("since", since)?,
+        commit: required("commit", commit)?,
+        blocks: required("blocks", blocks)?,
+        ops: required("ops", ops)?,
+        prev_data,
+        time: required("time", time)?,
+        too_big: required("tooBig", too_big)?,
+        rebase: required("rebase", rebase)?,
+    };
+    Ok((commit, span))
+}
+
+fn read_ops<'a>(reader: &mut Reader<'a>) -> Result<Vec<Op<'a>>, FrameError> {
+    let mut items = field("ops", reader.array())?;
+    let mut ops = Vec::with_capacity(items.left().min(USUAL_OPS));
+    while items.next_item(reader) {
+        ops.push(read_op(reader)?);
+    }
+    Ok(ops)
+}
+
+fn read_op<'a>(reader: &mut Reader<'a>) -> Result<Op<'a>, FrameError> {
+    let (mut action, mut path, mut cid, mut prev) = (None, None, None, None);
+    let mut op = field("ops", reader.map())?;
+    while let Some(key) = op.next_key(reader)? {
+        match key {
+            "action" => action = Some(field("action", reader.text())?),
+            "path" => path = Some(field("path", reader.text())?),
+            "cid" => cid = Some(field("cid", reader.nullable(Reader::link))?),
+            "prev" => prev = field("prev", reader.nullable(Reader::link))?,
+            _ => reader.skip()?,
+        }
+    }
+    Ok(Op {
+        action: Action::parse(required("action", action)?)?,
+        path: required("path", path)?,
+        cid: required("cid", cid)?,
+        prev,
+    })
+}
+
+/// `blobs` is deprecated and carries nothing, but consumers insist on an array.
+fn skip_blobs(reader: &mut Reader<'_>) -> Result<(), FrameError> {
+    let mut items = field("blobs", reader.array())?;
+    while items.next_item(reader) {
+        reader.skip()?;
+    }
+    Ok(())
+}
+
+fn read_sync<'a>(reader: &mut Reader<'a>) -> Result<(Sync<'a>, Range<usize>), FrameError> {
+    let (mut seq, mut did, mut rev, mut blocks, mut time) = (None, None, None, None, None);
+    let mut body = field("body", reader.map())?;
+    while let Some(key) = body.next_key(reader)? {
+        match key {
+            "seq" => seq = Some(read_seq(reader)?),
+            "did" => did = Some(field("did", reader.text())?),
+            "rev" => rev = Some(field("rev", reader.text())?),
+            "blocks" => blocks = Some(field("blocks", reader.bytes())?),
+            "time" => time = Some(field("time", reader.text())?),
+            _ => reader.skip()?,
+        }
+    }
+    let (seq, span) = required("seq", seq)?;
+    let sync = Sync {
+        seq,
+        did: required("did", did)?,
+        rev: required("rev", rev)?,
+        blocks: required("blocks", blocks)?,
+        time: required("time", time)?,
+    };
+    Ok((sync, span))
+}
+
+fn read_identity<'a>(reader: &mut Reader<'a>) -> Result<(Identity<'a>, Range<usize>), FrameError> {
+    let (mut seq, mut did, mut time, mut handle) = (None, None, None, None);
+    let mut body = field("body", reader.map())?;
+    while let Some(key) = body.next_key(reader)? {
+        match key {
+            "seq" => seq = Some(read_seq(reader)?),
+            "did" => did = Some(field("did", reader.text())?),
+            "time" => time = Some(field("time", reader.text())?),
+            "handle" => handle = field("handle", reader.nullable(Reader::text))?,
+            _ => reader.skip()?,
+        }
+    }
+    let (seq, span) = required("seq", seq)?;
+    let identity = Identity {
+        seq,
+        did: required("did", did)?,
+        time: required("time", time)?,
+        handle,
+    };
+    Ok((identity, span))
+}
+
+fn read_account<'a>(reader: &mut Reader<'a>) -> Result<(Account<'a>, Range<usize>), FrameError> {
+    let (mut seq, mut did, mut time, mut active, mut status) = (None, None, None, None, None);
+    let mut body = field("body", reader.map())?;
+    while let Some(key) = body.next_key(reader)? {
+        match key {
+            "seq" => seq = Some(read_seq(reader)?),
+            "did" => did = Some(field("did", reader.text())?),
+            "time" => time = Some(field("time", reader.text())?),
+            "active" => active = Some(field("active", reader.bool())?),
+            "status" => status = field("status", reader.nullable(Reader::text))?,
+            _ => reader.skip()?,
+        }
+    }
+    let (seq, span) = required("seq", seq)?;
+    let account = Account {
+        seq,
+        did: required("did", did)?,
+        time: required("time", time)?,
+        active: required("active", active)?,
+        status,
+    };
+    Ok((account, span))
+}
+
+/// The body of `#info` and of error frames: a name under `name_field`, perhaps a message.
+fn read_notice<'a>(
+    reader: &mut Reader<'a>,
+    name_field: &'static str,
+) -> Result<(&'a str, Option<&'a str>), FrameError> {
+    let (mut name, mut message) = (None, None);
+    let mut body = field("body", reader.map())?;
+    while let Some(key) = body.next_key(reader)? {
+        if key == name_field {
+            name = Some(field(name_field, reader.text())?);
+        } else if key == "message" {
+            message = field("message", reader.nullable(Reader::text))?;
+        } else {
+            reader.skip()?;
+        }
+    }
+    Ok((required(name_field, name)?, message))
+}
+
+#[inline]
+fn read_seq(reader: &mut Reader<'_>) -> Result<(i64, Range<usize>), FrameError> {
+    let from = reader.position();
+    let seq = field("seq", reader.int())?;
+    Ok((seq, from..reader.position()))
+}
+
+/// Says which field had the wrong type; other errors concern the frame.
+#[inline]
+fn field<T>(name: &'static str, read: Result<T, CborError>) -> Result<T, FrameError> {
+    read.map_err(|error| {
+        if error.is_type_mismatch() {
+            FrameError::WrongType { field: name }
+        } else {
+            FrameError::NotCanonical(error)
+        }
+    })
+}
+
+#[inline]
+fn required<T>(field: &'static str, value: Option<T>) -> Result<T, FrameError> {
+    value.ok_or(FrameError::Missing { field })
+}
+
+/// Appends to `out` the frame with another `seq` in place of the bytes at `span`, which must be the span that
+/// [`decode`] or [`peek`] gave for this very frame. Every other byte stays.
+///
+/// # Panics
+/// If `span` does not lie in `frame`.
+pub fn splice_seq(frame: &[u8], span: Range<usize>, seq: u64, out: &mut Vec<u8>) {
+    let mut encoded = Writer::with_capacity(9);
+    encoded.unsigned(seq);
+    out.reserve(frame.len() + 9);
+    out.extend_from_slice(&frame[..span.start]);
+    out.extend_from_slice(encoded.as_slice());
+    out.extend_from_slice(&frame[span.end..]);
+}
+
+/// The frame without the `handle` of its body; everything else stays. Spans must be taken anew.
+///
+/// # Errors
+/// Not a canonical frame with a map as its body.
+pub fn without_handle(frame: &[u8]) -> Result<Vec<u8>, FrameError> {
+    edit_body(frame, &[("handle", None)])
+}
+
+/// The frame with this `active` and `status` (`None` takes the field away); everything else stays. Spans must be
+/// taken anew.
+///
+/// # Errors
+/// Not a canonical frame with a map as its body.
+pub fn with_account_status(
+    frame: &[u8],
+    active: bool,
+    status: Option<&str>,
+) -> Result<Vec<u8>, FrameError> {
+    let mut active_value = Writer::new();
+    active_value.bool(active);
+    let status_value = status.map(|status| {
+        let mut value = Writer::new();
+        value.text(status);
+        value.into_vec()
+    });
+    edit_body(
+        frame,
+        &[
+            ("active", Some(active_value.as_slice())),
+            ("status", status_value.as_deref()),
+        ],
+    )
+}
+
+/// Sets (`Some`, encoded) or removes (`None`) entries of the body map, in canonical order.
+fn edit_body(frame: &[u8], edits: &[(&str, Option<&[u8]>)]) -> Result<Vec<u8>, FrameError> {
+    let mut reader = start(frame)?;
+    reader.skip()?;
+    let body_at = reader.position();
+    let mut keys = field("body", reader.map())?;
+    let mut entries: Vec<(&str, &[u8])> = Vec::new();
+    while let Some(key) = keys.next_key(&mut reader)? {
+        let from = reader.position();
+        reader.skip()?;
+        if edits.iter().all(|(edited, _)| *edited != key) {
+            entries.push((key, &frame[from..reader.position()]));
+        }
+    }
+    reader.finish()?;
+    entries.extend(
+        edits
+            .iter()
+            .filter_map(|(key, value)| value.map(|value| (*key, value))),
+    );
+    entries.sort_by(|(left, _), (right, _)| compare_keys(left, right));
+    let mut out = Writer::with_capacity(frame.len() + 32);
+    out.raw(&frame[..body_at]);
+    out.map_head(entries.len());
+    for (key, value) in entries {
+        out.text(key);
+        out.raw(value);
+    }
+    Ok(out.into_vec())
+}
+
+/// Writes a `#commit` frame. `blobs` is empty, `prevData` and a `prev` are left out when absent.
+#[must_use]
+pub fn encode_commit(commit: &Commit<'_>) -> Vec<u8> {
+    encode_event(Kind::Commit, commit.blocks.len(), |body| {
+        body.entry("seq", |out| out.int(commit.seq));
+        body.entry("repo", |out| out.text(commit.repo));
+        body.entry("rev", |out| out.text(commit.rev));
+        body.entry("since", |out| match commit.since {
+            Some(since) => out.text(since),
+            None => out.null(),
+        });
+        body.entry("commit", |out| out.link(&commit.commit));
+        body.entry("blocks", |out| out.bytes(commit.blocks));
+        body.entry("blobs", |out| out.array_head(0));
+        body.entry("ops", |out| {
+            out.array_head(commit.ops.len());
+            commit.ops.iter().for_each(|op| write_op(op, out));
+        });
+        if let Some(prev_data) = &commit.prev_data {
+            body.entry("prevData", |out| out.link(prev_data));
+        }
+        body.entry("time", |out| out.text(commit.time));
+        body.entry("tooBig", |out| out.bool(commit.too_big));
+        body.entry("rebase", |out| out.bool(commit.rebase));
+    })
+}
+
+fn write_op(op: &Op<'_>, out: &mut Writer) {
+    out.map(|map| {
+        map.entry("action", |out| out.text(op.action.as_str()));
+        map.entry("path", |out| out.text(op.path));
+        map.entry("cid", |out| out.nullable_link(op.cid.as_ref()));
+        if let Some(prev) = &op.prev {
+            map.entry("prev", |out| out.link(prev));
+        }
+    });
+}
+
+/// Writes a `#sync` frame.
+#[must_use]
+pub fn encode_sync(sync: &Sync<'_>) -> Vec<u8> {
+    encode_event(Kind::Sync, sync.blocks.len(), |body| {
+        body.entry("seq", |out| out.int(sync.seq));
+        body.entry("did", |out| out.text(sync.did));
+        body.entry("rev", |out| out.text(sync.rev));
+        body.entry("blocks", |out| out.bytes(sync.blocks));
+        body.entry("time", |out| out.text(sync.time));
+    })
+}
+
+/// Writes an `#identity` frame; `handle` is left out when absent.
+#[must_use]
+pub fn encode_identity(identity: &Identity<'_>) -> Vec<u8> {
+    encode_event(Kind::Identity, 0, |body| {
+        body.entry("seq", |out| out.int(identity.seq));
+        body.entry("did", |out| out.text(identity.did));
+        body.entry("time", |out| out.text(identity.time));
+        if let Some(handle) = identity.handle {
+            body.entry("handle", |out| out.text(handle));
+        }
+    })
+}
+
+/// Writes an `#account` frame; `status` is left out when absent.
+#[must_use]
+pub fn encode_account(account: &Account<'_>) -> Vec<u8> {
+    encode_event(Kind::Account, 0, |body| {
+        body.entry("seq", |out| out.int(account.seq));
+        body.entry("did", |out| out.text(account.did));
+        body.entry("time", |out| out.text(account.time));
+        body.entry("active", |out| out.bool(account.active));
+        if let Some(status) = account.status {
+            body.entry("status", |out| out.text(status));
+        }
+    })
+}
+
+/// Writes an `#info` frame.
+#[must_use]
+pub fn encode_info(name: &str, message: Option<&str>) -> Vec<u8> {
+    encode_frame(OP_MESSAGE, Some("#info"), 0, |body| {
+        body.entry("name", |out| out.text(name));
+        if let Some(message) = message {
+            body.entry("message", |out| out.text(message));
+        }
+    })
+}
+
+/// Writes an error frame.
+#[must_use]
+pub fn encode_error(error: &str, message: Option<&str>) -> Vec<u8> {
+    encode_frame(OP_ERROR, None, 0, |body| {
+        body.entry("error", |out| out.text(error));
+        if let Some(message) = message {
+            body.entry("message", |out| out.text(message));
+        }
+    })
+}
+
+fn encode_event<'k>(kind: Kind, blocks: usize, fill: impl FnOnce(&mut MapWriter<'k>)) -> Vec<u8> {
+    encode_frame(OP_MESSAGE, Some(kind.as_str()), blocks, fill)
+}
+
+fn encode_frame<'k>(
+    op: i64,
+    t: Option<&str>,
+    blocks: usize,
+    fill: impl FnOnce(&mut MapWriter<'k>),
+) -> Vec<u8> {
+    let mut out = Writer::with_capacity(blocks + 512);
+    out.map(|header| {
+        header.entry("op", |out| out.int(op));
+        if let Some(t) = t {
+            header.entry("t", |out| out.text(t));
+        }
+    });
+    out.map(fill);
+    out.into_vec()
+}
