@@ -7,9 +7,10 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use atproto_relay::atproto::cid::Cid;
+use atproto_relay::atproto::commit::SignedCommit;
 use atproto_relay::atproto::did_doc::DidDocument;
 use atproto_relay::atproto::key::{Curve, PublicKey, SignatureError, VerifyingKey};
-use atproto_relay::atproto::mst::{self, Change, InvertOp, Tree};
+use atproto_relay::atproto::mst::{self, Change, InvertOp, MstError, Tree, Visit};
 use data_encoding::{BASE64_NOPAD, HEXLOWER};
 use serde_json::Value;
 
@@ -210,7 +211,7 @@ mod signatures {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn good_ones_verify_and_damaged_ones_do_not(
@@ -451,7 +452,7 @@ fn every_diff_of_the_mst_test_suite_inverts() {
     }
 }
 
-/// The blocks of a CAR file, and its first root.
+/// The blocks of a CAR file, and its first root, as the iroh-car crate reads them.
 struct Repo {
     root: Cid,
     blocks: HashMap<Cid, Vec<u8>>,
@@ -459,43 +460,366 @@ struct Repo {
 
 impl Repo {
     fn read(bytes: &[u8]) -> Self {
-        fn varint(bytes: &[u8], at: &mut usize) -> usize {
-            let (mut value, mut shift) = (0, 0);
-            loop {
-                let byte = bytes[*at];
-                *at += 1;
-                value |= usize::from(byte & 0x7f) << shift;
-                shift += 7;
-                if byte < 0x80 {
-                    return value;
-                }
+        let ours = |cid: &cid::Cid| Cid::from_bytes(&cid.to_bytes()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut car = iroh_car::CarReader::new(bytes).await.unwrap();
+            let root = ours(&car.header().roots()[0]);
+            let mut blocks = HashMap::new();
+            while let Some((cid, block)) = car.next_block().await.unwrap() {
+                blocks.insert(ours(&cid), block);
             }
-        }
-        let mut at = 0;
-        let header = varint(bytes, &mut at);
-        let head = &bytes[at..at + header];
-        let link = head
-            .windows(5)
-            .position(|w| w == [0xd8, 0x2a, 0x58, 0x25, 0])
-            .unwrap()
-            + 5;
-        let root = Cid::from_bytes(&head[link..link + 36]).unwrap();
-        at += header;
-        let mut blocks = HashMap::new();
-        while at < bytes.len() {
-            let len = varint(bytes, &mut at);
-            let cid = Cid::from_bytes(&bytes[at..at + 36]).unwrap();
-            blocks.insert(cid, bytes[at + 36..at + len].to_vec());
-            at += len;
-        }
-        Self { root, blocks }
+            Self { root, blocks }
+        })
+    }
+
+    fn open(path: impl AsRef<Path>) -> Self {
+        let repo = Self::read(&std::fs::read(path).unwrap());
+        assert_eq!(repo.wrong_blocks(), 0);
+        repo
+    }
+
+    /// How many blocks do not hash to their CID.
+    fn wrong_blocks(&self) -> usize {
+        self.blocks
+            .iter()
+            .filter(|(cid, block)| !cid.matches(block))
+            .count()
     }
 
     fn block(&self, cid: &Cid) -> Option<&[u8]> {
         self.blocks.get(cid).map(Vec::as_slice)
     }
 
+    /// The tree whose root is the CAR's root.
     fn tree(&self) -> Tree {
         Tree::load(self.root, |cid| self.block(cid)).unwrap()
+    }
+
+    /// The signed commit, in the CAR's root.
+    fn commit(&self) -> SignedCommit<'_> {
+        SignedCommit::parse(self.block(&self.root).unwrap()).unwrap()
+    }
+
+    /// The tree of the signed commit.
+    fn commit_tree(&self) -> Tree {
+        let mut tree = Tree::load(self.commit().data, |cid| self.block(cid)).unwrap();
+        assert_eq!(tree.root_cid(), self.commit().data);
+        tree
+    }
+
+    /// Reads the whole repository: every record is there, the walk gives every node as it lies in
+    /// the CAR, and the records alone give the same tree again. Returns the number of records.
+    fn check_whole(&self) -> usize {
+        let mut tree = self.commit_tree();
+        let mut records = Vec::new();
+        for visit in tree.walk() {
+            match visit {
+                Visit::Node(node) => {
+                    assert_eq!(self.block(&node.cid()), Some(node.block().as_slice()));
+                }
+                Visit::Record { path, cid } => {
+                    assert!(self.block(&cid).is_some(), "record {cid}");
+                    records.push((path.to_vec(), cid));
+                }
+                Visit::Missing(cid) => panic!("node {cid} is missing"),
+            }
+        }
+        let mut again = Tree::from_records(records.iter().rev().cloned()).unwrap();
+        assert_eq!(again.root_cid(), self.commit().data);
+        records.len()
+    }
+}
+
+fn document_key(path: impl AsRef<Path>) -> VerifyingKey {
+    let document = DidDocument::parse(&std::fs::read(path).unwrap()).unwrap();
+    verifying_key(&document.signing_key().unwrap().unwrap())
+}
+
+#[test]
+fn indigo_repositories_are_read_and_their_signatures_judged() {
+    let Some(set) = support::fixtures("indigo-repos") else {
+        return;
+    };
+    let staging = "bafyreieovfuizojpw3zresz7sx3nk4trm2by23pt5rxbey3jme4uo5ogiu.car";
+    let cases = [
+        (
+            staging,
+            "did_plc_z5vnbioquyhivxirw3bbljmu",
+            6,
+            Err(SignatureError::Mismatch),
+        ),
+        (
+            "fakermaker.repo.car",
+            "fakermaker",
+            142,
+            Err(SignatureError::HighS),
+        ),
+        ("greenground.repo.car", "greenground", 2, Ok(())),
+        ("paul_staging.repo.car", "paul_staging", 185, Ok(())),
+        // Signed by the server's key, which greenground's document names as well.
+        ("divy.repo", "greenground", 6, Ok(())),
+    ];
+    for (car, document, records, verdict) in cases {
+        let repo = Repo::open(set.join(car));
+        assert_eq!(repo.check_whole(), records, "{car}");
+        let key = document_key(set.join(format!("{document}.didDoc.json")));
+        assert_eq!(repo.commit().verify_signature(&key), verdict, "{car}");
+    }
+    let slice = Repo::open(set.join("repo_slice.car"));
+    assert_eq!(slice.commit_tree().records().count(), 5);
+}
+
+#[test]
+fn streamed_repositories_are_read() {
+    let Some(set) = support::fixtures("repo-stream-cars") else {
+        return;
+    };
+    for (car, records) in [("empty", 0), ("tiny", 8), ("little", 278)] {
+        let repo = Repo::open(set.join(format!("{car}.car")));
+        assert_eq!(repo.check_whole(), records, "{car}");
+    }
+}
+
+#[test]
+fn slices_prove_what_they_hold_and_what_is_absent() {
+    let Some(set) = support::fixtures("repo-stream-cars") else {
+        return;
+    };
+    let cases = [
+        ("slice-node-after", Some("app.bsky.feed.like/3mcqqwzsc7x26")),
+        (
+            "slice-node-first-key",
+            Some("app.bsky.feed.like/3lohfzs6qea24"),
+        ),
+        ("slice-one", Some("app.bsky.feed.like/3mcg72x6bi32z")),
+        ("slice-proving-absence", None),
+    ];
+    for (car, held) in cases {
+        let repo = Repo::open(set.join(format!("{car}.car")));
+        let root = repo.commit().data;
+        let read = |path: &str| mst::read(path.as_bytes(), root, |cid| repo.block(cid));
+        let mut tree = repo.commit_tree();
+        assert!(
+            tree.walk().any(|visit| matches!(visit, Visit::Missing(_))),
+            "{car}"
+        );
+        let records: Vec<_> = tree
+            .records()
+            .map(|(path, cid)| (path.to_vec(), cid))
+            .collect();
+        let with_block: Vec<_> = records
+            .iter()
+            .filter(|(_, cid)| repo.block(cid).is_some())
+            .collect();
+        assert_eq!(with_block.len(), usize::from(held.is_some()), "{car}");
+        if let Some(path) = held {
+            assert_eq!(read(path), Ok(Some(with_block[0].1)), "{car}");
+        }
+        // A path right behind a record at hand is provably absent, or cannot be told.
+        let behind = records.iter().flat_map(|(path, _)| {
+            let path = String::from_utf8_lossy(path).into_owned();
+            (0..10).map(move |digit| format!("{path}{digit}"))
+        });
+        let mut absent = 0;
+        for path in behind {
+            match read(&path) {
+                Ok(None) => absent += 1,
+                Err(MstError::MissingNode(_)) => {}
+                other => panic!("{car}: {other:?} for {path}"),
+            }
+        }
+        assert!(absent > 0 || held.is_some(), "{car}");
+    }
+}
+
+#[test]
+fn real_repositories_are_read_and_verify() {
+    let Some(set) = support::fixtures("real-pds") else {
+        return;
+    };
+    for entry in std::fs::read_dir(set.join("cars")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let account = name.split('@').next().unwrap();
+        let repo = Repo::open(&path);
+        assert!(repo.check_whole() > 0, "{name}");
+        let commit = repo.commit();
+        for style in ["diddocs", "diddocs-legacy"] {
+            let key = document_key(set.join(style).join(format!("{account}.json")));
+            assert_eq!(commit.verify_signature(&key), Ok(()), "{name}");
+        }
+    }
+}
+
+#[cfg(feature = "devnet")]
+mod frames {
+    //! Captured frames, decoded by libipld.
+
+    use std::io::Cursor;
+
+    use super::*;
+    use libipld::Ipld;
+    use libipld::cbor::DagCborCodec;
+    use libipld::codec::Decode;
+
+    pub fn decode(bytes: &mut Cursor<&[u8]>) -> Ipld {
+        Ipld::decode(DagCborCodec, bytes).unwrap()
+    }
+
+    pub fn field<'a>(body: &'a Ipld, name: &str) -> &'a Ipld {
+        body.get(name).unwrap_or(&Ipld::Null)
+    }
+
+    pub fn string<'a>(body: &'a Ipld, name: &str) -> &'a str {
+        let Ipld::String(text) = field(body, name) else {
+            panic!("{name} is no text")
+        };
+        text
+    }
+
+    pub fn link(body: &Ipld, name: &str) -> Option<Cid> {
+        match field(body, name) {
+            Ipld::Link(cid) => Some(Cid::from_bytes(&cid.to_bytes()).unwrap()),
+            Ipld::Null => None,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    pub fn blocks(body: &Ipld) -> Repo {
+        let Ipld::Bytes(car) = field(body, "blocks") else {
+            panic!("no blocks")
+        };
+        Repo::read(car)
+    }
+
+    pub fn ops(body: &Ipld) -> Vec<InvertOp<'_>> {
+        let Ipld::List(ops) = field(body, "ops") else {
+            panic!("no ops")
+        };
+        let op = |op| {
+            let (cid, prev) = (link(op, "cid"), link(op, "prev"));
+            let change = match string(op, "action") {
+                "create" => Change::Create { cid: cid.unwrap() },
+                "update" => Change::Update {
+                    cid: cid.unwrap(),
+                    prev: prev.unwrap(),
+                },
+                "delete" => Change::Delete {
+                    prev: prev.unwrap(),
+                },
+                other => panic!("{other}"),
+            };
+            InvertOp {
+                path: string(op, "path"),
+                change,
+            }
+        };
+        ops.iter().map(op).collect()
+    }
+
+    /// The type and the body of a frame.
+    pub fn frame(bytes: &[u8]) -> (String, Ipld) {
+        let mut bytes = Cursor::new(bytes);
+        let header = decode(&mut bytes);
+        let kind = match field(&header, "t") {
+            Ipld::String(kind) => kind.clone(),
+            _ => String::new(),
+        };
+        let body = decode(&mut bytes);
+        (kind, body)
+    }
+
+    /// Inverts a commit frame from its own blocks.
+    pub fn invert(body: &Ipld) -> Cid {
+        let repo = blocks(body);
+        assert_eq!(repo.wrong_blocks(), 0);
+        assert_eq!(Some(repo.root), link(body, "commit"));
+        mst::invert(&ops(body), repo.commit().data, |cid| repo.block(cid)).unwrap()
+    }
+
+    #[test]
+    fn production_commits_invert_and_verify() {
+        let Some(set) = support::fixtures("horizon-frames") else {
+            return;
+        };
+        let expected = json(set.join("derived_expected.json"));
+        let mut checked = 0;
+        for (name, facts) in expected["frames"].as_object().unwrap() {
+            if facts["trailing_bytes"] == true {
+                continue;
+            }
+            let (kind, body) = frame(&std::fs::read(set.join(name)).unwrap());
+            assert_eq!(kind, "#commit");
+            let before = invert(&body);
+            assert_eq!(Some(before), link(&body, "prevData"), "{name}");
+            assert_eq!(before, cid(&facts["prevData"]), "{name}");
+            let repo = blocks(&body);
+            let commit = repo.commit();
+            assert_eq!(
+                (commit.did, commit.rev),
+                (text(facts, "did"), text(facts, "rev"))
+            );
+            assert_eq!(commit.data, cid(&facts["data"]), "{name}");
+            for key in list(facts, "signing_key_candidates_k256") {
+                let key = PublicKey::parse_did_key(key.as_str().unwrap()).unwrap();
+                assert_eq!(
+                    commit.verify_signature(&verifying_key(&key)),
+                    Ok(()),
+                    "{name}"
+                );
+            }
+            checked += 1;
+        }
+        assert_eq!(checked, 21);
+    }
+
+    #[test]
+    fn commits_of_real_hosts_invert() {
+        let Some(set) = support::fixtures("real-pds") else {
+            return;
+        };
+        let (mut inverted, mut first) = (0, 0);
+        for host in ["pds1.frames", "pds2.frames"] {
+            let captured = std::fs::read(set.join(host)).unwrap();
+            let mut rest = captured.as_slice();
+            while let Some((len, after)) = rest.split_first_chunk() {
+                let (bytes, after) = after.split_at(u32::from_be_bytes(*len) as usize);
+                rest = after;
+                let (kind, body) = frame(bytes);
+                if kind != "#commit" {
+                    continue;
+                }
+                let before = invert(&body);
+                match link(&body, "prevData") {
+                    Some(expected) => {
+                        assert_eq!(before, expected, "{host} {:?}", field(&body, "seq"));
+                        inverted += 1;
+                    }
+                    None => {
+                        assert_eq!(before, mst::empty_root());
+                        first += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!((inverted, first), (54, 8));
+    }
+
+    #[test]
+    fn a_block_under_a_wrong_hash_is_found() {
+        let Some(set) = support::fixtures("atrium-commit-pair") else {
+            return;
+        };
+        let body = |name: &str| decode(&mut Cursor::new(&std::fs::read(set.join(name)).unwrap()));
+        let good = body("commit_body.cbor");
+        assert_eq!(blocks(&good).wrong_blocks(), 0);
+        // From before sync 1.1: the op is undone, but there is no root to compare with.
+        assert_eq!(ops(&good).len(), 1);
+        assert_eq!(link(&good, "prevData"), None);
+        let bad = body("commit_body_bad_block_hash.cbor");
+        assert_eq!(blocks(&bad).wrong_blocks(), 1);
     }
 }

@@ -16,16 +16,20 @@ pub use super::fixed::ShapeError;
 /// The repository format in use (repository specification).
 pub const VERSION: u64 = 3;
 
-/// A map of five fields; six are the most a commit has.
-const MAP_OF_5: u8 = 0xa5;
-const MAP_OF_6: u8 = 0xa6;
+/// The initial byte of a map without fields, to which their number is added.
+const MAP: u8 = 0xa0;
 
 /// Why a block is not a signed commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CommitError {
-    /// Another number of fields than a commit has.
-    #[error("commit has {0} fields, not 6 (or 5 without prev)")]
-    Fields(u64),
+    /// A map that claims another number of fields than it has.
+    #[error("commit claims {claimed} fields, and has {fields}")]
+    Fields {
+        /// As the map says.
+        claimed: u64,
+        /// As they are.
+        fields: u64,
+    },
     /// Another shape than the commit schema, or not canonical CBOR.
     #[error("block is not a commit: {0}")]
     Shape(#[from] ShapeError),
@@ -38,7 +42,7 @@ pub struct SignedCommit<'a> {
     pub did: &'a str,
     /// The repository format; [`VERSION`] is the only one in use.
     pub version: u64,
-    /// The revision, as written: its syntax is not checked here.
+    /// The revision, as written: its syntax is not checked here. Empty in version 2, which has none.
     pub rev: &'a str,
     /// The commit before, virtually always null. Absent counts as null: older commits lack it.
     pub prev: Option<Cid>,
@@ -47,6 +51,8 @@ pub struct SignedCommit<'a> {
     /// The signature, as written: its length is checked when it is verified.
     pub sig: &'a [u8],
     block: &'a [u8],
+    /// The initial byte of the map without the field `sig`.
+    unsigned_map: u8,
     /// Where the field `sig` lies in the block, name included.
     sig_field: Range<usize>,
 }
@@ -58,14 +64,16 @@ impl<'a> SignedCommit<'a> {
     /// [`CommitError`] for anything but the fields of a signed commit in canonical DRISL-CBOR.
     pub fn parse(block: &'a [u8]) -> Result<Self, CommitError> {
         let mut reader = FixedReader::new(block);
-        let fields = reader.map()?;
-        if !(5..=6).contains(&fields) {
-            return Err(CommitError::Fields(fields));
-        }
+        let claimed = reader.map()?;
+        // did, sig, data and version are always there.
+        let mut fields = 4;
         reader.expect(b"\x63did")?;
         let did = reader.text()?;
-        reader.expect(b"\x63rev")?;
-        let rev = reader.text()?;
+        let mut rev = "";
+        if reader.skip(b"\x63rev") {
+            rev = reader.text()?;
+            fields += 1;
+        }
         let sig_start = reader.at();
         reader.expect(b"\x63sig")?;
         let sig = reader.bytes()?;
@@ -73,13 +81,16 @@ impl<'a> SignedCommit<'a> {
         reader.expect(b"\x64data")?;
         let data = reader.structure_link()?;
         let mut prev = None;
-        if fields == 6 {
-            reader.expect(b"\x64prev")?;
+        if reader.skip(b"\x64prev") {
             prev = reader.structure_link_or_null()?;
+            fields += 1;
         }
         reader.expect(b"\x67version")?;
         let version = reader.unsigned()?;
         reader.finish()?;
+        if fields != claimed {
+            return Err(CommitError::Fields { claimed, fields });
+        }
         Ok(Self {
             did,
             version,
@@ -88,6 +99,7 @@ impl<'a> SignedCommit<'a> {
             data,
             sig,
             block,
+            unsigned_map: MAP + (fields - 1) as u8,
             sig_field,
         })
     }
@@ -114,15 +126,10 @@ impl<'a> SignedCommit<'a> {
         hash.finalize().into()
     }
 
-    /// The map's initial byte counts one field less; the rest is as it lies in the block.
+    /// The map with one field less; the fields are as they lie in the block.
     fn unsigned_parts(&self) -> [&[u8]; 3] {
-        let head = if self.block[0] == MAP_OF_6 {
-            &[MAP_OF_5]
-        } else {
-            &[MAP_OF_5 - 1]
-        };
         [
-            head,
+            std::slice::from_ref(&self.unsigned_map),
             &self.block[1..self.sig_field.start],
             &self.block[self.sig_field.end..],
         ]
@@ -141,7 +148,7 @@ pub fn encode_signed(did: &str, rev: &str, data: &Cid, sig: &[u8]) -> Vec<u8> {
 
 fn encode(did: &str, rev: &str, data: &Cid, sig: Option<&[u8]>) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
-    out.push(if sig.is_some() { MAP_OF_6 } else { MAP_OF_5 });
+    out.push(MAP + if sig.is_some() { 6 } else { 5 });
     put_text(&mut out, "did");
     put_text(&mut out, did);
     put_text(&mut out, "rev");
