@@ -1,1 +1,244 @@
-//! eventlog
+//! The event log: every event that leaves this relay, in order, on disk before anyone sees it.
+//! Promises dense sequence numbers from 1 that are never reused, and frames as they go on the wire;
+//! does not know what the frames mean.
+//!
+//! A data folder holds segments, named for their first sequence number: `<first>.seg` is complete
+//! server-side WebSocket frames back to back and nothing else, so that any stretch of it can be sent
+//! as it lies; `<first>.idx` is a header and 64-byte entries. Both are preallocated while they are
+//! written to. `lock` keeps a second relay out; `redactions` lists what must yet be punched out.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+
+mod disk;
+mod entry;
+mod reader;
+mod recovery;
+mod redaction;
+mod retention;
+mod segment;
+pub mod sequencer;
+mod upkeep;
+pub mod wire;
+
+pub use disk::Faults;
+pub use entry::{Entry, UNKNOWN_HOST};
+pub use reader::{Entries, ReadError, Reader};
+pub use sequencer::Append;
+
+use redaction::Redactions;
+use segment::{Segment, Writer};
+use upkeep::Upkeep;
+
+/// Segments are not smaller, whatever the options say.
+const MIN_SEGMENT_BYTES: u64 = 4096;
+/// A byte budget holds at least this many segments, so that retention removes a small part of it.
+const MIN_SEGMENTS_IN_BUDGET: u64 = 8;
+
+/// When an event counts as kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// fdatasync before anyone sees the event. Survives power loss.
+    Sync,
+    /// Seen once written, synced at this interval. Survives kill −9; a power loss may take the last
+    /// interval, whose sequence numbers are then given again.
+    Interval(Duration),
+    /// Left to the operating system. Survives kill −9; a power loss may take the last half minute and
+    /// leave holes before it.
+    None,
+}
+
+/// Where and how the log is kept.
+#[derive(Debug, Clone)]
+pub struct LogOptions {
+    /// Folder of the segments; created where it is missing.
+    pub dir: PathBuf,
+    /// A segment ends before it grows past this many bytes of frames.
+    pub segment_bytes: u64,
+    pub durability: Durability,
+    /// Events older than this go, a whole segment at a time.
+    pub window: Duration,
+    /// The oldest segments go when all together are larger than this.
+    pub max_bytes: u64,
+    /// Faults for tests; `None` in service.
+    pub faults: Option<Arc<Faults>>,
+}
+
+impl LogOptions {
+    /// The defaults, in the folder `dir`: 256 MiB segments, synced, 72 hours, 200 GB.
+    pub fn new(dir: impl Into<PathBuf>) -> LogOptions {
+        LogOptions {
+            dir: dir.into(),
+            segment_bytes: 256 << 20,
+            durability: Durability::Sync,
+            window: Duration::from_secs(72 * 3600),
+            max_bytes: 200_000_000_000,
+            faults: None,
+        }
+    }
+}
+
+/// Why the log could not be opened, read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("data folder {} is in use by another relay{}: stop that one, or give this one another data folder", dir.display(), owner_text(owner))]
+    InUse { dir: PathBuf, owner: Option<u32> },
+    #[error("{action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("data folder {} already has a sequencer", .0.display())]
+    SequencerRuns(PathBuf),
+    #[error("reading the event log: {0}")]
+    Read(#[from] ReadError),
+}
+
+fn owner_text(owner: &Option<u32>) -> String {
+    owner.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+}
+
+impl LogError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
+        move |source| LogError::Io { action, path: path.to_owned(), source }
+    }
+}
+
+/// Whether the log takes events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    Good,
+    /// Writing fails. Events wait, nothing is lost; the log tries again by itself.
+    Failing { since: SystemTime, reason: String },
+}
+
+/// The event log. Clones share it; the last one that goes releases the folder.
+#[derive(Debug, Clone)]
+pub struct EventLog {
+    // Field order: the thread must be gone before the folder's lock is released.
+    _upkeep: Arc<Upkeep>,
+    shared: Arc<Shared>,
+}
+
+/// What the log's threads and readers share.
+#[derive(Debug)]
+struct Shared {
+    options: LogOptions,
+    dir: Arc<Path>,
+    /// Oldest first, never empty, without gaps.
+    segments: RwLock<VecDeque<Arc<Segment>>>,
+    /// Last sequence number that may be seen, 0 before the first.
+    head: watch::Sender<u64>,
+    health: watch::Sender<Health>,
+    /// The end of the log, while no sequencer has it.
+    writer: Mutex<Option<Writer>>,
+    redactions: Redactions,
+    /// Wakes the upkeep thread.
+    wake: mpsc::SyncSender<upkeep::Call>,
+    _lock: File,
+}
+
+impl EventLog {
+    /// Opens the log in its folder, cuts a torn tail, and starts retention. One process at a time.
+    pub fn open(options: LogOptions) -> Result<EventLog, LogError> {
+        let mut options = options;
+        let budget = options.max_bytes / MIN_SEGMENTS_IN_BUDGET;
+        options.segment_bytes = options.segment_bytes.min(budget).max(MIN_SEGMENT_BYTES);
+        let dir: Arc<Path> = Arc::from(options.dir.as_path());
+        std::fs::create_dir_all(&dir).map_err(LogError::io("creating the log folder", &dir))?;
+        let lock = recovery::lock_folder(&dir)?;
+        let recovered = recovery::recover(&dir, &options)?;
+        let redactions = Redactions::load(&dir)?;
+        let (wake, calls) = upkeep::channel();
+        let shared = Arc::new(Shared {
+            head: watch::Sender::new(recovered.writer.next_seq - 1),
+            health: watch::Sender::new(Health::Good),
+            segments: RwLock::new(recovered.segments),
+            writer: Mutex::new(Some(recovered.writer)),
+            redactions,
+            wake,
+            options,
+            dir,
+            _lock: lock,
+        });
+        let upkeep = Upkeep::start(shared.clone(), calls)?;
+        Ok(EventLog { _upkeep: Arc::new(upkeep), shared })
+    }
+
+    /// Last sequence number that consumers may see; 0 before the first event.
+    pub fn head(&self) -> u64 {
+        self.shared.head()
+    }
+
+    /// First sequence number the window holds; `None` where it holds none.
+    pub fn oldest(&self) -> Option<u64> {
+        let (oldest, head) = self.window();
+        (oldest <= head).then_some(oldest)
+    }
+
+    /// First sequence number a reader can begin at, and the head. The first is head + 1 where the
+    /// window is empty.
+    pub fn window(&self) -> (u64, u64) {
+        let segments = self.shared.segments();
+        let oldest = segments.front().map_or(1, |segment| segment.first);
+        (oldest, self.shared.head())
+    }
+
+    /// The head, for those who wait for the next event.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.shared.head.subscribe()
+    }
+
+    /// A reader whose next event is `from` (at least 1).
+    pub fn reader(&self, from: u64) -> Reader {
+        Reader::new(self.clone(), from)
+    }
+
+    /// Events from `from` up to the head of now, for rebuilding state. Redacted ones are left out.
+    pub fn entries(&self, from: u64) -> Entries {
+        Entries::new(self.clone(), from)
+    }
+
+    /// Whether the log takes events.
+    pub fn health(&self) -> Health {
+        self.shared.health.borrow().clone()
+    }
+
+    /// Bytes on disk, reserved ones included.
+    pub fn bytes(&self) -> u64 {
+        self.shared.segments().iter().map(|segment| segment.bytes()).sum()
+    }
+
+    /// The options the log was opened with.
+    pub fn options(&self) -> &LogOptions {
+        &self.shared.options
+    }
+}
+
+impl Shared {
+    fn head(&self) -> u64 {
+        *self.head.borrow()
+    }
+
+    fn segments(&self) -> RwLockReadGuard<'_, VecDeque<Arc<Segment>>> {
+        self.segments.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn segments_mut(&self) -> RwLockWriteGuard<'_, VecDeque<Arc<Segment>>> {
+        self.segments.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The segment that holds `seq`, or `Err` with the oldest sequence number there is.
+    fn segment_of(&self, seq: u64) -> Result<Arc<Segment>, u64> {
+        let segments = self.segments();
+        let behind = segments.partition_point(|segment| segment.first <= seq);
+        match behind.checked_sub(1).and_then(|at| segments.get(at)) {
+            Some(segment) => Ok(segment.clone()),
+            None => Err(segments.front().map_or(1, |segment| segment.first)),
+        }
+    }
+}

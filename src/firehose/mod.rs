@@ -1,1 +1,152 @@
-//! firehose
+//! The firehose: `com.atproto.sync.subscribeRepos` for consumers.
+//! Promises every event from a consumer's cursor on, once and in order, as the log holds it. What the
+//! frames mean is not its business; where they come from is the log's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use http::header::USER_AGENT;
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+mod client_frames;
+mod consumers;
+mod cursor;
+mod handshake;
+mod session;
+
+pub use consumers::{ConsumerInfo, Consumers, Totals};
+
+use crate::eventlog::EventLog;
+use consumers::Refused;
+use cursor::Cursor;
+use handshake::Refusal;
+use session::Session;
+
+/// Route of the subscription.
+pub const SUBSCRIBE_REPOS: &str = "/xrpc/com.atproto.sync.subscribeRepos";
+/// The `Server` header. Relays refuse upstreams that say the same, so that no two feed each other.
+pub const SERVER_NAME: &str =
+    concat!("atproto-relay/", env!("CARGO_PKG_VERSION"), " (atproto-relay)");
+
+/// Limits of the firehose.
+#[derive(Debug, Clone)]
+pub struct FirehoseOptions {
+    /// Consumers at a time.
+    pub max_consumers: usize,
+    /// Consumers at a time from one IPv4 address or IPv6 /64.
+    pub max_consumers_per_ip: usize,
+    /// How often we ping.
+    pub ping_interval: Duration,
+    /// A consumer that takes no byte for so long while some wait is cut.
+    pub write_timeout: Duration,
+    /// A consumer that says nothing for so long, not even a pong, is cut.
+    pub idle_timeout: Duration,
+    /// How long a connection may take to become a WebSocket once we accepted.
+    pub handshake_timeout: Duration,
+}
+
+impl Default for FirehoseOptions {
+    /// 2,000 consumers, 50 per address; pings every 30 s (the reference relay's interval), cut after
+    /// 60 s without reading and 5 min without a word.
+    fn default() -> FirehoseOptions {
+        FirehoseOptions {
+            max_consumers: 2_000,
+            max_consumers_per_ip: 50,
+            ping_interval: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(300),
+            handshake_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The firehose of a log. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Firehose {
+    log: EventLog,
+    options: Arc<FirehoseOptions>,
+    consumers: Consumers,
+    sessions: TaskTracker,
+    closing: CancellationToken,
+}
+
+impl Firehose {
+    pub fn new(log: EventLog, options: FirehoseOptions) -> Firehose {
+        Firehose {
+            log,
+            options: Arc::new(options),
+            consumers: Consumers::default(),
+            sessions: TaskTracker::new(),
+            closing: CancellationToken::new(),
+        }
+    }
+
+    /// Who is connected.
+    pub fn consumers(&self) -> &Consumers {
+        &self.consumers
+    }
+
+    /// Closes all connections and waits until they are gone; new ones are closed at once. Takes no
+    /// longer than consumers are given to answer a close, five seconds.
+    pub async fn shutdown(&self) {
+        self.closing.cancel();
+        self.sessions.close();
+        self.sessions.wait().await;
+    }
+}
+
+/// The route by itself. Serve it with `into_make_service_with_connect_info::<SocketAddr>()`, which the
+/// limit per address needs.
+pub fn router(firehose: Firehose) -> Router {
+    Router::new().route(SUBSCRIBE_REPOS, any(subscribe_repos)).with_state(firehose)
+}
+
+/// `GET /xrpc/com.atproto.sync.subscribeRepos?cursor=N`. Takes all methods, to refuse the others itself.
+pub async fn subscribe_repos(State(firehose): State<Firehose>, request: Request) -> Response {
+    firehose.subscribe(request).unwrap_or_else(Refusal::into_response)
+}
+
+impl Firehose {
+    fn subscribe(&self, mut request: Request) -> Result<Response, Refusal> {
+        let key = handshake::check(&request)?;
+        let agent = request.headers().get(USER_AGENT).and_then(|agent| agent.to_str().ok());
+        let ticket = self
+            .consumers
+            .admit(
+                handshake::remote_addr(&request),
+                agent.unwrap_or_default(),
+                self.options.max_consumers,
+                self.options.max_consumers_per_ip,
+            )
+            .map_err(|refused| match refused {
+                Refused::Full => Refusal::Full,
+                Refused::TooManyFromAddress => Refusal::TooManyFromAddress,
+            })?;
+        let cursor = Cursor::from_query(request.uri().query());
+        let upgrade = hyper::upgrade::on(&mut request);
+        let session = Session {
+            log: self.log.clone(),
+            options: self.options.clone(),
+            ticket,
+            closing: self.closing.clone(),
+        };
+        self.sessions.spawn(async move {
+            match timeout(session.options.handshake_timeout, upgrade).await {
+                Ok(Ok(socket)) => {
+                    let (oldest, head) = session.log.window();
+                    session.run(TokioIo::new(socket), cursor.start(oldest, head)).await;
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "a consumer's handshake failed"),
+                Err(_) => tracing::debug!("a consumer's handshake took too long"),
+            }
+        });
+        Ok(handshake::accept(key))
+    }
+}

@@ -1,0 +1,179 @@
+//! The few file operations the log writes with, and the place where tests make them fail.
+//! Promises whole writes or an error; knows nothing of segments.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{FallocateFlags, fallocate, fdatasync};
+use rustix::io::Errno;
+
+/// Files of the log: readable by the owner and the group only.
+const FILE_MODE: u32 = 0o640;
+/// Zeros written at a time where the file system cannot punch holes.
+const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
+/// Faults that tests inject into the log's writes. Healthy until told otherwise.
+#[derive(Debug, Default)]
+pub struct Faults {
+    plan: Mutex<Plan>,
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    /// Bytes that may still be written before the disk is full.
+    room: Option<u64>,
+    /// Syncs that fail with EIO from now on.
+    failing_syncs: u64,
+    /// Operations refused so far.
+    refused: u64,
+}
+
+impl Faults {
+    /// The disk takes `bytes` more, then writes fail with ENOSPC (in the middle of a write, too).
+    pub fn fill_disk_after(&self, bytes: u64) {
+        self.plan().room = Some(bytes);
+    }
+
+    /// The next `count` syncs fail with EIO.
+    pub fn fail_syncs(&self, count: u64) {
+        self.plan().failing_syncs = count;
+    }
+
+    /// Every operation works again.
+    pub fn heal(&self) {
+        let mut plan = self.plan();
+        plan.room = None;
+        plan.failing_syncs = 0;
+    }
+
+    /// How many operations have been refused.
+    pub fn refused(&self) -> u64 {
+        self.plan().refused
+    }
+
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many of `wanted` bytes may be written.
+    fn grant(&self, wanted: u64) -> u64 {
+        let mut plan = self.plan();
+        let Some(room) = plan.room else {
+            return wanted;
+        };
+        let granted = room.min(wanted);
+        plan.room = Some(room - granted);
+        plan.refused += u64::from(granted < wanted);
+        granted
+    }
+
+    fn sync_fails(&self) -> bool {
+        let mut plan = self.plan();
+        if plan.failing_syncs == 0 {
+            return false;
+        }
+        plan.failing_syncs -= 1;
+        plan.refused += 1;
+        true
+    }
+}
+
+/// A file the log writes to.
+#[derive(Debug)]
+pub(super) struct LogFile {
+    file: File,
+    faults: Option<Arc<Faults>>,
+}
+
+impl LogFile {
+    /// Opens a file for reading and writing, created where it is missing.
+    pub fn open(path: &Path, faults: Option<Arc<Faults>>) -> io::Result<LogFile> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE)
+            .open(path)?;
+        Ok(LogFile { file, faults })
+    }
+
+    /// Opens a file that must be there, for changes in place.
+    pub fn open_existing(path: &Path) -> io::Result<LogFile> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(LogFile { file, faults: None })
+    }
+
+    pub fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    pub fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(out, offset)
+    }
+
+    /// Writes all of `bytes` at `offset`. On an error a part may have been written.
+    pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let granted = match &self.faults {
+            Some(faults) => faults.grant(bytes.len() as u64) as usize,
+            None => bytes.len(),
+        };
+        self.file.write_all_at(&bytes[..granted], offset)?;
+        if granted < bytes.len() {
+            return Err(Errno::NOSPC.into());
+        }
+        Ok(())
+    }
+
+    /// Brings what was written to stable storage.
+    pub fn sync_data(&self) -> io::Result<()> {
+        if self.faults.as_ref().is_some_and(|faults| faults.sync_fails()) {
+            return Err(Errno::IO.into());
+        }
+        Ok(fdatasync(&self.file)?)
+    }
+
+    /// Reserves zeroed space from `from` to `to` and makes the file that long.
+    pub fn allocate(&self, from: u64, to: u64) -> io::Result<()> {
+        if to <= from {
+            return Ok(());
+        }
+        if let Some(faults) = &self.faults
+            && faults.plan().room.is_some()
+        {
+            return Err(Errno::NOSPC.into());
+        }
+        Ok(fallocate(&self.file, FallocateFlags::empty(), from, to - from)?)
+    }
+
+    pub fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    /// Makes a range read as zeros, and gives its space back where the file system can.
+    pub fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&self.file, mode, offset, len) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => self.zero(offset, len),
+            other => Ok(other?),
+        }
+    }
+
+    fn zero(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
+        while len > 0 {
+            let step = len.min(ZEROS.len() as u64);
+            self.file.write_all_at(&ZEROS[..step as usize], offset)?;
+            offset += step;
+            len -= step;
+        }
+        Ok(())
+    }
+}
+
+/// Brings the entries of a folder (created, renamed, removed files) to stable storage.
+pub(super) fn sync_folder(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}

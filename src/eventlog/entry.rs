@@ -1,0 +1,175 @@
+//! The index beside a segment: a header and entries of 64 bytes, one per event.
+//! Promises that no damaged entry reads as a good one; what the frame holds is not its business.
+
+use crate::atproto::frame::Kind;
+
+/// Bytes of an index entry. A power of two, so that no entry crosses a disk sector.
+pub(super) const ENTRY_BYTES: u64 = 64;
+/// Bytes of the header in front of the entries.
+pub(super) const HEADER_BYTES: u64 = 64;
+/// The host of an event whose index entry was lost and rebuilt from its frame.
+pub const UNKNOWN_HOST: u32 = 0;
+
+const MAGIC: [u8; 8] = *b"ATRELOG\x01";
+const KIND_AT: usize = 52;
+const STATE_AT: usize = 53;
+const CRC_AT: usize = 60;
+
+/// What the log knows of an event besides its frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// Our sequence number.
+    pub seq: u64,
+    /// The host it came from (`store::HostId`), [`UNKNOWN_HOST`] where that was lost.
+    pub host: u32,
+    /// The host's own sequence number.
+    pub upstream_seq: i64,
+    /// `Did::hash64` of the account.
+    pub did_hash: u64,
+    /// The message type.
+    pub kind: Kind,
+    /// When it was appended, in microseconds since 1970.
+    pub time_us: u64,
+    /// Where its WebSocket frame begins in the segment.
+    pub(super) offset: u64,
+    /// Length of the WebSocket frame, header included.
+    pub(super) len: u32,
+    /// CRC-32 of the WebSocket frame.
+    pub(super) frame_crc: u32,
+    pub(super) state: State,
+}
+
+/// Whether an entry's frame is served. One byte outside of the entry's checksum, so that a redaction
+/// rewrites nothing else; the values differ in so many bits that damage is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Served = 0x00,
+    /// Taken down or deleted: skipped, and punched out of the segment.
+    Redacted = 0xa5,
+    /// The bytes were lost on disk: skipped, the sequence number stays taken.
+    Damaged = 0x5a,
+}
+
+impl State {
+    fn from_u8(byte: u8) -> Option<State> {
+        [State::Served, State::Redacted, State::Damaged]
+            .into_iter()
+            .find(|state| *state as u8 == byte)
+    }
+}
+
+impl Entry {
+    /// Where the next frame begins.
+    pub(super) fn end(&self) -> u64 {
+        self.offset + u64::from(self.len)
+    }
+
+    pub(super) fn encode(&self) -> [u8; ENTRY_BYTES as usize] {
+        let mut out = [0; ENTRY_BYTES as usize];
+        out[0..8].copy_from_slice(&self.seq.to_le_bytes());
+        out[8..16].copy_from_slice(&self.offset.to_le_bytes());
+        out[16..24].copy_from_slice(&self.upstream_seq.to_le_bytes());
+        out[24..32].copy_from_slice(&self.did_hash.to_le_bytes());
+        out[32..40].copy_from_slice(&self.time_us.to_le_bytes());
+        out[40..44].copy_from_slice(&self.len.to_le_bytes());
+        out[44..48].copy_from_slice(&self.host.to_le_bytes());
+        out[48..52].copy_from_slice(&self.frame_crc.to_le_bytes());
+        out[KIND_AT] = self.kind as u8;
+        let crc = crc32fast::hash(&out[..CRC_AT]);
+        out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        out[STATE_AT] = self.state as u8;
+        out
+    }
+
+    /// Reads an entry; `None` where it is damaged or was never written.
+    pub(super) fn decode(bytes: &[u8; ENTRY_BYTES as usize]) -> Option<Entry> {
+        let mut summed = *bytes;
+        summed[STATE_AT] = 0;
+        if crc32fast::hash(&summed[..CRC_AT]) != u32_at(bytes, CRC_AT) {
+            return None;
+        }
+        Some(Entry {
+            seq: u64_at(bytes, 0),
+            offset: u64_at(bytes, 8),
+            upstream_seq: u64_at(bytes, 16) as i64,
+            did_hash: u64_at(bytes, 24),
+            time_us: u64_at(bytes, 32),
+            len: u32_at(bytes, 40),
+            host: u32_at(bytes, 44),
+            frame_crc: u32_at(bytes, 48),
+            kind: Kind::from_u8(bytes[KIND_AT])?,
+            state: State::from_u8(bytes[STATE_AT])?,
+        })
+    }
+}
+
+/// Where the entry of `seq` lies in the index of the segment that begins at `first`.
+pub(super) fn position(first: u64, seq: u64) -> u64 {
+    HEADER_BYTES + (seq - first) * ENTRY_BYTES
+}
+
+/// Where the state byte of `seq` lies in the index of the segment that begins at `first`.
+pub(super) fn state_position(first: u64, seq: u64) -> u64 {
+    position(first, seq) + STATE_AT as u64
+}
+
+/// The header of the index of a segment that begins at `first`.
+pub(super) fn header(first: u64) -> [u8; HEADER_BYTES as usize] {
+    let mut out = [0; HEADER_BYTES as usize];
+    out[..8].copy_from_slice(&MAGIC);
+    out[8..16].copy_from_slice(&first.to_le_bytes());
+    let crc = crc32fast::hash(&out[..CRC_AT]);
+    out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+    out
+}
+
+fn u64_at(bytes: &[u8; ENTRY_BYTES as usize], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
+}
+
+fn u32_at(bytes: &[u8; ENTRY_BYTES as usize], at: usize) -> u32 {
+    let mut word = [0; 4];
+    word.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> Entry {
+        Entry {
+            seq: 7,
+            host: 3,
+            upstream_seq: -1,
+            did_hash: u64::MAX,
+            kind: Kind::Commit,
+            time_us: 1,
+            offset: 4096,
+            len: 99,
+            frame_crc: 5,
+            state: State::Served,
+        }
+    }
+
+    #[test]
+    fn entries_read_back_in_every_state() {
+        for state in [State::Served, State::Redacted, State::Damaged] {
+            let entry = Entry { state, ..entry() };
+            assert_eq!(Entry::decode(&entry.encode()), Some(entry));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_seen() {
+        let good = entry().encode();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Entry::decode(&bad), None, "bit {bit}");
+        }
+        assert_eq!(Entry::decode(&[0; ENTRY_BYTES as usize]), None);
+    }
+}

@@ -1,0 +1,368 @@
+//! Opening a log after whatever happened to it: one owner, the torn tail cut, damage contained.
+//! Promises that sequence numbers which were given stay given. Checks the last segment in depth and
+//! older ones by name and size, so that a full window opens in a moment.
+//!
+//! What the last segment may look like, and what becomes of it:
+//! * entries that were never written whole, and frames behind them: cut, nobody has seen them;
+//! * the last entries, whose frames never reached the disk: cut likewise;
+//! * an entry that was written and damaged since, or an index that is gone: rebuilt from the frames,
+//!   whose blocks must hash to their CIDs (host and upstream seq are lost);
+//! * a frame damaged since: its number stays taken, readers skip it.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use super::disk::LogFile;
+use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES, State, UNKNOWN_HOST};
+use super::segment::{Segment, Writer, frames_path, index_path};
+use super::sequencer::now_us;
+use super::{LogError, LogOptions, wire};
+use crate::atproto::car::Car;
+use crate::atproto::did::Did;
+use crate::atproto::frame::{self, Kind, MAX_FRAME_BYTES, Message};
+
+/// File whose lock says that a relay uses the folder; holds its process id.
+const LOCK: &str = "lock";
+const LOCK_MODE: u32 = 0o640;
+/// Digits of the sequence number in a segment's name.
+const NAME_DIGITS: usize = 20;
+/// A frame that ends in this many zeros under a checksum that says otherwise was not written.
+const UNWRITTEN_TAIL: usize = 16;
+
+/// Takes the folder for this process.
+pub(super) fn lock_folder(dir: &Path) -> Result<File, LogError> {
+    let path = dir.join(LOCK);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(LOCK_MODE)
+        .open(&path)
+        .map_err(LogError::io("opening the lock", &path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => {
+            let mut text = String::new();
+            let owner = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+            return Err(LogError::InUse { dir: dir.to_owned(), owner });
+        }
+        Err(error) => return Err(LogError::io("locking", &path)(error.into())),
+    }
+    // The process id is a courtesy to whoever meets the lock: a full disk does not keep us from it.
+    let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file)
+}
+
+/// A log that is ready to be read and appended to.
+pub(super) struct Recovered {
+    pub segments: VecDeque<Arc<Segment>>,
+    pub writer: Writer,
+}
+
+/// Finds the segments of a folder, repairs what must be, and opens the last one for appending.
+pub(super) fn recover(dir: &Arc<Path>, options: &LogOptions) -> Result<Recovered, LogError> {
+    let mut firsts = list(dir).map_err(LogError::io("reading the log folder", dir))?;
+    let last = firsts.pop().unwrap_or(1);
+    let repair = |first| {
+        repair(dir, first).map_err(LogError::io("repairing", &frames_path(dir, first)))
+    };
+    let end = repair(last)?;
+    let mut segments = VecDeque::from([Arc::new(Segment::new(dir.clone(), last, u64::MAX))]);
+    let mut next = last;
+    for first in firsts.into_iter().rev() {
+        let whole = is_whole(dir, first, next) || repair(first)?.next_seq == next;
+        if !whole {
+            tracing::warn!(
+                folder = %dir.display(),
+                "events before seq {next} do not connect to those after it; the window begins at {next}, \
+                 older segments stay on disk unused"
+            );
+            break;
+        }
+        segments.push_front(Arc::new(Segment::new(dir.clone(), first, next - 1)));
+        next = first;
+    }
+    let faults = options.faults.clone();
+    let writer =
+        Writer::open(dir.clone(), faults, options.segment_bytes, last, end.next_seq, end.offset)
+            .map_err(LogError::io("opening", &frames_path(dir, last)))?;
+    Ok(Recovered { segments, writer })
+}
+
+/// First sequence numbers of the segments in a folder, ascending. Removes indexes without frames, which
+/// an interrupted removal leaves.
+fn list(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut frames = Vec::new();
+    let mut indexes = Vec::new();
+    for file in fs::read_dir(dir)? {
+        let name = file?.file_name();
+        let Some((stem, kind)) = name.to_str().and_then(|name| name.split_once('.')) else {
+            continue;
+        };
+        let Ok(first) = stem.parse::<u64>() else {
+            continue;
+        };
+        match kind {
+            _ if stem.len() != NAME_DIGITS || first == 0 => {}
+            "seg" => frames.push(first),
+            "idx" => indexes.push(first),
+            _ => {}
+        }
+    }
+    frames.sort_unstable();
+    for first in indexes {
+        if frames.binary_search(&first).is_err() {
+            fs::remove_file(index_path(dir, first))?;
+        }
+    }
+    Ok(frames)
+}
+
+/// True where an ended segment is as large as its name and its follower's say.
+fn is_whole(dir: &Path, first: u64, next: u64) -> bool {
+    let frames = fs::metadata(frames_path(dir, first));
+    let index = fs::metadata(index_path(dir, first));
+    frames.is_ok_and(|file| file.len() > 0)
+        && index.is_ok_and(|file| file.len() >= entry::position(first, next))
+}
+
+/// Where a repaired segment ends.
+struct End {
+    next_seq: u64,
+    offset: u64,
+}
+
+/// Checks every event of a segment and writes its index anew where that differs.
+fn repair(dir: &Path, first: u64) -> io::Result<End> {
+    let frames = LogFile::open(&frames_path(dir, first), None)?;
+    let index = LogFile::open(&index_path(dir, first), None)?;
+    let found = Index::read(&index, first)?;
+    let checked = Check { frames: &frames, len: frames.len()?, first, index: &found }.run()?;
+    let offset = checked.last().map_or(0, Entry::end);
+    let next_seq = first + checked.len() as u64;
+    if checked.iter().map(Some).ne(found.slots.iter().map(Slot::entry)) || !found.has_header {
+        tracing::warn!(
+            segment = %frames_path(dir, first).display(),
+            "the index was not whole; events up to seq {} stand", next_seq - 1
+        );
+        let mut bytes = entry::header(first).to_vec();
+        checked.iter().for_each(|entry| bytes.extend_from_slice(&entry.encode()));
+        index.write_all_at(&bytes, 0)?;
+    }
+    index.set_len(entry::position(first, next_seq))?;
+    frames.set_len(offset)?;
+    frames.sync_data()?;
+    index.sync_data()?;
+    Ok(End { next_seq, offset })
+}
+
+/// An index as it was found.
+struct Index {
+    has_header: bool,
+    /// Up to the last one that was written.
+    slots: Vec<Slot>,
+}
+
+#[derive(Clone, Copy)]
+enum Slot {
+    Good(Entry),
+    Bad,
+}
+
+impl Slot {
+    fn entry(&self) -> Option<&Entry> {
+        match self {
+            Slot::Good(entry) => Some(entry),
+            Slot::Bad => None,
+        }
+    }
+}
+
+impl Index {
+    fn read(file: &LogFile, first: u64) -> io::Result<Index> {
+        let mut bytes = vec![0; file.len()? as usize];
+        file.read_exact_at(&mut bytes, 0)?;
+        let header = &bytes[..bytes.len().min(HEADER_BYTES as usize)];
+        let has_header = header == entry::header(first);
+        let rest = bytes.get(HEADER_BYTES as usize..).unwrap_or_default();
+        let (raw, _) = rest.as_chunks::<{ ENTRY_BYTES as usize }>();
+        // Entries end in their checksum: one that was written does not end in zeros.
+        let written = raw.iter().rposition(|slot| !slot.ends_with(&[0; 4])).map_or(0, |at| at + 1);
+        let slots = raw[..written].iter().zip(first..).map(|(slot, seq)| {
+            match Entry::decode(slot).filter(|entry| entry.seq == seq) {
+                Some(entry) => Slot::Good(entry),
+                None => Slot::Bad,
+            }
+        });
+        Ok(Index { has_header, slots: slots.collect() })
+    }
+}
+
+/// The check of a segment's frames against its index.
+struct Check<'a> {
+    frames: &'a LogFile,
+    len: u64,
+    first: u64,
+    index: &'a Index,
+}
+
+/// How a frame compares with its entry.
+#[derive(PartialEq, Eq)]
+enum Verdict {
+    Good,
+    Unwritten,
+    Damaged,
+}
+
+impl Check<'_> {
+    /// The entries that stand.
+    fn run(&self) -> io::Result<Vec<Entry>> {
+        let mut entries: Vec<Entry> = Vec::with_capacity(self.index.slots.len());
+        // Entries up to here are kept, whatever follows.
+        let mut standing = 0;
+        let mut buffer = Vec::new();
+        while let Some(slot) = self.index.slots.get(entries.len()).copied() {
+            let at = entries.last().map_or(0, Entry::end);
+            match slot {
+                Slot::Good(mut entry) if entry.offset >= at => {
+                    let verdict = self.compare(&entry, &mut buffer)?;
+                    if verdict != Verdict::Good {
+                        entry.state = State::Damaged;
+                    }
+                    entries.push(entry);
+                    if verdict != Verdict::Unwritten {
+                        standing = entries.len();
+                    }
+                }
+                _ => {
+                    entries.push(match self.rebuild(at, self.first + entries.len() as u64)? {
+                        Some(entry) => entry,
+                        None => self.placeholder(at, entries.len()),
+                    });
+                    standing = entries.len();
+                }
+            }
+        }
+        entries.truncate(standing);
+        if !self.index.has_header && entries.is_empty() {
+            self.rebuild_all(&mut entries)?;
+        }
+        Ok(entries)
+    }
+
+    /// The index is gone: as many events as the frames yield.
+    fn rebuild_all(&self, entries: &mut Vec<Entry>) -> io::Result<()> {
+        loop {
+            let at = entries.last().map_or(0, Entry::end);
+            match self.rebuild(at, self.first + entries.len() as u64)? {
+                Some(entry) => entries.push(entry),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn compare(&self, entry: &Entry, buffer: &mut Vec<u8>) -> io::Result<Verdict> {
+        if entry.state != State::Served {
+            return Ok(Verdict::Good);
+        }
+        if entry.end() > self.len {
+            return Ok(Verdict::Unwritten);
+        }
+        buffer.resize(entry.len as usize, 0);
+        self.frames.read_exact_at(buffer, entry.offset)?;
+        if crc32fast::hash(buffer) == entry.frame_crc {
+            return Ok(Verdict::Good);
+        }
+        let tail = &buffer[buffer.len().saturating_sub(UNWRITTEN_TAIL)..];
+        if tail.iter().all(|byte| *byte == 0) {
+            return Ok(Verdict::Unwritten);
+        }
+        Ok(Verdict::Damaged)
+    }
+
+    /// The entry of the frame at `at`, made from the frame itself. Nothing vouches for its bytes but
+    /// their own structure and hashes, so both must hold.
+    fn rebuild(&self, at: u64, seq: u64) -> io::Result<Option<Entry>> {
+        let mut header = [0; wire::MAX_HEADER_BYTES];
+        let there = self.len.saturating_sub(at).min(header.len() as u64) as usize;
+        self.frames.read_exact_at(&mut header[..there], at)?;
+        let Some((header_len, length)) = wire::read_header(&header[..there]) else {
+            return Ok(None);
+        };
+        let end = at + header_len as u64 + length;
+        if length > MAX_FRAME_BYTES as u64 || end > self.len {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; (end - at) as usize];
+        self.frames.read_exact_at(&mut bytes, at)?;
+        let facts = Facts::of(&bytes[header_len..]);
+        let Some(facts) = facts.filter(|facts| facts.seq == seq && facts.hashes_hold()) else {
+            return Ok(None);
+        };
+        Ok(Some(Entry {
+            seq,
+            host: UNKNOWN_HOST,
+            upstream_seq: 0,
+            did_hash: facts.did.hash64(),
+            kind: facts.kind,
+            time_us: now_us(),
+            offset: at,
+            len: bytes.len() as u32,
+            frame_crc: crc32fast::hash(&bytes),
+            state: State::Served,
+        }))
+    }
+
+    /// An entry that holds the place of an event of which nothing is left.
+    fn placeholder(&self, at: u64, slot: usize) -> Entry {
+        let later = self.index.slots[slot..].iter().filter_map(Slot::entry);
+        let next = later.map(|entry| entry.offset).find(|offset| *offset >= at).unwrap_or(at);
+        Entry {
+            seq: self.first + slot as u64,
+            host: UNKNOWN_HOST,
+            upstream_seq: 0,
+            did_hash: 0,
+            kind: Kind::Commit,
+            time_us: now_us(),
+            offset: at,
+            len: u32::try_from(next - at).unwrap_or(0),
+            frame_crc: 0,
+            state: State::Damaged,
+        }
+    }
+}
+
+/// What a frame says of itself.
+pub(super) struct Facts<'a> {
+    pub seq: u64,
+    pub did: Did,
+    pub kind: Kind,
+    blocks: Option<&'a [u8]>,
+}
+
+impl Facts<'_> {
+    pub fn of(frame: &[u8]) -> Option<Facts<'_>> {
+        let (seq, did, kind, blocks) = match frame::decode(frame).ok()?.message {
+            Message::Commit(commit) => (commit.seq, commit.repo, Kind::Commit, Some(commit.blocks)),
+            Message::Sync(sync) => (sync.seq, sync.did, Kind::Sync, Some(sync.blocks)),
+            Message::Identity(identity) => (identity.seq, identity.did, Kind::Identity, None),
+            Message::Account(account) => (account.seq, account.did, Kind::Account, None),
+            Message::Info(_) | Message::Error(_) | Message::Unknown => return None,
+        };
+        Some(Facts { seq: u64::try_from(seq).ok()?, did: Did::parse(did).ok()?, kind, blocks })
+    }
+
+    /// True where the blocks in the frame, if any, hash to their CIDs.
+    fn hashes_hold(&self) -> bool {
+        self.blocks
+            .is_none_or(|blocks| Car::parse(blocks).is_ok_and(|car| car.verify_hashes().is_ok()))
+    }
+}

@@ -1,0 +1,305 @@
+//! One segment: a file of WebSocket frames and its index, for readers and for the one writer.
+//! Promises where things lie; when to sync, what to recover and what to remove is decided elsewhere.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::disk::{Faults, LogFile, sync_folder};
+use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES};
+
+/// A segment's index is preallocated for frames of this size; it grows where frames are smaller.
+const EXPECTED_FRAME_BYTES: u64 = 4096;
+/// How long the writer waits before it asks a full disk for preallocated space again.
+const ALLOCATE_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// Bytes rewritten at a time after a failed sync.
+const REWRITE_BYTES: u64 = 1 << 20;
+
+/// Path of the frames of the segment that begins at `first`.
+pub(super) fn frames_path(dir: &Path, first: u64) -> PathBuf {
+    dir.join(format!("{first:020}.seg"))
+}
+
+/// Path of the index of the segment that begins at `first`.
+pub(super) fn index_path(dir: &Path, first: u64) -> PathBuf {
+    dir.join(format!("{first:020}.idx"))
+}
+
+/// Bytes reserved for the index of a segment with room for `capacity` bytes of frames.
+fn index_bytes(capacity: u64) -> u64 {
+    HEADER_BYTES + capacity / EXPECTED_FRAME_BYTES * ENTRY_BYTES
+}
+
+/// Bytes on disk of a segment that is written to.
+pub(super) fn reserved_bytes(capacity: u64) -> u64 {
+    capacity + index_bytes(capacity)
+}
+
+/// A segment as readers, retention and redaction see it.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub dir: Arc<Path>,
+    pub first: u64,
+    /// Last sequence number; `u64::MAX` while the segment is written to (the head bounds it then).
+    last: AtomicU64,
+    /// Bytes on disk once closed and asked for; 0 until then.
+    bytes: AtomicU64,
+    /// Open files, shared by all readers that are in this segment now.
+    files: Mutex<Weak<Files>>,
+    /// Held for reading from the look into the index until the frames are copied; redaction takes it
+    /// for writing between marking frames and punching them out, so no reader sees a hole.
+    pub gate: RwLock<()>,
+}
+
+/// A segment's files, open for reading. They stay readable after the segment was removed.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub frames: File,
+    pub index: File,
+}
+
+impl Segment {
+    pub fn new(dir: Arc<Path>, first: u64, last: u64) -> Segment {
+        Segment {
+            dir,
+            first,
+            last: AtomicU64::new(last),
+            bytes: AtomicU64::new(0),
+            files: Mutex::default(),
+            gate: RwLock::default(),
+        }
+    }
+
+    /// Last sequence number that can be read, with `head` the log's.
+    pub fn last(&self, head: u64) -> u64 {
+        self.last.load(Ordering::Acquire).min(head)
+    }
+
+    /// No more events come into this segment.
+    pub fn close(&self, last: u64) {
+        self.last.store(last, Ordering::Release);
+    }
+
+    /// The open files, opened where no reader has them open.
+    pub fn files(&self) -> io::Result<Arc<Files>> {
+        let mut slot = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = slot.upgrade() {
+            return Ok(files);
+        }
+        let files = Arc::new(Files {
+            frames: File::open(frames_path(&self.dir, self.first))?,
+            index: File::open(index_path(&self.dir, self.first))?,
+        });
+        *slot = Arc::downgrade(&files);
+        Ok(files)
+    }
+
+    /// The index entry of `seq`; `None` where it is damaged.
+    pub fn entry(&self, files: &Files, seq: u64) -> io::Result<Option<Entry>> {
+        let mut bytes = [0; ENTRY_BYTES as usize];
+        files.index.read_exact_at(&mut bytes, entry::position(self.first, seq))?;
+        Ok(Entry::decode(&bytes).filter(|entry| entry.seq == seq))
+    }
+
+    /// Bytes of both files on disk, preallocated ones included; 0 where they are gone.
+    pub fn bytes(&self) -> u64 {
+        let known = self.bytes.load(Ordering::Relaxed);
+        if known > 0 {
+            return known;
+        }
+        let paths = [frames_path(&self.dir, self.first), index_path(&self.dir, self.first)];
+        let lengths = paths.iter().filter_map(|path| std::fs::metadata(path).ok());
+        let bytes = lengths.map(|file| file.len()).sum();
+        if self.last.load(Ordering::Acquire) != u64::MAX {
+            self.bytes.store(bytes, Ordering::Relaxed);
+        }
+        bytes
+    }
+
+    /// Removes both files; readers that have them open keep them.
+    pub fn remove(&self) -> io::Result<()> {
+        // Frames first: recovery takes frames without an index for a segment, not the reverse.
+        for path in [frames_path(&self.dir, self.first), index_path(&self.dir, self.first)] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The end of the log: where the sequencer appends.
+#[derive(Debug)]
+pub(super) struct Writer {
+    dir: Arc<Path>,
+    faults: Option<Arc<Faults>>,
+    capacity: u64,
+    frames: LogFile,
+    index: LogFile,
+    pub first: u64,
+    pub next_seq: u64,
+    /// End of the frames that were written.
+    pub offset: u64,
+    /// End of the frames and the sequence number behind the last one that a sync has covered.
+    synced: (u64, u64),
+    space: Space,
+}
+
+/// Whether the files are as long as the segment may grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Space {
+    Reserved,
+    Unsupported,
+    /// To be asked for, not before the time given.
+    Wanted(Option<Instant>),
+}
+
+impl Writer {
+    /// Opens a segment to append to it: frames up to `offset` and entries below `next_seq` are good,
+    /// what lies behind is cut.
+    pub fn open(
+        dir: Arc<Path>,
+        faults: Option<Arc<Faults>>,
+        capacity: u64,
+        first: u64,
+        next_seq: u64,
+        offset: u64,
+    ) -> io::Result<Writer> {
+        let writer = Writer {
+            frames: LogFile::open(&frames_path(&dir, first), faults.clone())?,
+            index: LogFile::open(&index_path(&dir, first), faults.clone())?,
+            dir,
+            faults,
+            capacity,
+            first,
+            next_seq,
+            offset,
+            synced: (offset, next_seq),
+            space: Space::Wanted(None),
+        };
+        writer.index.write_all_at(&entry::header(first), 0)?;
+        writer.truncate()?;
+        writer.sync()?;
+        sync_folder(&writer.dir)?;
+        Ok(writer)
+    }
+
+    /// Opens the segment behind this one. This one must have been closed.
+    pub fn following(&self) -> io::Result<Writer> {
+        let (dir, faults) = (self.dir.clone(), self.faults.clone());
+        Writer::open(dir, faults, self.capacity, self.next_seq, self.next_seq, 0)
+    }
+
+    /// True where a frame of `len` bytes behind `pending` others belongs into the next segment.
+    pub fn is_full(&self, pending: u64, len: u64) -> bool {
+        let used = self.offset + pending;
+        used > 0 && used + len > self.capacity
+    }
+
+    /// Writes frames and, once `sync` has brought them to disk, their entries. Nothing moves forward
+    /// on an error: call [`Writer::cut_back`], then the same append again.
+    pub fn append(&mut self, frames: &[u8], entries: &[u8], sync: bool) -> io::Result<()> {
+        self.reserve();
+        self.frames.write_all_at(frames, self.offset)?;
+        if sync {
+            self.frames.sync_data()?;
+        }
+        self.index.write_all_at(entries, entry::position(self.first, self.next_seq))?;
+        if sync {
+            self.index.sync_data()?;
+        }
+        self.offset += frames.len() as u64;
+        self.next_seq += entries.len() as u64 / ENTRY_BYTES;
+        if sync {
+            self.synced = (self.offset, self.next_seq);
+        }
+        Ok(())
+    }
+
+    /// True where appended events have not been synced.
+    pub fn is_unsynced(&self) -> bool {
+        self.synced.1 != self.next_seq
+    }
+
+    /// Syncs what was appended without a sync.
+    pub fn sync_appended(&mut self) -> io::Result<()> {
+        self.sync()?;
+        self.synced = (self.offset, self.next_seq);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.frames.sync_data()?;
+        self.index.sync_data()
+    }
+
+    /// After a failed sync the kernel may hold the pages for clean: writes what was appended since the
+    /// last good sync once more, so that the next sync means something. Hold the segment's gate.
+    pub fn rewrite_unsynced(&self) -> io::Result<()> {
+        rewrite(&self.frames, self.synced.0, self.offset)?;
+        let from = entry::position(self.first, self.synced.1);
+        rewrite(&self.index, from, entry::position(self.first, self.next_seq))
+    }
+
+    /// Cuts what a failed append left behind the last good event.
+    pub fn cut_back(&mut self) -> io::Result<()> {
+        self.space = Space::Wanted(Some(Instant::now() + ALLOCATE_AGAIN_AFTER));
+        self.truncate()
+    }
+
+    /// Gives back the reserved space. The segment can be appended to again.
+    pub fn close(&mut self) -> io::Result<()> {
+        self.space = Space::Wanted(None);
+        self.truncate()
+    }
+
+    fn truncate(&self) -> io::Result<()> {
+        self.frames.set_len(self.offset)?;
+        self.index.set_len(entry::position(self.first, self.next_seq))
+    }
+
+    /// Reserves the rest of the segment, so that appends change no file size and a sync has little to
+    /// write. A full disk is no error yet: there may be room for the append itself.
+    fn reserve(&mut self) {
+        match self.space {
+            Space::Wanted(None) => {}
+            Space::Wanted(Some(when)) if Instant::now() >= when => {}
+            _ => return,
+        }
+        let index_end = entry::position(self.first, self.next_seq);
+        let reserved = self
+            .frames
+            .allocate(self.offset, self.capacity)
+            .and_then(|()| self.index.allocate(index_end, index_bytes(self.capacity)));
+        self.space = match reserved {
+            Ok(()) => Space::Reserved,
+            Err(error) if is_unsupported(&error) => Space::Unsupported,
+            Err(_) => Space::Wanted(Some(Instant::now() + ALLOCATE_AGAIN_AFTER)),
+        };
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)
+    )
+}
+
+fn rewrite(file: &LogFile, mut from: u64, to: u64) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    while from < to {
+        bytes.resize((to - from).min(REWRITE_BYTES) as usize, 0);
+        file.read_exact_at(&mut bytes, from)?;
+        file.write_all_at(&bytes, from)?;
+        from += bytes.len() as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,396 @@
+//! The one thread that appends: gives sequence numbers, splices them in, writes, syncs, publishes.
+//! Promises that nothing is seen before it is kept, and that a full or failing disk loses nothing:
+//! the thread holds its events and tries again. Does not look into frames.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+
+use super::entry::{Entry, State};
+use super::segment::{Segment, Writer};
+use super::{Durability, EventLog, Health, LogError, upkeep, wire};
+use crate::atproto::did::Did;
+use crate::atproto::frame::{self, Kind};
+
+/// Frames gathered for one write and one sync. Bounds memory; well above what one sync takes to do.
+const MAX_GROUP_BYTES: usize = 8 << 20;
+/// Capacity of the write buffers that is kept between groups.
+const KEPT_BUFFER_BYTES: usize = 1 << 20;
+/// First pause after a failed write; doubles up to [`MAX_RETRY_PAUSE`].
+const MIN_RETRY_PAUSE: Duration = Duration::from_millis(50);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(2);
+
+/// An event to append, and what its owner wants back once it is durable.
+#[derive(Debug)]
+pub struct Append<T> {
+    /// The event-stream frame as it came.
+    pub frame: Bytes,
+    /// Where the value of `seq` lies in it.
+    pub seq_span: Range<usize>,
+    /// The host it came from.
+    pub host: u32,
+    /// The host's own sequence number.
+    pub upstream_seq: i64,
+    pub did: Did,
+    pub kind: Kind,
+    pub payload: T,
+}
+
+/// The running sequencer.
+#[derive(Debug)]
+pub struct Sequencer<T> {
+    thread: JoinHandle<Vec<T>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl<T> Sequencer<T> {
+    /// Waits until all senders are gone and everything they sent is durable. Waits as long as the disk
+    /// refuses.
+    pub fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!("the sequencer panicked; events it held will come again from their hosts");
+        }
+    }
+
+    /// Like [`Sequencer::join`], but gives up where the disk refuses: returns what did not become
+    /// durable and therefore must not be settled. Also ends when senders remain.
+    pub fn stop(self) -> Vec<T> {
+        self.stop.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+        self.thread.join().unwrap_or_default()
+    }
+}
+
+/// Starts the sequencer of `log`. It appends what comes through `rx`, in that order, as many events at
+/// a time as queued while the last sync ran, and calls `on_durable` with the sequence numbers given
+/// after they are published (with `Durability::Interval` only after the sync that covers them).
+pub fn spawn<T: Send + 'static>(
+    log: EventLog,
+    rx: Receiver<Vec<Append<T>>>,
+    on_durable: impl FnMut(Vec<(u64, T)>) + Send + 'static,
+) -> Result<Sequencer<T>, LogError> {
+    let dir = log.shared.dir.clone();
+    let writer = log
+        .shared
+        .take_writer()
+        .ok_or_else(|| LogError::SequencerRuns(dir.to_path_buf()))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let worker = Worker {
+        stop: stop.clone(),
+        group: Group::new(writer.next_seq),
+        writer: Some(writer),
+        log,
+        rx,
+        on_durable,
+        unsynced: Vec::new(),
+        sync_due: None,
+    };
+    let thread = thread::Builder::new()
+        .name("sequencer".into())
+        .spawn(move || worker.run())
+        .map_err(LogError::io("starting the sequencer of", &dir))?;
+    Ok(Sequencer { thread, stop })
+}
+
+/// Events that are written and synced together, all in one segment.
+struct Group<T> {
+    frames: Vec<u8>,
+    entries: Vec<u8>,
+    payloads: Vec<(u64, T)>,
+    next_seq: u64,
+}
+
+impl<T> Group<T> {
+    fn new(next_seq: u64) -> Group<T> {
+        Group { frames: Vec::new(), entries: Vec::new(), payloads: Vec::new(), next_seq }
+    }
+
+    /// Adds an event: its WebSocket frame, with the next sequence number in it, and its entry.
+    fn push(&mut self, event: Append<T>, frame_len: usize, offset: u64) {
+        let at = self.frames.len();
+        let seq = self.next_seq;
+        wire::put_header(&mut self.frames, frame_len);
+        frame::splice_seq(&event.frame, event.seq_span, seq, &mut self.frames);
+        let written = &self.frames[at..];
+        let entry = Entry {
+            seq,
+            host: event.host,
+            upstream_seq: event.upstream_seq,
+            did_hash: event.did.hash64(),
+            kind: event.kind,
+            time_us: now_us(),
+            offset: offset + at as u64,
+            len: written.len() as u32,
+            frame_crc: crc32fast::hash(written),
+            state: State::Served,
+        };
+        debug_assert_eq!(wire::payload(written).map(<[u8]>::len), Some(frame_len));
+        self.entries.extend_from_slice(&entry.encode());
+        self.payloads.push((seq, event.payload));
+        self.next_seq += 1;
+    }
+
+    fn clear(&mut self) {
+        for buffer in [&mut self.frames, &mut self.entries] {
+            buffer.clear();
+            buffer.shrink_to(KEPT_BUFFER_BYTES);
+        }
+    }
+}
+
+/// The disk refuses and nobody waits any longer.
+struct GaveUp;
+
+struct Worker<T, F> {
+    log: EventLog,
+    /// `None` only when the thread has ended.
+    writer: Option<Writer>,
+    rx: Receiver<Vec<Append<T>>>,
+    on_durable: F,
+    stop: Arc<AtomicBool>,
+    group: Group<T>,
+    /// Published, not yet synced (`Durability::Interval`).
+    unsynced: Vec<(u64, T)>,
+    sync_due: Option<Instant>,
+}
+
+impl<T, F> Drop for Worker<T, F> {
+    fn drop(&mut self) {
+        if let Some(mut writer) = self.writer.take() {
+            if let Err(error) = writer.close() {
+                tracing::warn!(%error, "giving back the reserved space of the event log");
+            }
+            self.log.shared.put_writer(writer);
+        }
+    }
+}
+
+impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
+    fn run(mut self) -> Vec<T> {
+        match self.work() {
+            Ok(()) => Vec::new(),
+            Err(GaveUp) => self.left_over(),
+        }
+    }
+
+    fn work(&mut self) -> Result<(), GaveUp> {
+        while let Some(events) = self.receive()? {
+            let mut bytes = self.add(events)?;
+            while bytes < MAX_GROUP_BYTES {
+                let Ok(more) = self.rx.try_recv() else { break };
+                bytes += self.add(more)?;
+            }
+            self.commit()?;
+            self.sync_if_due()?;
+        }
+        self.sync_unsynced()
+    }
+
+    /// Waits for events; syncs in between where an interval ends. `None` when all senders are gone.
+    fn receive(&mut self) -> Result<Option<Vec<Append<T>>>, GaveUp> {
+        loop {
+            let Some(due) = self.sync_due else {
+                return Ok(self.rx.recv().ok());
+            };
+            match self.rx.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(events) => return Ok(Some(events)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => self.sync_unsynced()?,
+            }
+        }
+    }
+
+    /// Puts events into the group, and commits it where a segment ends. Returns their bytes.
+    fn add(&mut self, events: Vec<Append<T>>) -> Result<usize, GaveUp> {
+        let mut bytes = 0;
+        let mut events = events.into_iter();
+        while let Some(event) = events.next() {
+            if event.frame.get(event.seq_span.clone()).is_none() {
+                tracing::error!(did = %event.did, "event without a sequence number to replace, left out");
+                continue;
+            }
+            let length = spliced_len(&event, self.group.next_seq);
+            let total = (wire::header_len(length) + length) as u64;
+            if self.writer().is_full(self.group.frames.len() as u64, total) {
+                let turned = self.commit().and_then(|()| self.rotate());
+                if turned.is_err() {
+                    let rest = std::iter::once(event).chain(events);
+                    self.group.payloads.extend(rest.map(|event| (0, event.payload)));
+                    return Err(GaveUp);
+                }
+            }
+            let offset = self.writer().offset;
+            self.group.push(event, length, offset);
+            bytes += total as usize;
+        }
+        Ok(bytes)
+    }
+
+    /// Writes the group, publishes it, and reports it.
+    fn commit(&mut self) -> Result<(), GaveUp> {
+        if self.group.payloads.is_empty() {
+            return Ok(());
+        }
+        let durability = self.log.shared.options.durability;
+        let sync = durability == Durability::Sync;
+        self.persist(|worker| {
+            let Worker { writer, group, .. } = worker;
+            let Some(writer) = writer else { return Ok(()) };
+            writer.append(&group.frames, &group.entries, sync).inspect_err(|_| {
+                if let Err(error) = writer.cut_back() {
+                    tracing::debug!(%error, "cutting back a failed append");
+                }
+            })
+        })?;
+        self.log.shared.head.send_replace(self.group.next_seq - 1);
+        self.group.clear();
+        let payloads = std::mem::take(&mut self.group.payloads);
+        if let Durability::Interval(interval) = durability {
+            self.unsynced.extend(payloads);
+            self.sync_due.get_or_insert_with(|| Instant::now() + interval);
+        } else {
+            (self.on_durable)(payloads);
+        }
+        Ok(())
+    }
+
+    fn sync_if_due(&mut self) -> Result<(), GaveUp> {
+        match self.sync_due {
+            Some(due) if due <= Instant::now() => self.sync_unsynced(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Syncs what was published without a sync, and reports it.
+    fn sync_unsynced(&mut self) -> Result<(), GaveUp> {
+        self.sync_due = None;
+        if self.log.shared.options.durability == Durability::None || !self.writer().is_unsynced() {
+            return Ok(());
+        }
+        self.persist(|worker| {
+            let first = worker.writer().first;
+            let segment = worker.log.shared.segment_of(first);
+            let writer = worker.writer_mut();
+            writer.sync_appended().inspect_err(|_| {
+                let _gate = segment.as_ref().map(|segment| segment.gate.write());
+                if let Err(error) = writer.rewrite_unsynced() {
+                    tracing::debug!(%error, "rewriting after a failed sync");
+                }
+            })
+        })?;
+        let payloads = std::mem::take(&mut self.unsynced);
+        if !payloads.is_empty() {
+            (self.on_durable)(payloads);
+        }
+        Ok(())
+    }
+
+    /// Ends the segment and begins the next one.
+    fn rotate(&mut self) -> Result<(), GaveUp> {
+        self.sync_unsynced()?;
+        self.persist(|worker| {
+            let writer = worker.writer_mut();
+            writer.close()?;
+            *writer = writer.following()?;
+            Ok(())
+        })?;
+        let shared = &self.log.shared;
+        let first = self.writer().first;
+        let segment = Arc::new(Segment::new(shared.dir.clone(), first, u64::MAX));
+        let mut segments = shared.segments_mut();
+        if let Some(ended) = segments.back() {
+            ended.close(first - 1);
+        }
+        segments.push_back(segment);
+        drop(segments);
+        shared.call(upkeep::Call::Look);
+        Ok(())
+    }
+
+    /// Does `work` until it succeeds. Says once that it fails, and once that it works again.
+    fn persist(&mut self, mut work: impl FnMut(&mut Self) -> io::Result<()>) -> Result<(), GaveUp> {
+        let mut pause = MIN_RETRY_PAUSE;
+        let mut failing = false;
+        loop {
+            match work(self) {
+                Ok(()) => break,
+                Err(error) if !failing => {
+                    failing = true;
+                    self.report_failure(&error);
+                }
+                Err(error) => tracing::debug!(%error, "the event log still cannot write"),
+            }
+            if self.stop.load(Ordering::Acquire) {
+                return Err(GaveUp);
+            }
+            thread::park_timeout(pause);
+            pause = (pause * 2).min(MAX_RETRY_PAUSE);
+        }
+        if failing {
+            self.log.shared.health.send_replace(Health::Good);
+            tracing::info!("the event log writes again; no event was lost");
+        }
+        Ok(())
+    }
+
+    fn report_failure(&self, error: &io::Error) {
+        let shared = &self.log.shared;
+        let reason = error.to_string();
+        tracing::error!(
+            folder = %shared.dir.display(), %error,
+            "the event log cannot write: taking no events until it can, serving what it has; \
+             make room on the disk or replace it"
+        );
+        let since = SystemTime::now();
+        shared.health.send_replace(Health::Failing { since, reason });
+        shared.call(upkeep::Call::Look);
+    }
+
+    /// Payloads of everything that is not durable, the queue included.
+    fn left_over(&mut self) -> Vec<T> {
+        let mut left: Vec<T> = Vec::new();
+        left.extend(self.unsynced.drain(..).map(|(_, payload)| payload));
+        left.extend(self.group.payloads.drain(..).map(|(_, payload)| payload));
+        while let Ok(events) = self.rx.try_recv() {
+            left.extend(events.into_iter().map(|event| event.payload));
+        }
+        left
+    }
+
+    fn writer(&self) -> &Writer {
+        self.writer.as_ref().expect("the writer stays until the worker is dropped")
+    }
+
+    fn writer_mut(&mut self) -> &mut Writer {
+        self.writer.as_mut().expect("the writer stays until the worker is dropped")
+    }
+}
+
+/// Length of an event's frame once `seq` is in it.
+fn spliced_len<T>(event: &Append<T>, seq: u64) -> usize {
+    event.frame.len() - event.seq_span.len() + cbor_uint_len(seq)
+}
+
+/// Bytes of an unsigned integer in canonical CBOR (RFC 8949 section 4.2.1).
+fn cbor_uint_len(value: u64) -> usize {
+    match value {
+        0..=23 => 1,
+        24..=0xff => 2,
+        0x100..=0xffff => 3,
+        0x1_0000..=0xffff_ffff => 5,
+        _ => 9,
+    }
+}
+
+/// Microseconds since 1970; 0 where the clock says earlier.
+pub(super) fn now_us() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_micros() as u64)
+}

@@ -1,0 +1,298 @@
+//! Frames that come from consumers (RFC 6455 section 5), which have nothing to say but ping and close.
+//! Promises to hold no more than one control frame, whatever a client sends; data is skipped unread.
+
+/// Longest payload of a control frame (RFC 6455 section 5.5).
+pub(super) const MAX_CONTROL_BYTES: usize = 125;
+/// Longest header of a masked frame.
+const MAX_HEADER_BYTES: usize = 14;
+
+pub(super) const CLOSE: u8 = 0x8;
+pub(super) const PING: u8 = 0x9;
+pub(super) const PONG: u8 = 0xa;
+const CONTINUATION: u8 = 0x0;
+const TEXT: u8 = 0x1;
+const BINARY: u8 = 0x2;
+
+/// What a client said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Said {
+    /// Wants these bytes back.
+    Ping(Vec<u8>),
+    Pong,
+    /// Closes, with the code it gave.
+    Close(Option<u16>),
+}
+
+/// How a client broke the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Violation {
+    #[error("reserved bits are set")]
+    ReservedBits,
+    #[error("unknown opcode")]
+    Opcode,
+    #[error("frame is not masked")]
+    NotMasked,
+    #[error("length is not in its shortest form")]
+    Length,
+    #[error("control frame is fragmented or longer than 125 bytes")]
+    Control,
+    #[error("fragments out of order")]
+    Fragments,
+    #[error("close frame is malformed")]
+    Close,
+}
+
+/// The parser: fed with bytes as they come.
+#[derive(Debug, Default)]
+pub(super) struct ClientFrames {
+    header: [u8; MAX_HEADER_BYTES],
+    header_len: usize,
+    body: Option<Body>,
+    /// A data message has begun and not ended.
+    in_message: bool,
+}
+
+/// The payload that is being read.
+#[derive(Debug)]
+struct Body {
+    opcode: u8,
+    left: u64,
+    mask: [u8; 4],
+    /// Payload of a control frame, unmasked.
+    control: Vec<u8>,
+}
+
+impl ClientFrames {
+    /// Takes bytes and reports the control frames that became whole. After a violation the stream has
+    /// no meaning any more.
+    pub fn feed(&mut self, mut bytes: &[u8], said: &mut Vec<Said>) -> Result<(), Violation> {
+        loop {
+            if self.body.is_none() {
+                let Some(body) = self.take_header(&mut bytes)? else {
+                    return Ok(());
+                };
+                self.body = Some(body);
+            }
+            let Some(body) = &mut self.body else {
+                return Ok(());
+            };
+            body.take(&mut bytes);
+            if body.left > 0 {
+                return Ok(());
+            }
+            if let Some(body) = self.body.take() {
+                said.extend(body.finish()?);
+            }
+        }
+    }
+
+    /// Collects a header; `None` while it is not whole.
+    fn take_header(&mut self, bytes: &mut &[u8]) -> Result<Option<Body>, Violation> {
+        loop {
+            let wanted = self.wanted_header()?;
+            if self.header_len == wanted {
+                self.header_len = 0;
+                return self.begin(wanted).map(Some);
+            }
+            let Some((byte, rest)) = bytes.split_first() else {
+                return Ok(None);
+            };
+            self.header[self.header_len] = *byte;
+            self.header_len += 1;
+            *bytes = rest;
+        }
+    }
+
+    /// Bytes the header has, as far as its first bytes tell. Refuses what cannot become a frame.
+    fn wanted_header(&self) -> Result<usize, Violation> {
+        let [first, second, ..] = self.header;
+        if self.header_len >= 1 {
+            check_first(first)?;
+        }
+        if self.header_len < 2 {
+            return Ok(2);
+        }
+        if second & 0x80 == 0 {
+            return Err(Violation::NotMasked);
+        }
+        Ok(match second & 0x7f {
+            126 => 8,
+            127 => MAX_HEADER_BYTES,
+            _ => 6,
+        })
+    }
+
+    /// Begins the payload behind a whole header.
+    fn begin(&mut self, header_len: usize) -> Result<Body, Violation> {
+        let header = &self.header[..header_len];
+        let (fin, opcode) = (header[0] & 0x80 != 0, header[0] & 0x0f);
+        let (length, mask) = header[1..].split_at(header_len - 5);
+        let left = read_length(length)?;
+        if opcode & 0x8 != 0 {
+            if !fin || left > MAX_CONTROL_BYTES as u64 {
+                return Err(Violation::Control);
+            }
+        } else {
+            if (opcode == CONTINUATION) != self.in_message {
+                return Err(Violation::Fragments);
+            }
+            self.in_message = !fin;
+        }
+        let mask = [mask[0], mask[1], mask[2], mask[3]];
+        Ok(Body { opcode, left, mask, control: Vec::new() })
+    }
+}
+
+fn check_first(first: u8) -> Result<(), Violation> {
+    if first & 0x70 != 0 {
+        return Err(Violation::ReservedBits);
+    }
+    match first & 0x0f {
+        CONTINUATION | TEXT | BINARY | CLOSE | PING | PONG => Ok(()),
+        _ => Err(Violation::Opcode),
+    }
+}
+
+/// The length field: one byte (mask bit included), or that and 2 or 8 more.
+fn read_length(field: &[u8]) -> Result<u64, Violation> {
+    let rest = &field[1..];
+    let length = rest.iter().fold(0, |length: u64, byte| length << 8 | u64::from(*byte));
+    match rest.len() {
+        0 => Ok(u64::from(field[0] & 0x7f)),
+        2 if length > 125 => Ok(length),
+        8 if length > 0xffff && length < 1 << 63 => Ok(length),
+        _ => Err(Violation::Length),
+    }
+}
+
+impl Body {
+    /// Consumes payload: keeps that of control frames, drops that of data.
+    fn take(&mut self, bytes: &mut &[u8]) {
+        let count = self.left.min(bytes.len() as u64) as usize;
+        let (taken, rest) = bytes.split_at(count);
+        if self.opcode & 0x8 != 0 {
+            for byte in taken {
+                let key = self.mask[self.control.len() % 4];
+                self.control.push(byte ^ key);
+            }
+        }
+        self.left -= count as u64;
+        *bytes = rest;
+    }
+
+    fn finish(self) -> Result<Option<Said>, Violation> {
+        Ok(match self.opcode {
+            PING => Some(Said::Ping(self.control)),
+            PONG => Some(Said::Pong),
+            CLOSE => Some(Said::Close(close_code(&self.control)?)),
+            _ => None,
+        })
+    }
+}
+
+/// The code of a close frame (RFC 6455 section 7.4), if it has one.
+fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
+    let Some((code, reason)) = payload.split_first_chunk::<2>() else {
+        return if payload.is_empty() { Ok(None) } else { Err(Violation::Close) };
+    };
+    let code = u16::from_be_bytes(*code);
+    let known = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
+    if !known || std::str::from_utf8(reason).is_err() {
+        return Err(Violation::Close);
+    }
+    Ok(Some(code))
+}
+
+/// Appends a control frame to what goes to the client. Longer payloads are cut to what fits.
+pub(super) fn put_control(out: &mut impl bytes::BufMut, opcode: u8, payload: &[u8]) {
+    let payload = &payload[..payload.len().min(MAX_CONTROL_BYTES)];
+    out.put_u8(0x80 | opcode);
+    out.put_u8(payload.len() as u8);
+    out.put_slice(payload);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn client_frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut out = vec![first];
+        match payload.len() {
+            length @ 0..=125 => out.push(0x80 | length as u8),
+            length @ 126..=0xffff => {
+                out.push(0x80 | 126);
+                out.extend_from_slice(&(length as u16).to_be_bytes());
+            }
+            length => {
+                out.push(0x80 | 127);
+                out.extend_from_slice(&(length as u64).to_be_bytes());
+            }
+        }
+        let mask = [0x12, 0x34, 0x56, 0x78];
+        out.extend_from_slice(&mask);
+        out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key));
+        out
+    }
+
+    fn feed_all(bytes: &[u8], step: usize) -> Result<Vec<Said>, Violation> {
+        let mut parser = ClientFrames::default();
+        let mut said = Vec::new();
+        for piece in bytes.chunks(step) {
+            parser.feed(piece, &mut said)?;
+        }
+        Ok(said)
+    }
+
+    #[test]
+    fn control_frames_come_out_whatever_the_pieces_and_the_data_between() {
+        let mut bytes = client_frame(0x89, b"hello");
+        bytes.extend(client_frame(0x01, &[0; 70_000]));
+        bytes.extend(client_frame(0x8a, b""));
+        bytes.extend(client_frame(0x00, &[1; 300]));
+        bytes.extend(client_frame(0x80, b""));
+        bytes.extend(client_frame(0x82, &[2; 126]));
+        bytes.extend(client_frame(0x88, &1001u16.to_be_bytes()));
+        let expected = vec![Said::Ping(b"hello".to_vec()), Said::Pong, Said::Close(Some(1001))];
+        for step in [1, 2, 3, 7, 1000, bytes.len()] {
+            assert_eq!(feed_all(&bytes, step), Ok(expected.clone()), "in pieces of {step}");
+        }
+    }
+
+    #[test]
+    fn violations_are_named() {
+        let cases: [(&[u8], Violation); 14] = [
+            (&[0xc2], Violation::ReservedBits),
+            (&[0x83], Violation::Opcode),
+            (&[0x8b], Violation::Opcode),
+            (&[0x82, 0x00], Violation::NotMasked),
+            (b"GET / HTTP/1.1", Violation::ReservedBits),
+            (&[0x82, 0xfe, 0, 125, 0, 0, 0, 0], Violation::Length),
+            (&[0x82, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0], Violation::Length),
+            (&[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], Violation::Length),
+            (&[0x09, 0x80, 0, 0, 0, 0], Violation::Control),
+            (&[0x89, 0xfe, 0, 126, 0, 0, 0, 0], Violation::Control),
+            (&[0x80, 0x80, 0, 0, 0, 0], Violation::Fragments),
+            (&[0x02, 0x80, 0, 0, 0, 0, 0x82, 0x80, 0, 0, 0, 0], Violation::Fragments),
+            (&[0x88, 0x81, 0, 0, 0, 0, 3], Violation::Close),
+            (&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xed], Violation::Close),
+        ];
+        for (bytes, violation) in cases {
+            assert_eq!(feed_all(bytes, bytes.len()), Err(violation), "{bytes:x?}");
+            assert_eq!(feed_all(bytes, 1), Err(violation), "{bytes:x?} byte by byte");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics_and_pieces_do_not_matter(bytes: Vec<u8>, step in 1usize..40) {
+            prop_assert_eq!(feed_all(&bytes, step), feed_all(&bytes, bytes.len().max(1)));
+        }
+
+        #[test]
+        fn pings_come_back_whole(payload in proptest::collection::vec(any::<u8>(), 0..=125)) {
+            let said = feed_all(&client_frame(0x89, &payload), 3);
+            prop_assert_eq!(said, Ok(vec![Said::Ping(payload)]));
+        }
+    }
+}

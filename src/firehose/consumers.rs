@@ -1,0 +1,259 @@
+//! Who is connected: the registry behind the limits, the admin listing and the metrics.
+//! Promises that a consumer is counted from its admission until its ticket is dropped.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+/// Longest user agent that is kept.
+const MAX_USER_AGENT_CHARS: usize = 200;
+
+/// A connected consumer, as the admin listing shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsumerInfo {
+    /// Unique in this process.
+    pub id: u64,
+    /// The consumer's address; that given by the proxy where a local one is in front.
+    pub remote_addr: IpAddr,
+    /// Its `User-Agent` header, empty where it sent none.
+    pub user_agent: String,
+    pub connected_at: SystemTime,
+    /// Events sent.
+    pub events: u64,
+    /// Bytes sent, WebSocket headers included.
+    pub bytes: u64,
+    /// Sequence number of the next event it gets.
+    pub position: u64,
+}
+
+/// Totals since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Totals {
+    pub connected: usize,
+    pub admitted: u64,
+    pub refused: u64,
+    pub events: u64,
+    pub bytes: u64,
+}
+
+/// Why a consumer is not admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    Full,
+    TooManyFromAddress,
+}
+
+/// The registry. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Consumers {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    list: Mutex<List>,
+    admitted: AtomicU64,
+    refused: AtomicU64,
+    events: AtomicU64,
+    bytes: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    consumers: HashMap<u64, Arc<Consumer>>,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+#[derive(Debug)]
+struct Consumer {
+    info: ConsumerInfo,
+    events: AtomicU64,
+    bytes: AtomicU64,
+    position: AtomicU64,
+}
+
+/// A consumer's place, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    shared: Arc<Shared>,
+    consumer: Arc<Consumer>,
+}
+
+impl Consumers {
+    /// Connected consumers, oldest first.
+    pub fn list(&self) -> Vec<ConsumerInfo> {
+        let mut list: Vec<_> = self.shared.list().consumers.values().map(|it| it.info()).collect();
+        list.sort_unstable_by_key(|consumer| consumer.id);
+        list
+    }
+
+    /// How many are connected.
+    pub fn len(&self) -> usize {
+        self.shared.list().consumers.len()
+    }
+
+    /// True where nobody is connected.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Totals since the start.
+    pub fn totals(&self) -> Totals {
+        let shared = &self.shared;
+        Totals {
+            connected: self.len(),
+            admitted: shared.admitted.load(Ordering::Relaxed),
+            refused: shared.refused.load(Ordering::Relaxed),
+            events: shared.events.load(Ordering::Relaxed),
+            bytes: shared.bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Admits a consumer within the limits.
+    pub(super) fn admit(
+        &self,
+        remote_addr: IpAddr,
+        user_agent: &str,
+        max: usize,
+        max_per_address: usize,
+    ) -> Result<Ticket, Refused> {
+        let mut list = self.shared.list();
+        let address = limited_as(remote_addr);
+        let here = list.by_address.get(&address).copied().unwrap_or(0);
+        let refused = if list.consumers.len() >= max {
+            Some(Refused::Full)
+        } else if here >= max_per_address {
+            Some(Refused::TooManyFromAddress)
+        } else {
+            None
+        };
+        if let Some(refused) = refused {
+            self.shared.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(refused);
+        }
+        let id = self.shared.admitted.fetch_add(1, Ordering::Relaxed) + 1;
+        let consumer = Arc::new(Consumer {
+            info: ConsumerInfo {
+                id,
+                remote_addr,
+                user_agent: user_agent.chars().take(MAX_USER_AGENT_CHARS).collect(),
+                connected_at: SystemTime::now(),
+                events: 0,
+                bytes: 0,
+                position: 0,
+            },
+            events: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            position: AtomicU64::new(0),
+        });
+        list.by_address.insert(address, here + 1);
+        list.consumers.insert(id, consumer.clone());
+        drop(list);
+        Ok(Ticket { shared: self.shared.clone(), consumer })
+    }
+}
+
+impl Shared {
+    fn list(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Consumer {
+    fn info(&self) -> ConsumerInfo {
+        ConsumerInfo {
+            events: self.events.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            position: self.position.load(Ordering::Relaxed),
+            ..self.info.clone()
+        }
+    }
+}
+
+impl Ticket {
+    pub fn info(&self) -> ConsumerInfo {
+        self.consumer.info()
+    }
+
+    /// Counts what went out.
+    pub fn sent(&self, events: u64, bytes: u64) {
+        for (counter, more) in [
+            (&self.consumer.events, events),
+            (&self.consumer.bytes, bytes),
+            (&self.shared.events, events),
+            (&self.shared.bytes, bytes),
+        ] {
+            counter.fetch_add(more, Ordering::Relaxed);
+        }
+    }
+
+    pub fn moved(&self, position: u64) {
+        self.consumer.position.store(position, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut list = self.shared.list();
+        let info = &self.consumer.info;
+        list.consumers.remove(&info.id);
+        let address = limited_as(info.remote_addr);
+        if let Some(count) = list.by_address.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                list.by_address.remove(&address);
+            }
+        }
+    }
+}
+
+/// The address that is counted: IPv6 by /64, the smallest block a site is given (RFC 6177).
+fn limited_as(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+        }
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admit(consumers: &Consumers, address: &str) -> Result<Ticket, Refused> {
+        consumers.admit(address.parse().expect("an address"), "test", 4, 2)
+    }
+
+    #[test]
+    fn places_are_limited_and_given_back() {
+        let consumers = Consumers::default();
+        let first = admit(&consumers, "192.0.2.1").expect("the first");
+        let _second = admit(&consumers, "::ffff:192.0.2.1").expect("the same address, mapped");
+        assert_eq!(admit(&consumers, "192.0.2.1").err(), Some(Refused::TooManyFromAddress));
+        let _third = admit(&consumers, "2001:db8::1").expect("another");
+        let _fourth = admit(&consumers, "2001:db8::2:1").expect("its neighbour");
+        assert_eq!(admit(&consumers, "192.0.2.9").err(), Some(Refused::Full));
+        drop(first);
+        let again = admit(&consumers, "192.0.2.1").expect("a free place");
+        again.sent(3, 300);
+        again.moved(17);
+        let listed = consumers.list();
+        assert_eq!(listed.len(), 4);
+        assert_eq!((listed[3].events, listed[3].bytes, listed[3].position), (3, 300, 17));
+        assert_eq!(consumers.totals().refused, 2);
+        assert_eq!(consumers.totals().admitted, 5);
+    }
+
+    #[test]
+    fn ipv6_counts_by_network() {
+        let consumers = Consumers::default();
+        let _held: Vec<_> =
+            (1..=2).map(|n| admit(&consumers, &format!("2001:db8::{n}")).expect("a place")).collect();
+        assert_eq!(admit(&consumers, "2001:db8::99").err(), Some(Refused::TooManyFromAddress));
+        assert!(admit(&consumers, "2001:db8:0:1::99").is_ok());
+    }
+}

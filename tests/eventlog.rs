@@ -1,0 +1,699 @@
+//! The event log from outside: what is appended comes back, whatever happens in between.
+
+#[path = "support/event.rs"]
+mod event;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use atproto_relay::atproto::did::Did;
+use atproto_relay::atproto::frame::Kind;
+use atproto_relay::eventlog::{Durability, EventLog, Faults, Health, LogOptions, ReadError};
+use bytes::BytesMut;
+use event::{Event, RunningLog, did, eventually, quick_folder};
+use proptest::prelude::*;
+
+/// Options of a log in `dir` with segments of `segment_bytes`.
+fn options(dir: &Path, segment_bytes: u64) -> LogOptions {
+    LogOptions { segment_bytes, ..LogOptions::new(dir) }
+}
+
+/// `count` events of four accounts with fillers of several lengths.
+fn events(from: i64, count: i64) -> Vec<Event> {
+    (from..from + count)
+        .map(|n| Event::identity(n as u64 % 4, [0, 10, 200, 700][n as usize % 4], n))
+        .collect()
+}
+
+/// All bytes a reader gets from `from` on, in reads of at most `max` bytes.
+fn read_all(log: &EventLog, from: u64, max: usize) -> Vec<u8> {
+    let mut reader = log.reader(from);
+    let mut out = BytesMut::new();
+    let mut next = from;
+    while let Some(range) = reader.next(&mut out, max).expect("the log can be read") {
+        assert_eq!(*range.start(), next, "reads follow one another");
+        next = range.end() + 1;
+    }
+    assert_eq!(next, (log.head() + 1).max(from), "the reader reaches the head");
+    out.to_vec()
+}
+
+fn wire<'a>(from: u64, events: impl IntoIterator<Item = &'a Event>) -> Vec<u8> {
+    (from..).zip(events).flat_map(|(seq, event)| event.wire(seq)).collect()
+}
+
+/// The log holds exactly `events`, from sequence number 1.
+fn assert_holds(log: &EventLog, events: &[Event], context: &str) {
+    assert_eq!(log.head(), events.len() as u64, "{context}: the head");
+    assert!(read_all(log, 1, 1000) == wire(1, events), "{context}: the bytes");
+}
+
+fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut paths: Vec<_> = fs::read_dir(dir)
+        .expect("the folder")
+        .map(|file| file.expect("a file").path())
+        .filter(|path| path.extension().is_some_and(|it| it == extension))
+        .collect();
+    paths.sort();
+    paths
+}
+
+fn copy_folder(from: &Path, to: &Path, order: [&str; 2]) {
+    fs::create_dir_all(to).expect("a folder");
+    for extension in order {
+        for path in files(from, extension) {
+            let name = path.file_name().expect("a name");
+            // A segment may be removed or begun while we copy.
+            let _ = fs::copy(&path, to.join(name));
+        }
+    }
+}
+
+#[test]
+fn events_come_back_byte_for_byte_with_dense_numbers() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 8192));
+    assert_eq!((log.log.head(), log.log.oldest()), (0, None));
+    let mut all = events(1000, 300);
+    all.push(Event::identity(9, 70_000, 5000));
+    all.extend(events(6000, 3));
+    for batch in all.chunks(7) {
+        log.append(batch);
+    }
+    assert_holds(&log.log, &all, "live");
+    assert_eq!(log.log.oldest(), Some(1));
+    for (from, max) in [(1, 1), (2, 100), (150, 65536), (301, 1), (304, 10), (305, 10)] {
+        let expected = wire(from, &all[from as usize - 1..]);
+        assert!(read_all(&log.log, from, max) == expected, "from {from} in {max}");
+    }
+    let entries: Vec<_> = log.log.entries(1).map(|entry| entry.expect("an entry")).collect();
+    assert_eq!(entries.len(), all.len());
+    for ((entry, frame), (seq, event)) in entries.iter().zip((1..).zip(&all)) {
+        assert_eq!(frame.as_ref(), event.frame(seq).0);
+        assert_eq!((entry.seq, entry.host, entry.upstream_seq), (seq, 7, event.upstream_seq));
+        assert_eq!(entry.did_hash, Did::parse(&event.did).expect("a DID").hash64());
+        assert_eq!(entry.kind, event.kind);
+    }
+    assert!(files(folder.path(), "seg").len() > 10);
+    log.close();
+    let total: u64 = files(folder.path(), "seg")
+        .iter()
+        .map(|path| fs::metadata(path).expect("a segment").len())
+        .sum();
+    assert_eq!(total, wire(1, &all).len() as u64, "closed segments hold frames and nothing else");
+    assert_holds(&EventLog::open(options(folder.path(), 8192)).expect("opens"), &all, "reopened");
+}
+
+#[test]
+fn durability_of_every_kind_reports_every_event_once() {
+    for durability in [
+        Durability::Sync,
+        Durability::Interval(Duration::from_millis(5)),
+        Durability::Interval(Duration::from_secs(3600)),
+        Durability::None,
+    ] {
+        let folder = quick_folder();
+        let log = RunningLog::open(LogOptions { durability, ..options(folder.path(), 4096) });
+        let all = events(1, 100);
+        for batch in all.chunks(9) {
+            log.send(batch);
+        }
+        let RunningLog { log, sender, durable, sequencer } = log;
+        drop(sender);
+        sequencer.join();
+        let reported: Vec<_> = durable.iter().flatten().collect();
+        let expected: Vec<_> = (1..).zip(all.iter().map(|event| event.upstream_seq)).collect();
+        assert_eq!(reported, expected, "{durability:?}");
+        assert_holds(&log, &all, "after the end");
+    }
+}
+
+#[test]
+fn a_reader_waits_for_the_next_event() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 4096));
+    let mut reader = log.log.reader(1);
+    let mut out = BytesMut::new();
+    let head = log.log.subscribe();
+    for (seq, event) in (1..).zip(events(1, 60)) {
+        assert_eq!(reader.next(&mut out, 1 << 20).expect("readable"), None);
+        log.append(std::slice::from_ref(&event));
+        assert!(head.has_changed().expect("the log is open") && log.log.head() == seq);
+        assert_eq!(reader.next(&mut out, 1 << 20).expect("readable"), Some(seq..=seq));
+        assert_eq!(out.split(), event.wire(seq));
+    }
+}
+
+#[tokio::test]
+async fn async_reads_equal_blocking_ones() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = RunningLog::open(options(folder.path(), 1 << 20));
+    let all = events(1, 400);
+    log.append(&all);
+    let mut reader = log.log.reader(1);
+    let mut out = BytesMut::new();
+    while reader.read(&mut out, 5000).await.expect("readable").is_some() {}
+    assert!(out == wire(1, &all));
+    assert_eq!((reader.position(), reader.events()), (401, 400));
+}
+
+#[test]
+fn a_second_relay_is_kept_out() {
+    let folder = quick_folder();
+    let first = EventLog::open(options(folder.path(), 4096)).expect("the first opens");
+    let second = EventLog::open(options(folder.path(), 4096)).expect_err("the second is refused");
+    let text = second.to_string();
+    assert!(text.contains("is in use by another relay"), "{text}");
+    assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
+    drop(first);
+    EventLog::open(options(folder.path(), 4096)).expect("free again");
+}
+
+/// A log of a few events whose last batch is known: the folder, all events, and the lengths of frames
+/// and index before that batch.
+struct Torn {
+    folder: tempfile::TempDir,
+    all: Vec<Event>,
+    before: usize,
+    frames: Vec<u8>,
+    index: Vec<u8>,
+    frames_before: usize,
+    index_before: usize,
+}
+
+impl Torn {
+    fn new() -> Torn {
+        let folder = quick_folder();
+        let log = RunningLog::open(options(folder.path(), 1 << 20));
+        let (before, all) = (5, events(1, 8));
+        log.append(&all[..before]);
+        log.append(&all[before..]);
+        log.close();
+        let frames = fs::read(&files(folder.path(), "seg")[0]).expect("frames");
+        let index = fs::read(&files(folder.path(), "idx")[0]).expect("an index");
+        let frames_before = wire(1, &all[..before]).len();
+        Torn { folder, index_before: 64 * (1 + before), frames_before, before, all, frames, index }
+    }
+
+    /// The folder with other bytes in it, opened and appended to: what it held before the append.
+    fn reopen(&self, frames: &[u8], index: Option<&[u8]>, context: &str) -> u64 {
+        let folder = quick_folder();
+        let name = |path: &Path| folder.path().join(path.file_name().expect("a name"));
+        fs::write(name(&files(self.folder.path(), "seg")[0]), frames).expect("frames");
+        if let Some(index) = index {
+            fs::write(name(&files(self.folder.path(), "idx")[0]), index).expect("an index");
+        }
+        let log = RunningLog::open(options(folder.path(), 1 << 20));
+        let head = log.log.head();
+        let more = Event::identity(77, 33, 1_000_000);
+        assert_eq!(log.append(std::slice::from_ref(&more)), [head + 1], "{context}");
+        assert_eq!(read_all(&log.log, head + 1, 10), more.wire(head + 1), "{context}");
+        let bytes = read_all(&log.log, 1, 100);
+        log.close();
+        let again = EventLog::open(options(folder.path(), 1 << 20)).expect("opens again");
+        assert_eq!(again.head(), head + 1, "{context}: opened again");
+        assert!(read_all(&again, 1, 100) == bytes, "{context}: the same bytes when opened again");
+        if head <= self.all.len() as u64 {
+            let (kept, _) = bytes.split_at(bytes.len() - more.wire(head + 1).len());
+            self.assert_only_known(kept, context);
+        }
+        head
+    }
+
+    /// `bytes` are frames of the events, in order, each whole.
+    fn assert_only_known(&self, bytes: &[u8], context: &str) {
+        let mut rest = bytes;
+        for (seq, event) in (1..).zip(&self.all) {
+            rest = rest.strip_prefix(event.wire(seq).as_slice()).unwrap_or(rest);
+        }
+        assert!(rest.is_empty(), "{context}: {} bytes nobody wrote", rest.len());
+    }
+}
+
+#[test]
+fn a_write_torn_at_every_byte_keeps_what_was_durable() {
+    let torn = Torn::new();
+    let zeros = [0; 4096];
+    for cut in torn.frames_before..=torn.frames.len() {
+        let context = format!("frames cut at {cut}");
+        let short = &torn.frames[..cut];
+        let index = &torn.index[..torn.index_before];
+        let head = torn.reopen(short, Some(index), &context);
+        assert_eq!(head, torn.before as u64, "{context}");
+        // Preallocated files end in zeros instead.
+        let (short, index) = ([short, &zeros].concat(), [index, &zeros].concat());
+        let head = torn.reopen(&short, Some(&index), &context);
+        assert_eq!(head, torn.before as u64, "{context}, preallocated");
+        // Without a sync the index may reach the disk before the frames.
+        let head = torn.reopen(&torn.frames[..cut], Some(&torn.index), &context);
+        let whole = (0..).take_while(|n| wire(1, &torn.all[..*n]).len() <= cut).take(9).count() - 1;
+        assert_eq!(head, whole as u64, "{context}, whole index");
+    }
+    for cut in torn.index_before..=torn.index.len() {
+        let context = format!("index cut at {cut}");
+        let whole = (cut / 64 - 1) as u64;
+        assert_eq!(torn.reopen(&torn.frames, Some(&torn.index[..cut]), &context), whole, "{context}");
+        let padded = [&torn.index[..cut], &zeros].concat();
+        let head = torn.reopen(&torn.frames, Some(&padded), &context);
+        assert!(head == whole || head == whole + 1, "{context}: {head}, preallocated");
+    }
+}
+
+#[test]
+fn an_index_that_is_gone_is_rebuilt_from_the_frames() {
+    let torn = Torn::new();
+    let all = torn.all.len() as u64;
+    assert_eq!(torn.reopen(&torn.frames, None, "no index"), all);
+    for cut in 0..64 {
+        let context = format!("header cut at {cut}");
+        assert_eq!(torn.reopen(&torn.frames, Some(&torn.index[..cut]), &context), all);
+    }
+}
+
+#[test]
+fn a_flipped_bit_costs_one_event_at_most_and_no_number_twice() {
+    let torn = Torn::new();
+    let all = torn.all.len() as u64;
+    let whole = wire(1, &torn.all);
+    for at in 0..torn.index.len() {
+        let mut index = torn.index.clone();
+        index[at] ^= 1 << (at % 8);
+        let context = format!("index flipped at {at}");
+        assert_eq!(torn.reopen(&torn.frames, Some(&index), &context), all, "{context}");
+    }
+    for at in 0..torn.frames.len() {
+        let mut frames = torn.frames.clone();
+        frames[at] ^= 1 << (at % 8);
+        let context = format!("frames flipped at {at}");
+        assert_eq!(torn.reopen(&frames, Some(&torn.index), &context), all, "{context}");
+    }
+    assert_eq!(torn.frames, whole);
+}
+
+#[test]
+fn both_files_damaged_in_one_place_open_all_the_same() {
+    let torn = Torn::new();
+    for slot in 0..torn.all.len() {
+        let (mut frames, mut index) = (torn.frames.clone(), torn.index.clone());
+        let at = wire(1, &torn.all[..slot]).len();
+        frames[at..at + 40].fill(0xff);
+        index[64 * (slot + 1)..64 * (slot + 2)].fill(0xff);
+        let context = format!("event {} destroyed", slot + 1);
+        assert_eq!(torn.reopen(&frames, Some(&index), &context), 8, "{context}");
+    }
+}
+
+#[test]
+fn a_folder_copied_while_it_is_written_opens() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 16 * 1024));
+    let all = events(1, 2000);
+    std::thread::scope(|scope| {
+        let sender = log.sender.clone();
+        let events = &all;
+        scope.spawn(move || {
+            for batch in events.chunks(5) {
+                let batch = batch.iter().map(|event| event.append(event.upstream_seq)).collect();
+                sender.send(batch).expect("the sequencer runs");
+            }
+        });
+        for round in 0..25 {
+            let seen = log.log.head();
+            let copy = quick_folder();
+            let order = if round % 2 == 0 { ["idx", "seg"] } else { ["seg", "idx"] };
+            copy_folder(folder.path(), copy.path(), order);
+            let copied = RunningLog::open(options(copy.path(), 16 * 1024));
+            let head = copied.log.head();
+            assert!(head >= seen, "round {round}: {seen} had been seen, {head} are left");
+            assert_holds(&copied.log, &all[..head as usize], "a copy");
+            assert_eq!(copied.append(&events[..1]), [head + 1]);
+        }
+    });
+    assert_eq!(log.await_durable(all.len()).len(), all.len());
+    assert_holds(&log.log, &all, "the original");
+}
+
+#[test]
+fn a_full_disk_holds_events_back_and_loses_none() {
+    for room in (0..3000).step_by(61) {
+        let folder = quick_folder();
+        let faults = Arc::new(Faults::default());
+        let options = LogOptions { faults: Some(faults.clone()), ..options(folder.path(), 4096) };
+        let log = RunningLog::open(options);
+        let all = events(1, 30);
+        log.append(&all[..10]);
+        assert_eq!(log.log.health(), Health::Good);
+        faults.fill_disk_after(room);
+        log.send(&all[10..20]);
+        log.send(&all[20..]);
+        eventually("the failure", || log.log.health() != Health::Good);
+        let head = log.log.head();
+        assert!(read_all(&log.log, 1, 1000) == wire(1, &all[..head as usize]), "served meanwhile");
+        faults.heal();
+        log.await_durable(20);
+        assert_holds(&log.log, &all, &format!("room for {room}"));
+        eventually("health", || log.log.health() == Health::Good);
+        log.close();
+        let reopened = EventLog::open(self::options(folder.path(), 4096)).expect("opens");
+        assert_holds(&reopened, &all, &format!("room for {room}, reopened"));
+    }
+}
+
+#[test]
+fn failing_syncs_show_nothing_that_is_not_kept() {
+    for durability in [Durability::Sync, Durability::Interval(Duration::from_millis(1))] {
+        let folder = quick_folder();
+        let faults = Arc::new(Faults::default());
+        let options =
+            LogOptions { durability, faults: Some(faults.clone()), ..options(folder.path(), 4096) };
+        let log = RunningLog::open(options);
+        let all = events(1, 40);
+        log.append(&all[..4]);
+        for batch in all[4..].chunks(4) {
+            faults.fail_syncs(2);
+            log.append(batch);
+        }
+        assert!(faults.refused() >= 18);
+        assert_holds(&log.log, &all, "after failures");
+    }
+}
+
+#[test]
+fn stopping_on_a_full_disk_gives_back_what_is_not_durable() {
+    let folder = quick_folder();
+    let faults = Arc::new(Faults::default());
+    let log = RunningLog::open(LogOptions {
+        faults: Some(faults.clone()),
+        ..options(folder.path(), 4096)
+    });
+    let all = events(1, 30);
+    log.append(&all[..10]);
+    faults.fill_disk_after(100);
+    log.send(&all[10..15]);
+    eventually("the failure", || log.log.health() != Health::Good);
+    log.send(&all[15..]);
+    let left = log.sequencer.stop();
+    let expected: Vec<_> = all[10..].iter().map(|event| event.upstream_seq).collect();
+    assert_eq!(left, expected);
+    assert_holds(&log.log, &all[..10], "what became durable");
+    // The same log takes events again, with another sequencer.
+    faults.heal();
+    let again = RunningLog::on(log.log);
+    again.append(&all[10..]);
+    assert_holds(&again.log, &all, "after a second start");
+}
+
+#[test]
+fn one_sequencer_at_a_time() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 4096));
+    let (_sender, rx) = std::sync::mpsc::sync_channel(1);
+    let second = atproto_relay::eventlog::sequencer::spawn::<()>(log.log.clone(), rx, |_| {});
+    assert!(second.is_err());
+}
+
+#[test]
+fn bytes_beyond_the_budget_go_oldest_first() {
+    let folder = quick_folder();
+    let log = RunningLog::open(LogOptions { max_bytes: 100_000, ..options(folder.path(), 4096) });
+    let all = events(1, 1000);
+    let mut left_behind = log.log.reader(1);
+    let mut out = BytesMut::new();
+    log.append(&all[..10]);
+    left_behind.next(&mut out, 10).expect("readable").expect("an event");
+    for batch in all[10..].chunks(10) {
+        log.append(batch);
+    }
+    eventually("the removal", || log.log.bytes() <= 100_000);
+    let oldest = log.log.oldest().expect("events");
+    assert!(oldest > 500, "the oldest is {oldest}");
+    let kept = wire(oldest, &all[oldest as usize - 1..]);
+    assert!(read_all(&log.log, oldest, 5000) == kept);
+    match left_behind.next(&mut out, 10) {
+        Err(ReadError::TooSlow { position: 2, oldest: at }) => assert!(at >= oldest),
+        other => panic!("a reader inside a removed segment got {other:?}"),
+    }
+    drop(left_behind);
+    log.close();
+    let reopened = EventLog::open(options(folder.path(), 4096)).expect("opens");
+    assert_eq!((reopened.oldest(), reopened.head()), (Some(oldest), 1000));
+}
+
+#[test]
+fn events_out_of_the_window_go_but_the_numbers_go_on() {
+    let folder = quick_folder();
+    let window = Duration::from_secs(3600);
+    let log = RunningLog::open(LogOptions { window, ..options(folder.path(), 4096) });
+    let all = events(1, 100);
+    log.append(&all);
+    log.log.trim(SystemTime::now());
+    assert_eq!(log.log.oldest(), Some(1), "young events stay");
+    log.log.trim(SystemTime::now() - Duration::from_secs(86400));
+    assert_eq!(log.log.oldest(), Some(1), "a clock that was set back removes nothing");
+    log.log.trim(SystemTime::now() + 2 * window);
+    let oldest = log.log.oldest().expect("the segment that is written to stays");
+    assert!(oldest > 80, "the oldest is {oldest}");
+    assert_eq!(files(folder.path(), "seg").len(), 1);
+    assert_eq!(files(folder.path(), "idx").len(), 1);
+    log.close();
+    let again = RunningLog::open(options(folder.path(), 4096));
+    assert_eq!(again.append(&all[..1]), [101]);
+}
+
+#[test]
+fn an_ended_segment_that_is_not_whole_is_repaired_or_left_out() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 4096));
+    let all = events(1, 200);
+    log.append(&all);
+    log.close();
+    // An index in the middle is lost: it comes back from the frames.
+    fs::remove_file(&files(folder.path(), "idx")[2]).expect("an index");
+    let reopened = EventLog::open(options(folder.path(), 4096)).expect("opens");
+    assert_holds(&reopened, &all, "an index lost");
+    drop(reopened);
+    // Frames in the middle are lost: the window begins behind them.
+    let lost = files(folder.path(), "seg")[2].clone();
+    let behind = files(folder.path(), "seg")[3].clone();
+    fs::remove_file(lost).expect("frames");
+    let reopened = EventLog::open(options(folder.path(), 4096)).expect("opens");
+    let first: u64 = behind.file_stem().and_then(|name| name.to_str()).expect("a name").parse().expect("a seq");
+    assert_eq!((reopened.oldest(), reopened.head()), (Some(first), 200));
+    assert!(read_all(&reopened, first, 1000) == wire(first, &all[first as usize - 1..]));
+}
+
+/// Everything in the raw files of a folder.
+fn raw(dir: &Path) -> Vec<u8> {
+    files(dir, "seg").iter().flat_map(|path| fs::read(path).expect("a segment")).collect()
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+/// Events of accounts 1 and 2 by turns, each with a filler nobody else has; an `#account` in the end.
+fn two_accounts() -> Vec<Event> {
+    let mut all: Vec<Event> = (0..60)
+        .map(|n| Event {
+            did: did(1 + n % 2),
+            kind: Kind::Identity,
+            filler: format!("secret-of-{}-number-{n:04}", 1 + n % 2),
+            upstream_seq: n as i64,
+        })
+        .collect();
+    let filler = "deleted".to_owned();
+    all.push(Event { did: did(1), kind: Kind::Account, filler, upstream_seq: 100 });
+    all
+}
+
+#[test]
+fn a_redacted_account_is_gone_from_readers_at_once_and_from_the_raw_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = RunningLog::open(options(folder.path(), 4096));
+    let all = two_accounts();
+    log.append(&all);
+    let later = Event { upstream_seq: 200, ..all[0].clone() };
+    log.append(std::slice::from_ref(&later));
+    assert!(contains(&raw(folder.path()), b"secret-of-1"));
+    let mut inside = log.log.reader(1);
+    let mut out = BytesMut::new();
+    inside.next(&mut out, 1).expect("readable").expect("an event");
+
+    let expected: Vec<u8> = (1..)
+        .zip(all.iter().chain([&later]))
+        .filter(|(seq, event)| event.did == did(2) || event.kind == Kind::Account || *seq == 62)
+        .flat_map(|(seq, event)| event.wire(seq))
+        .collect();
+    log.log.redact(&Did::parse(&did(1)).expect("a DID"), 61).expect("redacts");
+    assert!(read_all(&log.log, 1, 1000) == expected, "at once");
+    out.clear();
+    while inside.next(&mut out, 100).expect("readable").is_some() {}
+    assert!(out == expected, "also for a reader that was inside");
+    assert_eq!(log.log.entries(1).count(), 32);
+
+    eventually("the punching", || log.log.redactions_pending() == 0);
+    let bytes = raw(folder.path());
+    let (first, rest) = bytes.split_at(wire(1, &all).len());
+    assert!(!contains(first, b"secret-of-1"), "the raw files");
+    assert!(contains(rest, b"secret-of-1"), "the event after the redaction stays");
+    assert!(contains(&bytes, b"secret-of-2") && contains(&bytes, b"deleted"));
+    assert!(read_all(&log.log, 1, 1000) == expected, "after the punching");
+    drop(inside);
+    log.close();
+    let reopened = EventLog::open(options(folder.path(), 4096)).expect("opens");
+    assert_eq!(reopened.head(), 62);
+    assert!(read_all(&reopened, 1, 1000) == expected, "reopened");
+}
+
+#[test]
+fn a_redaction_survives_the_end_of_the_process() {
+    for _ in 0..20 {
+        let folder = quick_folder();
+        let log = RunningLog::open(options(folder.path(), 4096));
+        log.append(&two_accounts());
+        log.log.redact(&Did::parse(&did(1)).expect("a DID"), 61).expect("redacts");
+        let copy = quick_folder();
+        copy_folder(folder.path(), copy.path(), ["idx", "seg"]);
+        let journal = folder.path().join("redactions");
+        fs::copy(journal, copy.path().join("redactions")).expect("the journal");
+        log.close();
+        for dir in [folder.path(), copy.path()] {
+            let reopened = EventLog::open(options(dir, 4096)).expect("opens");
+            assert!(!contains(&read_all(&reopened, 1, 1000), b"secret-of-1"));
+            eventually("the punching", || reopened.redactions_pending() == 0);
+            assert!(!contains(&raw(dir), b"secret-of-1"));
+            assert!(contains(&raw(dir), b"secret-of-2"));
+        }
+    }
+}
+
+#[test]
+fn readers_never_see_a_hole_while_accounts_are_redacted() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 64 * 1024));
+    let all: Vec<_> = (0..4000).map(|n| Event::identity(n % 50, 100, n as i64)).collect();
+    log.append(&all);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for account in 0..49 {
+                log.log.redact(&Did::parse(&did(account)).expect("a DID"), 4000).expect("redacts");
+            }
+        });
+        while log.log.redactions_pending() > 0 || log.log.entries(1).count() > 80 {
+            let mut bytes = read_all(&log.log, 1, 3000);
+            for (seq, event) in (1..).zip(&all) {
+                let frame = event.wire(seq);
+                if bytes.starts_with(&frame) {
+                    bytes.drain(..frame.len());
+                }
+            }
+            assert!(bytes.is_empty(), "a reader got bytes that are no event");
+        }
+    });
+    assert_eq!(log.log.entries(1).count(), 80);
+}
+
+/// One step in the life of a log.
+#[derive(Debug, Clone)]
+enum Step {
+    Append(Vec<usize>),
+    /// Closed in order.
+    Reopen,
+    /// The process is gone: the files as they are, preallocated space and all, perhaps with the
+    /// beginning of a write that did not end.
+    Kill { torn: usize },
+    FullDisk { room: u64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => proptest::collection::vec(0usize..1500, 1..12).prop_map(Step::Append),
+        1 => Just(Step::Reopen),
+        2 => (0usize..400).prop_map(|torn| Step::Kill { torn }),
+        1 => (0u64..5000).prop_map(|room| Step::FullDisk { room }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_numbers_are_dense_and_bytes_equal(
+        steps in proptest::collection::vec(step(), 1..25),
+        durability in prop_oneof![
+            Just(Durability::Sync), Just(Durability::None), Just(Durability::Interval(Duration::ZERO)),
+        ],
+    ) {
+        let faults = Arc::new(Faults::default());
+        let mut folder = quick_folder();
+        let options = |dir: &Path| LogOptions {
+            durability, faults: Some(faults.clone()), ..options(dir, 5000)
+        };
+        let mut log = RunningLog::open(options(folder.path()));
+        let mut model: Vec<Event> = Vec::new();
+        for step in steps {
+            match &step {
+                Step::Append(lengths) => {
+                    let from = model.len();
+                    for length in lengths {
+                        model.push(Event::identity(*length as u64 % 5, *length, model.len() as i64));
+                    }
+                    log.append(&model[from..]);
+                }
+                Step::Reopen => {
+                    log.close();
+                    log = RunningLog::open(options(folder.path()));
+                }
+                Step::Kill { torn } => {
+                    let copy = quick_folder();
+                    copy_folder(folder.path(), copy.path(), ["seg", "idx"]);
+                    tear(copy.path(), &model, *torn);
+                    log.close();
+                    folder = copy;
+                    log = RunningLog::open(options(folder.path()));
+                }
+                Step::FullDisk { room } => {
+                    faults.fill_disk_after(*room);
+                    let from = model.len();
+                    model.extend((0..6).map(|n| Event::identity(n, 900, (from as u64 + n) as i64)));
+                    log.send(&model[from..]);
+                    std::thread::yield_now();
+                    faults.heal();
+                    log.await_durable(model.len() - from);
+                }
+            }
+            assert_holds(&log.log, &model, &format!("{step:?}"));
+        }
+    }
+}
+
+/// Writes the first bytes of one more event behind the last, as a write cut short would.
+fn tear(dir: &Path, model: &[Event], torn: usize) {
+    let Some(path) = files(dir, "seg").pop() else {
+        return;
+    };
+    let first: usize =
+        path.file_stem().and_then(|name| name.to_str()).expect("a name").parse().expect("a seq");
+    let at = wire(first as u64, &model[first - 1..]).len();
+    let next = Event::identity(3, 500, 3).wire(model.len() as u64 + 1);
+    let mut bytes = fs::read(&path).expect("frames");
+    let torn = torn.min(next.len());
+    bytes.resize(bytes.len().max(at + torn), 0);
+    bytes[at..at + torn].copy_from_slice(&next[..torn]);
+    fs::write(&path, bytes).expect("frames");
+}
+
+#[test]
+fn folders_of_events_are_listed_by_number() {
+    // Foreign files do not disturb the log.
+    let folder = quick_folder();
+    for name in ["notes.txt", "12.seg", "00000000000000000000.seg", "x.idx"] {
+        fs::write(folder.path().join(name), b"not ours").expect("a file");
+    }
+    let log = RunningLog::open(options(folder.path(), 4096));
+    let seqs: BTreeMap<_, _> = log.append(&events(1, 3)).into_iter().zip(1..).collect();
+    assert_eq!(seqs.into_iter().collect::<Vec<_>>(), [(1, 1), (2, 2), (3, 3)]);
+}

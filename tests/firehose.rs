@@ -1,0 +1,505 @@
+//! The firehose from outside: WebSocket clients of another make over real sockets.
+
+#[path = "support/event.rs"]
+mod event;
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use atproto_relay::atproto::frame::{self, Message as FrameMessage};
+use atproto_relay::eventlog::LogOptions;
+use atproto_relay::firehose::{self, Firehose, FirehoseOptions, SERVER_NAME, SUBSCRIBE_REPOS};
+use event::{DEADLINE, Event, RunningLog, eventually, quick_folder};
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, http};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// A served log.
+struct Relay {
+    running: RunningLog,
+    firehose: Firehose,
+    addr: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Relay {
+    async fn start(options: FirehoseOptions) -> Relay {
+        Relay::with(options, 64 * 1024).await
+    }
+
+    async fn with(options: FirehoseOptions, segment_bytes: u64) -> Relay {
+        let folder = quick_folder();
+        let running =
+            RunningLog::open(LogOptions { segment_bytes, ..LogOptions::new(folder.path()) });
+        let firehose = Firehose::new(running.log.clone(), options);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = listener.local_addr().expect("an address");
+        let service =
+            firehose::router(firehose.clone()).into_make_service_with_connect_info::<SocketAddr>();
+        tokio::spawn(async move { axum::serve(listener, service).await });
+        Relay { running, firehose, addr, _folder: folder }
+    }
+
+    fn url(&self, query: &str) -> String {
+        format!("ws://{}{SUBSCRIBE_REPOS}{query}", self.addr)
+    }
+
+    async fn connect(&self, query: &str) -> Client {
+        connect_async(self.url(query)).await.expect("a subscription").0
+    }
+
+    /// A subscription on a bare socket: the handshake is done, what follows is the test's.
+    async fn connect_raw(&self, query: &str) -> TcpStream {
+        let mut socket = TcpStream::connect(self.addr).await.expect("a connection");
+        let request = format!(
+            "GET {SUBSCRIBE_REPOS}{query} HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\n\
+             Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        socket.write_all(request.as_bytes()).await.expect("sends");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(socket.read_u8().await.expect("an answer"));
+        }
+        let head = String::from_utf8(head).expect("text");
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+        socket
+    }
+
+    fn append(&self, events: &[Event]) {
+        self.running.append(events);
+    }
+
+    async fn await_consumers(&self, count: usize) {
+        let start = Instant::now();
+        while self.firehose.consumers().len() != count {
+            assert!(start.elapsed() < DEADLINE, "never {count} consumers");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Waits until every consumer has been given all events and waits for the next.
+    async fn await_live(&self) {
+        let start = Instant::now();
+        let next = self.running.log.head() + 1;
+        while self.firehose.consumers().list().iter().any(|consumer| consumer.position != next) {
+            assert!(start.elapsed() < DEADLINE, "consumers never came to {next}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+fn events(count: i64) -> Vec<Event> {
+    (1..=count).map(|n| Event::identity(n as u64 % 3, (n as usize * 37) % 400, n)).collect()
+}
+
+/// The next message, pings and pongs left out.
+async fn message(client: &mut Client) -> Option<Result<Message, Error>> {
+    loop {
+        let next = timeout(DEADLINE, client.next()).await.expect("a message in time");
+        match next {
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            other => return other,
+        }
+    }
+}
+
+async fn frame_bytes(client: &mut Client) -> Vec<u8> {
+    match message(client).await {
+        Some(Ok(Message::Binary(bytes))) => bytes.to_vec(),
+        other => panic!("instead of a frame: {other:?}"),
+    }
+}
+
+async fn assert_events(client: &mut Client, from: u64, events: &[Event]) {
+    for (seq, event) in (from..).zip(events) {
+        assert!(frame_bytes(client).await == event.frame(seq).0, "event {seq}");
+    }
+}
+
+async fn assert_closed(client: &mut Client, code: CloseCode) {
+    match message(client).await {
+        Some(Ok(Message::Close(Some(close)))) => assert_eq!(close.code, code),
+        other => panic!("instead of a close: {other:?}"),
+    }
+    assert!(message(client).await.is_none(), "the connection ends");
+}
+
+/// The name in an error frame.
+async fn error_name(client: &mut Client) -> String {
+    let bytes = frame_bytes(client).await;
+    match frame::decode(&bytes).expect("a frame").message {
+        FrameMessage::Error(error) => error.error.to_owned(),
+        _ => panic!("not an error frame"),
+    }
+}
+
+#[tokio::test]
+async fn every_cursor_gets_exactly_its_suffix_and_then_the_live_events() {
+    let relay = Relay::start(FirehoseOptions::default()).await;
+    let all = events(60);
+    relay.append(&all[..40]);
+    let mut clients = vec![(1, relay.connect("?cursor=0").await)];
+    clients.push((41, relay.connect("").await));
+    for cursor in 1..=41 {
+        clients.push((cursor, relay.connect(&format!("?cursor={cursor}")).await));
+    }
+    relay.await_consumers(43).await;
+    relay.await_live().await;
+    for batch in all[40..].chunks(3) {
+        relay.append(batch);
+    }
+    for (from, client) in &mut clients {
+        assert_events(client, *from, &all[*from as usize - 1..]).await;
+    }
+    let totals = relay.firehose.consumers().totals();
+    assert_eq!((totals.connected, totals.admitted, totals.refused), (43, 43, 0));
+    let sent: u64 = clients.iter().map(|(from, _)| 61 - from).sum();
+    assert_eq!(totals.events, sent);
+    let listed = relay.firehose.consumers().list();
+    assert!(listed.iter().all(|consumer| consumer.position == 61));
+    assert!(listed.iter().all(|consumer| consumer.remote_addr.is_loopback()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn joining_a_busy_stream_loses_and_doubles_nothing() {
+    let relay = Relay::start(FirehoseOptions::default()).await;
+    let all = events(4000);
+    relay.append(&all[..500]);
+    let sender = relay.running.sender.clone();
+    let busy: Vec<Event> = all[500..].to_vec();
+    let feeding = std::thread::spawn(move || {
+        for batch in busy.chunks(3) {
+            let batch = batch.iter().map(|event| event.append(event.upstream_seq)).collect();
+            sender.send(batch).expect("the sequencer runs");
+        }
+    });
+    let readers = (0..12).map(|n| {
+        let url = relay.url(&format!("?cursor={}", n * 40 + 1));
+        let all = all.clone();
+        tokio::spawn(async move {
+            let mut client = connect_async(url).await.expect("a subscription").0;
+            assert_events(&mut client, n * 40 + 1, &all[n as usize * 40..]).await;
+        })
+    });
+    for reader in readers.collect::<Vec<_>>() {
+        reader.await.expect("a reader got everything");
+    }
+    feeding.join().expect("the feeder ends");
+}
+
+#[tokio::test]
+async fn a_lone_event_and_a_huge_one_arrive() {
+    let relay = Relay::start(FirehoseOptions::default()).await;
+    let mut client = relay.connect("").await;
+    relay.await_consumers(1).await;
+    relay.await_live().await;
+    for (seq, length) in (1..).zip([0, 60, 65_400, 65_536, 4_900_000, 5]) {
+        let event = Event::identity(1, length, seq);
+        relay.append(std::slice::from_ref(&event));
+        assert_events(&mut client, seq as u64, &[event]).await;
+    }
+}
+
+#[tokio::test]
+async fn what_goes_out_is_the_log_as_it_lies() {
+    let relay = Relay::start(FirehoseOptions::default()).await;
+    let all = events(200);
+    relay.append(&all);
+    let mut raw = relay.connect_raw("?cursor=0").await;
+    let expected: Vec<u8> = (1..).zip(&all).flat_map(|(seq, event)| event.wire(seq)).collect();
+    let mut heard = vec![0; expected.len()];
+    timeout(DEADLINE, raw.read_exact(&mut heard)).await.expect("in time").expect("the events");
+    assert!(heard == expected);
+}
+
+#[tokio::test]
+async fn an_outdated_cursor_is_told_and_gets_the_oldest() {
+    let relay = Relay::start(FirehoseOptions::default()).await;
+    let all = events(1000);
+    relay.append(&all);
+    relay.running.log.trim(SystemTime::now() + Duration::from_secs(1_000_000));
+    let oldest = relay.running.log.oldest().expect("events");
+    assert!(oldest > 1);
+    for cursor in [1, oldest - 1] {
+        let mut client = relay.connect(&format!("?cursor={cursor}")).await;
+        let info = frame_bytes(&mut client).await;
+        match frame::decode(&info).expect("a frame").message {
+            FrameMessage::Info(info) => assert_eq!(info.name, "OutdatedCursor"),
+            _ => panic!("not an info frame"),
+        }
+        assert_events(&mut client, oldest, &all[oldest as usize - 1..]).await;
+    }
+    for query in ["?cursor=0".to_owned(), format!("?cursor={oldest}")] {
+        let mut client = relay.connect(&query).await;
+        assert_events(&mut client, oldest, &all[oldest as usize - 1..]).await;
+    }
+}
+
+#[tokio::test]
+async fn cursors_of_the_future_and_nonsense_are_refused_in_the_stream() {
+    let relay = Relay::start(FirehoseOptions::default()).await;
+    relay.append(&events(10));
+    let cases = [
+        ("?cursor=12", "FutureCursor"),
+        ("?cursor=99999999999999999999999999", "FutureCursor"),
+        ("?cursor=", "InvalidRequest"),
+        ("?cursor=-1", "InvalidRequest"),
+        ("?cursor=ten", "InvalidRequest"),
+    ];
+    for (query, error) in cases {
+        let mut client = relay.connect(query).await;
+        assert_eq!(error_name(&mut client).await, error, "{query}");
+        assert_closed(&mut client, CloseCode::Policy).await;
+    }
+    relay.await_consumers(0).await;
+}
+
+#[tokio::test]
+async fn requests_that_are_no_subscription_are_answered() {
+    let relay = Relay::start(FirehoseOptions::default()).await;
+    let url = format!("http://{}{SUBSCRIBE_REPOS}", relay.addr);
+    let http = reqwest::Client::new();
+    let plain = http.get(&url).send().await.expect("an answer");
+    assert_eq!(plain.status(), 426);
+    assert_eq!(plain.headers()["upgrade"], "websocket");
+    assert_eq!(plain.headers()["server"], SERVER_NAME);
+    let body: serde_json::Value = plain.json().await.expect("JSON");
+    assert_eq!(body["error"], "InvalidRequest");
+    let post = http.post(&url).send().await.expect("an answer");
+    assert_eq!((post.status().as_u16(), &post.headers()["allow"]), (405, &"GET".parse().expect("a header")));
+    assert_eq!(http.delete(&url).send().await.expect("an answer").status(), 405);
+
+    let (_client, response) = connect_async(relay.url("")).await.expect("a subscription");
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.headers()["server"], SERVER_NAME);
+}
+
+#[tokio::test]
+async fn places_are_limited_in_total_and_per_address() {
+    let options =
+        FirehoseOptions { max_consumers: 5, max_consumers_per_ip: 2, ..FirehoseOptions::default() };
+    let relay = Relay::start(options).await;
+    let connect = async |from: &str| {
+        let mut request = relay.url("").into_client_request().expect("a request");
+        let from = from.parse().expect("a header");
+        request.headers_mut().insert("x-forwarded-for", from);
+        connect_async(request).await.map(|(client, _)| client)
+    };
+    let refused = |result: Result<Client, Error>| match result {
+        Err(Error::Http(response)) => response.status(),
+        other => panic!("not refused: {other:?}"),
+    };
+    let first = connect("192.0.2.1").await.expect("a place");
+    let _second = connect("6.6.6.6, 192.0.2.1").await.expect("a place");
+    assert_eq!(refused(connect("192.0.2.1").await), http::StatusCode::TOO_MANY_REQUESTS);
+    let _others = [
+        connect("192.0.2.2").await.expect("a place"),
+        connect("192.0.2.3").await.expect("a place"),
+        connect("2001:db8::1").await.expect("a place"),
+    ];
+    assert_eq!(refused(connect("192.0.2.9").await), http::StatusCode::SERVICE_UNAVAILABLE);
+    drop(first);
+    relay.await_consumers(4).await;
+    let _again = connect("192.0.2.1").await.expect("the place that came free");
+    assert_eq!(relay.firehose.consumers().totals().refused, 2);
+}
+
+#[tokio::test]
+async fn pings_are_answered_while_events_flow_and_while_none_do() {
+    let relay = Relay::start(FirehoseOptions::default()).await;
+    relay.append(&events(500));
+    let mut client = relay.connect("?cursor=0").await;
+    for round in 0..5 {
+        client.send(Message::Ping(format!("ping {round}").into())).await.expect("sends");
+        client.send(Message::Text("are you there?".into())).await.expect("sends");
+        client.send(Message::Binary(vec![7; 100_000].into())).await.expect("sends");
+        loop {
+            match timeout(DEADLINE, client.next()).await.expect("an answer in time") {
+                Some(Ok(Message::Pong(payload))) => {
+                    assert_eq!(payload, format!("ping {round}"));
+                    break;
+                }
+                Some(Ok(Message::Binary(_))) => {}
+                other => panic!("instead of a pong: {other:?}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_relay_pings_and_cuts_who_never_answers() {
+    let options = FirehoseOptions {
+        ping_interval: Duration::from_millis(20),
+        idle_timeout: Duration::from_millis(400),
+        ..FirehoseOptions::default()
+    };
+    let relay = Relay::start(options).await;
+    let mut silent = relay.connect_raw("").await;
+    let mut answering = relay.connect("").await;
+    let started = Instant::now();
+    let mut pings = 0;
+    while started.elapsed() < Duration::from_millis(1200) {
+        match timeout(DEADLINE, answering.next()).await.expect("a ping in time") {
+            Some(Ok(Message::Ping(_))) => pings += 1,
+            other => panic!("instead of a ping: {other:?}"),
+        }
+    }
+    assert!(pings > 10, "{pings} pings");
+    let mut heard = Vec::new();
+    timeout(DEADLINE, silent.read_to_end(&mut heard)).await.expect("cut in time").expect("an end");
+    assert!(heard.starts_with(&[0x89, 0x00, 0x89, 0x00]), "{heard:x?}");
+    relay.await_consumers(1).await;
+}
+
+#[tokio::test]
+async fn a_close_is_answered() {
+    let relay = Relay::start(FirehoseOptions::default()).await;
+    relay.append(&events(5));
+    let mut raw = relay.connect_raw("?cursor=6").await;
+    let code = [0x03 ^ 0x11, 0xe9 ^ 0x22];
+    raw.write_all(&[0x88, 0x82, 0x11, 0x22, 0x33, 0x44, code[0], code[1]]).await.expect("sends");
+    let mut heard = Vec::new();
+    timeout(DEADLINE, raw.read_to_end(&mut heard)).await.expect("ends in time").expect("an end");
+    assert_eq!(heard, [0x88, 0x02, 0x03, 0xe9]);
+
+    let mut client = relay.connect("?cursor=0").await;
+    client.close(None).await.expect("closes");
+    while message(&mut client).await.is_some_and(|message| message.is_ok()) {}
+    relay.await_consumers(0).await;
+}
+
+#[tokio::test]
+async fn garbage_is_closed_with_1002_and_disturbs_nobody() {
+    let relay = Relay::start(FirehoseOptions::default()).await;
+    let all = events(50);
+    let mut good = relay.connect("").await;
+    relay.await_consumers(1).await;
+    relay.await_live().await;
+    let garbage: [&[u8]; 6] = [
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[0x81, 0x05, b'h', b'e', b'l', b'l', b'o'],
+        &[0xff; 5000],
+        &[0x89, 0xfe, 0xff, 0xff, 0, 0, 0, 0],
+        &[0x8b, 0x80, 0, 0, 0, 0],
+        &[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4],
+    ];
+    for (bytes, event) in garbage.into_iter().zip(&all) {
+        let mut raw = relay.connect_raw("").await;
+        raw.write_all(bytes).await.expect("sends");
+        raw.shutdown().await.expect("ends its side");
+        let mut heard = Vec::new();
+        timeout(DEADLINE, raw.read_to_end(&mut heard)).await.expect("ends in time").expect("an end");
+        assert_eq!(heard[..2], [0x88, heard.len() as u8 - 2], "{bytes:x?} got {heard:x?}");
+        assert_eq!(heard[2..4], 1002u16.to_be_bytes(), "{bytes:x?} got {heard:x?}");
+        relay.append(std::slice::from_ref(event));
+    }
+    assert_events(&mut good, 1, &all[..garbage.len()]).await;
+    relay.await_consumers(1).await;
+}
+
+#[tokio::test]
+async fn who_never_reads_is_cut_and_others_get_everything() {
+    let options =
+        FirehoseOptions { write_timeout: Duration::from_millis(300), ..FirehoseOptions::default() };
+    let relay = Relay::with(options, 256 << 20).await;
+    let all: Vec<_> = (1..=400).map(|n| Event::identity(1, 60_000, n)).collect();
+    relay.append(&all);
+    let stuck = relay.connect_raw("?cursor=0").await;
+    let mut client = relay.connect("?cursor=0").await;
+    assert_events(&mut client, 1, &all).await;
+    relay.await_consumers(1).await;
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn who_falls_out_of_the_window_hears_consumer_too_slow() {
+    let relay = Relay::with(FirehoseOptions::default(), 1 << 20).await;
+    let all: Vec<_> = (1..=400).map(|n| Event::identity(1, 60_000, n)).collect();
+    relay.append(&all);
+    let mut client = relay.connect("?cursor=0").await;
+    assert_events(&mut client, 1, &all[..1]).await;
+    // The sockets are full by and by, and the consumer's position stands.
+    let mut position = 0;
+    eventually("a stuck consumer", || {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = relay.firehose.consumers().list()[0].position;
+        std::mem::replace(&mut position, now) == now
+    });
+    relay.running.log.trim(SystemTime::now() + Duration::from_secs(1_000_000));
+    assert!(relay.running.log.oldest().expect("events") > position);
+    let mut next = 2;
+    loop {
+        let bytes = frame_bytes(&mut client).await;
+        if let FrameMessage::Error(error) = frame::decode(&bytes).expect("a frame").message {
+            assert_eq!(error.error, "ConsumerTooSlow");
+            break;
+        }
+        assert!(bytes == all[next as usize - 1].frame(next).0, "event {next}");
+        next += 1;
+    }
+    assert!(next < 400);
+    assert_closed(&mut client, CloseCode::Policy).await;
+}
+
+#[tokio::test]
+async fn a_cold_log_is_served_like_a_warm_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let all = events(3000);
+    let running = RunningLog::open(LogOptions::new(folder.path()));
+    running.append(&all);
+    let firehose = Firehose::new(running.log.clone(), FirehoseOptions::default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("ws://{}{SUBSCRIBE_REPOS}?cursor=0", listener.local_addr().expect("an address"));
+    tokio::spawn(async move { axum::serve(listener, firehose::router(firehose)).await });
+    for entry in std::fs::read_dir(folder.path()).expect("the folder") {
+        let file = std::fs::File::open(entry.expect("a file").path()).expect("a file");
+        let advice = rustix::fs::Advice::DontNeed;
+        rustix::fs::fadvise(&file, 0, None, advice).expect("the pages go");
+    }
+    let mut client = connect_async(url).await.expect("a subscription").0;
+    assert_events(&mut client, 1, &all).await;
+}
+
+#[tokio::test]
+async fn who_comes_and_goes_leaves_nothing_behind() {
+    let relay = Relay::start(FirehoseOptions { max_consumers: 20, ..FirehoseOptions::default() }).await;
+    let all = events(30);
+    relay.append(&all);
+    let mut steady = relay.connect("?cursor=0").await;
+    for round in 0..300 {
+        let connection = connect_async(relay.url("?cursor=0")).await;
+        match (round % 2, connection) {
+            (0, Ok((mut client, _))) => drop(client.next().await),
+            (_, Ok((client, _))) => drop(client),
+            (_, Err(Error::Http(refused))) => assert_eq!(refused.status(), 503),
+            (_, Err(error)) => panic!("{error}"),
+        }
+    }
+    assert_events(&mut steady, 1, &all).await;
+    relay.await_consumers(1).await;
+}
+
+#[tokio::test]
+async fn shutdown_says_going_away() {
+    let relay = Relay::start(FirehoseOptions::default()).await;
+    let mut clients = [relay.connect("").await, relay.connect("?cursor=0").await];
+    relay.await_consumers(2).await;
+    let firehose = relay.firehose.clone();
+    let shutdown = tokio::spawn(async move { firehose.shutdown().await });
+    for client in &mut clients {
+        assert_closed(client, CloseCode::Away).await;
+    }
+    timeout(DEADLINE, shutdown).await.expect("ends in time").expect("ends");
+    assert!(relay.firehose.consumers().is_empty());
+    relay.running.close();
+}
