@@ -18,7 +18,10 @@ use proptest::prelude::*;
 
 /// Options of a log in `dir` with segments of `segment_bytes`.
 fn options(dir: &Path, segment_bytes: u64) -> LogOptions {
-    LogOptions { segment_bytes, ..LogOptions::new(dir) }
+    LogOptions {
+        segment_bytes,
+        ..LogOptions::new(dir)
+    }
 }
 
 /// `count` events of four accounts with fillers of several lengths.
@@ -37,18 +40,28 @@ fn read_all(log: &EventLog, from: u64, max: usize) -> Vec<u8> {
         assert_eq!(*range.start(), next, "reads follow one another");
         next = range.end() + 1;
     }
-    assert_eq!(next, (log.head() + 1).max(from), "the reader reaches the head");
+    assert_eq!(
+        next,
+        (log.head() + 1).max(from),
+        "the reader reaches the head"
+    );
     out.to_vec()
 }
 
 fn wire<'a>(from: u64, events: impl IntoIterator<Item = &'a Event>) -> Vec<u8> {
-    (from..).zip(events).flat_map(|(seq, event)| event.wire(seq)).collect()
+    (from..)
+        .zip(events)
+        .flat_map(|(seq, event)| event.wire(seq))
+        .collect()
 }
 
 /// The log holds exactly `events`, from sequence number 1.
 fn assert_holds(log: &EventLog, events: &[Event], context: &str) {
     assert_eq!(log.head(), events.len() as u64, "{context}: the head");
-    assert!(read_all(log, 1, 1000) == wire(1, events), "{context}: the bytes");
+    assert!(
+        read_all(log, 1, 1000) == wire(1, events),
+        "{context}: the bytes"
+    );
 }
 
 fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
@@ -85,16 +98,36 @@ fn events_come_back_byte_for_byte_with_dense_numbers() {
     }
     assert_holds(&log.log, &all, "live");
     assert_eq!(log.log.oldest(), Some(1));
-    for (from, max) in [(1, 1), (2, 100), (150, 65536), (301, 1), (304, 10), (305, 10)] {
+    for (from, max) in [
+        (1, 1),
+        (2, 100),
+        (150, 65536),
+        (301, 1),
+        (304, 10),
+        (305, 10),
+    ] {
         let expected = wire(from, &all[from as usize - 1..]);
-        assert!(read_all(&log.log, from, max) == expected, "from {from} in {max}");
+        assert!(
+            read_all(&log.log, from, max) == expected,
+            "from {from} in {max}"
+        );
     }
-    let entries: Vec<_> = log.log.entries(1).map(|entry| entry.expect("an entry")).collect();
+    let entries: Vec<_> = log
+        .log
+        .entries(1)
+        .map(|entry| entry.expect("an entry"))
+        .collect();
     assert_eq!(entries.len(), all.len());
     for ((entry, frame), (seq, event)) in entries.iter().zip((1..).zip(&all)) {
         assert_eq!(frame.as_ref(), event.frame(seq).0);
-        assert_eq!((entry.seq, entry.host, entry.upstream_seq), (seq, 7, event.upstream_seq));
-        assert_eq!(entry.did_hash, Did::parse(&event.did).expect("a DID").hash64());
+        assert_eq!(
+            (entry.seq, entry.host, entry.upstream_seq),
+            (seq, 7, event.upstream_seq)
+        );
+        assert_eq!(
+            entry.did_hash,
+            Did::parse(&event.did).expect("a DID").hash64()
+        );
         assert_eq!(entry.kind, event.kind);
     }
     assert!(files(folder.path(), "seg").len() > 10);
@@ -103,8 +136,16 @@ fn events_come_back_byte_for_byte_with_dense_numbers() {
         .iter()
         .map(|path| fs::metadata(path).expect("a segment").len())
         .sum();
-    assert_eq!(total, wire(1, &all).len() as u64, "closed segments hold frames and nothing else");
-    assert_holds(&EventLog::open(options(folder.path(), 8192)).expect("opens"), &all, "reopened");
+    assert_eq!(
+        total,
+        wire(1, &all).len() as u64,
+        "closed segments hold frames and nothing else"
+    );
+    assert_holds(
+        &EventLog::open(options(folder.path(), 8192)).expect("opens"),
+        &all,
+        "reopened",
+    );
 }
 
 #[test]
@@ -116,16 +157,26 @@ fn durability_of_every_kind_reports_every_event_once() {
         Durability::None,
     ] {
         let folder = quick_folder();
-        let log = RunningLog::open(LogOptions { durability, ..options(folder.path(), 4096) });
+        let log = RunningLog::open(LogOptions {
+            durability,
+            ..options(folder.path(), 4096)
+        });
         let all = events(1, 100);
         for batch in all.chunks(9) {
             log.send(batch);
         }
-        let RunningLog { log, sender, durable, sequencer } = log;
+        let RunningLog {
+            log,
+            sender,
+            durable,
+            sequencer,
+        } = log;
         drop(sender);
         sequencer.join();
         let reported: Vec<_> = durable.iter().flatten().collect();
-        let expected: Vec<_> = (1..).zip(all.iter().map(|event| event.upstream_seq)).collect();
+        let expected: Vec<_> = (1..)
+            .zip(all.iter().map(|event| event.upstream_seq))
+            .collect();
         assert_eq!(reported, expected, "{durability:?}");
         assert_holds(&log, &all, "after the end");
     }
@@ -142,7 +193,10 @@ fn a_reader_waits_for_the_next_event() {
         assert_eq!(reader.next(&mut out, 1 << 20).expect("readable"), None);
         log.append(std::slice::from_ref(&event));
         assert!(head.has_changed().expect("the log is open") && log.log.head() == seq);
-        assert_eq!(reader.next(&mut out, 1 << 20).expect("readable"), Some(seq..=seq));
+        assert_eq!(
+            reader.next(&mut out, 1 << 20).expect("readable"),
+            Some(seq..=seq)
+        );
         assert_eq!(out.split(), event.wire(seq));
     }
 }
@@ -155,7 +209,12 @@ async fn async_reads_equal_blocking_ones() {
     log.append(&all);
     let mut reader = log.log.reader(1);
     let mut out = BytesMut::new();
-    while reader.read(&mut out, 5000).await.expect("readable").is_some() {}
+    while reader
+        .read(&mut out, 5000)
+        .await
+        .expect("readable")
+        .is_some()
+    {}
     assert!(out == wire(1, &all));
     assert_eq!((reader.position(), reader.events()), (401, 400));
 }
@@ -167,7 +226,10 @@ fn a_second_relay_is_kept_out() {
     let second = EventLog::open(options(folder.path(), 4096)).expect_err("the second is refused");
     let text = second.to_string();
     assert!(text.contains("is in use by another relay"), "{text}");
-    assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
+    assert!(
+        text.contains(&format!("process {}", std::process::id())),
+        "{text}"
+    );
     drop(first);
     EventLog::open(options(folder.path(), 4096)).expect("free again");
 }
@@ -195,7 +257,15 @@ impl Torn {
         let frames = fs::read(&files(folder.path(), "seg")[0]).expect("frames");
         let index = fs::read(&files(folder.path(), "idx")[0]).expect("an index");
         let frames_before = wire(1, &all[..before]).len();
-        Torn { folder, index_before: 64 * (1 + before), frames_before, before, all, frames, index }
+        Torn {
+            folder,
+            index_before: 64 * (1 + before),
+            frames_before,
+            before,
+            all,
+            frames,
+            index,
+        }
     }
 
     /// The folder with other bytes in it, opened and appended to: what it held before the append.
@@ -209,13 +279,24 @@ impl Torn {
         let log = RunningLog::open(options(folder.path(), 1 << 20));
         let head = log.log.head();
         let more = Event::identity(77, 33, 1_000_000);
-        assert_eq!(log.append(std::slice::from_ref(&more)), [head + 1], "{context}");
-        assert_eq!(read_all(&log.log, head + 1, 10), more.wire(head + 1), "{context}");
+        assert_eq!(
+            log.append(std::slice::from_ref(&more)),
+            [head + 1],
+            "{context}"
+        );
+        assert_eq!(
+            read_all(&log.log, head + 1, 10),
+            more.wire(head + 1),
+            "{context}"
+        );
         let bytes = read_all(&log.log, 1, 100);
         log.close();
         let again = EventLog::open(options(folder.path(), 1 << 20)).expect("opens again");
         assert_eq!(again.head(), head + 1, "{context}: opened again");
-        assert!(read_all(&again, 1, 100) == bytes, "{context}: the same bytes when opened again");
+        assert!(
+            read_all(&again, 1, 100) == bytes,
+            "{context}: the same bytes when opened again"
+        );
         if head <= self.all.len() as u64 {
             let (kept, _) = bytes.split_at(bytes.len() - more.wire(head + 1).len());
             self.assert_only_known(kept, context);
@@ -227,9 +308,15 @@ impl Torn {
     fn assert_only_known(&self, bytes: &[u8], context: &str) {
         let mut rest = bytes;
         for (seq, event) in (1..).zip(&self.all) {
-            rest = rest.strip_prefix(event.wire(seq).as_slice()).unwrap_or(rest);
+            rest = rest
+                .strip_prefix(event.wire(seq).as_slice())
+                .unwrap_or(rest);
         }
-        assert!(rest.is_empty(), "{context}: {} bytes nobody wrote", rest.len());
+        assert!(
+            rest.is_empty(),
+            "{context}: {} bytes nobody wrote",
+            rest.len()
+        );
     }
 }
 
@@ -249,16 +336,27 @@ fn a_write_torn_at_every_byte_keeps_what_was_durable() {
         assert_eq!(head, torn.before as u64, "{context}, preallocated");
         // Without a sync the index may reach the disk before the frames.
         let head = torn.reopen(&torn.frames[..cut], Some(&torn.index), &context);
-        let whole = (0..).take_while(|n| wire(1, &torn.all[..*n]).len() <= cut).take(9).count() - 1;
+        let whole = (0..)
+            .take_while(|n| wire(1, &torn.all[..*n]).len() <= cut)
+            .take(9)
+            .count()
+            - 1;
         assert_eq!(head, whole as u64, "{context}, whole index");
     }
     for cut in torn.index_before..=torn.index.len() {
         let context = format!("index cut at {cut}");
         let whole = (cut / 64 - 1) as u64;
-        assert_eq!(torn.reopen(&torn.frames, Some(&torn.index[..cut]), &context), whole, "{context}");
+        assert_eq!(
+            torn.reopen(&torn.frames, Some(&torn.index[..cut]), &context),
+            whole,
+            "{context}"
+        );
         let padded = [&torn.index[..cut], &zeros].concat();
         let head = torn.reopen(&torn.frames, Some(&padded), &context);
-        assert!(head == whole || head == whole + 1, "{context}: {head}, preallocated");
+        assert!(
+            head == whole || head == whole + 1,
+            "{context}: {head}, preallocated"
+        );
     }
 }
 
@@ -269,7 +367,10 @@ fn an_index_that_is_gone_is_rebuilt_from_the_frames() {
     assert_eq!(torn.reopen(&torn.frames, None, "no index"), all);
     for cut in 0..64 {
         let context = format!("header cut at {cut}");
-        assert_eq!(torn.reopen(&torn.frames, Some(&torn.index[..cut]), &context), all);
+        assert_eq!(
+            torn.reopen(&torn.frames, Some(&torn.index[..cut]), &context),
+            all
+        );
     }
 }
 
@@ -282,13 +383,21 @@ fn a_flipped_bit_costs_one_event_at_most_and_no_number_twice() {
         let mut index = torn.index.clone();
         index[at] ^= 1 << (at % 8);
         let context = format!("index flipped at {at}");
-        assert_eq!(torn.reopen(&torn.frames, Some(&index), &context), all, "{context}");
+        assert_eq!(
+            torn.reopen(&torn.frames, Some(&index), &context),
+            all,
+            "{context}"
+        );
     }
     for at in 0..torn.frames.len() {
         let mut frames = torn.frames.clone();
         frames[at] ^= 1 << (at % 8);
         let context = format!("frames flipped at {at}");
-        assert_eq!(torn.reopen(&frames, Some(&torn.index), &context), all, "{context}");
+        assert_eq!(
+            torn.reopen(&frames, Some(&torn.index), &context),
+            all,
+            "{context}"
+        );
     }
     assert_eq!(torn.frames, whole);
 }
@@ -316,18 +425,28 @@ fn a_folder_copied_while_it_is_written_opens() {
         let events = &all;
         scope.spawn(move || {
             for batch in events.chunks(5) {
-                let batch = batch.iter().map(|event| event.append(event.upstream_seq)).collect();
+                let batch = batch
+                    .iter()
+                    .map(|event| event.append(event.upstream_seq))
+                    .collect();
                 sender.send(batch).expect("the sequencer runs");
             }
         });
         for round in 0..25 {
             let seen = log.log.head();
             let copy = quick_folder();
-            let order = if round % 2 == 0 { ["idx", "seg"] } else { ["seg", "idx"] };
+            let order = if round % 2 == 0 {
+                ["idx", "seg"]
+            } else {
+                ["seg", "idx"]
+            };
             copy_folder(folder.path(), copy.path(), order);
             let copied = RunningLog::open(options(copy.path(), 16 * 1024));
             let head = copied.log.head();
-            assert!(head >= seen, "round {round}: {seen} had been seen, {head} are left");
+            assert!(
+                head >= seen,
+                "round {round}: {seen} had been seen, {head} are left"
+            );
             assert_holds(&copied.log, &all[..head as usize], "a copy");
             assert_eq!(copied.append(&events[..1]), [head + 1]);
         }
@@ -341,7 +460,10 @@ fn a_full_disk_holds_events_back_and_loses_none() {
     for room in (0..3000).step_by(61) {
         let folder = quick_folder();
         let faults = Arc::new(Faults::default());
-        let options = LogOptions { faults: Some(faults.clone()), ..options(folder.path(), 4096) };
+        let options = LogOptions {
+            faults: Some(faults.clone()),
+            ..options(folder.path(), 4096)
+        };
         let log = RunningLog::open(options);
         let all = events(1, 30);
         log.append(&all[..10]);
@@ -351,7 +473,10 @@ fn a_full_disk_holds_events_back_and_loses_none() {
         log.send(&all[20..]);
         eventually("the failure", || log.log.health() != Health::Good);
         let head = log.log.head();
-        assert!(read_all(&log.log, 1, 1000) == wire(1, &all[..head as usize]), "served meanwhile");
+        assert!(
+            read_all(&log.log, 1, 1000) == wire(1, &all[..head as usize]),
+            "served meanwhile"
+        );
         faults.heal();
         log.await_durable(20);
         assert_holds(&log.log, &all, &format!("room for {room}"));
@@ -364,11 +489,17 @@ fn a_full_disk_holds_events_back_and_loses_none() {
 
 #[test]
 fn failing_syncs_show_nothing_that_is_not_kept() {
-    for durability in [Durability::Sync, Durability::Interval(Duration::from_millis(1))] {
+    for durability in [
+        Durability::Sync,
+        Durability::Interval(Duration::from_millis(1)),
+    ] {
         let folder = quick_folder();
         let faults = Arc::new(Faults::default());
-        let options =
-            LogOptions { durability, faults: Some(faults.clone()), ..options(folder.path(), 4096) };
+        let options = LogOptions {
+            durability,
+            faults: Some(faults.clone()),
+            ..options(folder.path(), 4096)
+        };
         let log = RunningLog::open(options);
         let all = events(1, 40);
         log.append(&all[..4]);
@@ -418,12 +549,18 @@ fn one_sequencer_at_a_time() {
 #[test]
 fn bytes_beyond_the_budget_go_oldest_first() {
     let folder = quick_folder();
-    let log = RunningLog::open(LogOptions { max_bytes: 100_000, ..options(folder.path(), 4096) });
+    let log = RunningLog::open(LogOptions {
+        max_bytes: 100_000,
+        ..options(folder.path(), 4096)
+    });
     let all = events(1, 1000);
     let mut left_behind = log.log.reader(1);
     let mut out = BytesMut::new();
     log.append(&all[..10]);
-    left_behind.next(&mut out, 10).expect("readable").expect("an event");
+    left_behind
+        .next(&mut out, 10)
+        .expect("readable")
+        .expect("an event");
     for batch in all[10..].chunks(10) {
         log.append(batch);
     }
@@ -433,7 +570,10 @@ fn bytes_beyond_the_budget_go_oldest_first() {
     let kept = wire(oldest, &all[oldest as usize - 1..]);
     assert!(read_all(&log.log, oldest, 5000) == kept);
     match left_behind.next(&mut out, 10) {
-        Err(ReadError::TooSlow { position: 2, oldest: at }) => assert!(at >= oldest),
+        Err(ReadError::TooSlow {
+            position: 2,
+            oldest: at,
+        }) => assert!(at >= oldest),
         other => panic!("a reader inside a removed segment got {other:?}"),
     }
     drop(left_behind);
@@ -446,15 +586,25 @@ fn bytes_beyond_the_budget_go_oldest_first() {
 fn events_out_of_the_window_go_but_the_numbers_go_on() {
     let folder = quick_folder();
     let window = Duration::from_secs(3600);
-    let log = RunningLog::open(LogOptions { window, ..options(folder.path(), 4096) });
+    let log = RunningLog::open(LogOptions {
+        window,
+        ..options(folder.path(), 4096)
+    });
     let all = events(1, 100);
     log.append(&all);
     log.log.trim(SystemTime::now());
     assert_eq!(log.log.oldest(), Some(1), "young events stay");
     log.log.trim(SystemTime::now() - Duration::from_secs(86400));
-    assert_eq!(log.log.oldest(), Some(1), "a clock that was set back removes nothing");
+    assert_eq!(
+        log.log.oldest(),
+        Some(1),
+        "a clock that was set back removes nothing"
+    );
     log.log.trim(SystemTime::now() + 2 * window);
-    let oldest = log.log.oldest().expect("the segment that is written to stays");
+    let oldest = log
+        .log
+        .oldest()
+        .expect("the segment that is written to stays");
     assert!(oldest > 80, "the oldest is {oldest}");
     assert_eq!(files(folder.path(), "seg").len(), 1);
     assert_eq!(files(folder.path(), "idx").len(), 1);
@@ -475,23 +625,74 @@ fn an_ended_segment_that_is_not_whole_is_repaired_or_left_out() {
     let reopened = EventLog::open(options(folder.path(), 4096)).expect("opens");
     assert_holds(&reopened, &all, "an index lost");
     drop(reopened);
-    // Frames in the middle are lost: the window begins behind them.
+    // Frames in the middle are lost: what lies around them is served.
     let lost = files(folder.path(), "seg")[2].clone();
-    let behind = files(folder.path(), "seg")[3].clone();
-    fs::remove_file(lost).expect("frames");
+    let [from, to] = [&lost, &files(folder.path(), "seg")[3]].map(|path| first_seq(path) as usize);
+    fs::remove_file(&lost).expect("frames");
     let reopened = EventLog::open(options(folder.path(), 4096)).expect("opens");
-    let first: u64 = behind.file_stem().and_then(|name| name.to_str()).expect("a name").parse().expect("a seq");
-    assert_eq!((reopened.oldest(), reopened.head()), (Some(first), 200));
-    assert!(read_all(&reopened, first, 1000) == wire(first, &all[first as usize - 1..]));
+    assert_eq!((reopened.oldest(), reopened.head()), (Some(1), 200));
+    let around = [wire(1, &all[..from - 1]), wire(to as u64, &all[to - 1..])].concat();
+    assert!(read_all(&reopened, 1, 1000) == around);
+    drop(reopened);
+    // So much is lost that its numbers cannot be held: the window begins behind it.
+    fs::write(folder.path().join("00000000000100000000.seg"), b"").expect("a segment");
+    let reopened = EventLog::open(options(folder.path(), 4096)).expect("opens");
+    assert_eq!((reopened.oldest(), reopened.head()), (None, 99_999_999));
+}
+
+#[test]
+fn the_end_of_an_ended_segment_torn_at_any_byte_costs_its_events_only() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 4096));
+    let all = events(1, 40);
+    log.append(&all);
+    log.close();
+    let [frames, index] = ["seg", "idx"].map(|it| files(folder.path(), it)[0].clone());
+    let ended = first_seq(&files(folder.path(), "seg")[1]) as usize - 1;
+    let length = fs::metadata(&frames).expect("frames").len() as usize;
+    for cut in (0..length).rev().step_by(97) {
+        let torn = fs::OpenOptions::new()
+            .write(true)
+            .open(&frames)
+            .expect("frames");
+        torn.set_len(cut as u64).expect("cuts");
+        fs::remove_file(&index).expect("an index");
+        let whole = (0..)
+            .take_while(|n| wire(1, &all[..*n]).len() <= cut)
+            .take(ended + 1)
+            .count()
+            - 1;
+        let reopened = EventLog::open(options(folder.path(), 4096)).expect("opens");
+        let left = [
+            wire(1, &all[..whole]),
+            wire(ended as u64 + 1, &all[ended..]),
+        ]
+        .concat();
+        assert!(read_all(&reopened, 1, 1000) == left, "cut at {cut}");
+    }
+}
+
+/// The sequence number in a segment's name.
+fn first_seq(path: &Path) -> u64 {
+    let name = path
+        .file_stem()
+        .and_then(|name| name.to_str())
+        .expect("a name");
+    name.parse().expect("a sequence number")
 }
 
 /// Everything in the raw files of a folder.
 fn raw(dir: &Path) -> Vec<u8> {
-    files(dir, "seg").iter().flat_map(|path| fs::read(path).expect("a segment")).collect()
+    files(dir, "seg")
+        .iter()
+        .flat_map(|path| fs::read(path).expect("a segment"))
+        .collect()
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
+    haystack
+        .windows(needle.len())
+        .any(|window| window == needle)
 }
 
 /// Events of accounts 1 and 2 by turns, each with a filler nobody else has; an `#account` in the end.
@@ -505,7 +706,12 @@ fn two_accounts() -> Vec<Event> {
         })
         .collect();
     let filler = "deleted".to_owned();
-    all.push(Event { did: did(1), kind: Kind::Account, filler, upstream_seq: 100 });
+    all.push(Event {
+        did: did(1),
+        kind: Kind::Account,
+        filler,
+        upstream_seq: 100,
+    });
     all
 }
 
@@ -515,19 +721,27 @@ fn a_redacted_account_is_gone_from_readers_at_once_and_from_the_raw_file() {
     let log = RunningLog::open(options(folder.path(), 4096));
     let all = two_accounts();
     log.append(&all);
-    let later = Event { upstream_seq: 200, ..all[0].clone() };
+    let later = Event {
+        upstream_seq: 200,
+        ..all[0].clone()
+    };
     log.append(std::slice::from_ref(&later));
     assert!(contains(&raw(folder.path()), b"secret-of-1"));
     let mut inside = log.log.reader(1);
     let mut out = BytesMut::new();
-    inside.next(&mut out, 1).expect("readable").expect("an event");
+    inside
+        .next(&mut out, 1)
+        .expect("readable")
+        .expect("an event");
 
     let expected: Vec<u8> = (1..)
         .zip(all.iter().chain([&later]))
         .filter(|(seq, event)| event.did == did(2) || event.kind == Kind::Account || *seq == 62)
         .flat_map(|(seq, event)| event.wire(seq))
         .collect();
-    log.log.redact(&Did::parse(&did(1)).expect("a DID"), 61).expect("redacts");
+    log.log
+        .redact(&Did::parse(&did(1)).expect("a DID"), 61)
+        .expect("redacts");
     assert!(read_all(&log.log, 1, 1000) == expected, "at once");
     out.clear();
     while inside.next(&mut out, 100).expect("readable").is_some() {}
@@ -538,9 +752,15 @@ fn a_redacted_account_is_gone_from_readers_at_once_and_from_the_raw_file() {
     let bytes = raw(folder.path());
     let (first, rest) = bytes.split_at(wire(1, &all).len());
     assert!(!contains(first, b"secret-of-1"), "the raw files");
-    assert!(contains(rest, b"secret-of-1"), "the event after the redaction stays");
+    assert!(
+        contains(rest, b"secret-of-1"),
+        "the event after the redaction stays"
+    );
     assert!(contains(&bytes, b"secret-of-2") && contains(&bytes, b"deleted"));
-    assert!(read_all(&log.log, 1, 1000) == expected, "after the punching");
+    assert!(
+        read_all(&log.log, 1, 1000) == expected,
+        "after the punching"
+    );
     drop(inside);
     log.close();
     let reopened = EventLog::open(options(folder.path(), 4096)).expect("opens");
@@ -554,7 +774,9 @@ fn a_redaction_survives_the_end_of_the_process() {
         let folder = quick_folder();
         let log = RunningLog::open(options(folder.path(), 4096));
         log.append(&two_accounts());
-        log.log.redact(&Did::parse(&did(1)).expect("a DID"), 61).expect("redacts");
+        log.log
+            .redact(&Did::parse(&did(1)).expect("a DID"), 61)
+            .expect("redacts");
         let copy = quick_folder();
         copy_folder(folder.path(), copy.path(), ["idx", "seg"]);
         let journal = folder.path().join("redactions");
@@ -574,12 +796,16 @@ fn a_redaction_survives_the_end_of_the_process() {
 fn readers_never_see_a_hole_while_accounts_are_redacted() {
     let folder = quick_folder();
     let log = RunningLog::open(options(folder.path(), 64 * 1024));
-    let all: Vec<_> = (0..4000).map(|n| Event::identity(n % 50, 100, n as i64)).collect();
+    let all: Vec<_> = (0..4000)
+        .map(|n| Event::identity(n % 50, 100, n as i64))
+        .collect();
     log.append(&all);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for account in 0..49 {
-                log.log.redact(&Did::parse(&did(account)).expect("a DID"), 4000).expect("redacts");
+                log.log
+                    .redact(&Did::parse(&did(account)).expect("a DID"), 4000)
+                    .expect("redacts");
             }
         });
         while log.log.redactions_pending() > 0 || log.log.entries(1).count() > 80 {
@@ -604,8 +830,12 @@ enum Step {
     Reopen,
     /// The process is gone: the files as they are, preallocated space and all, perhaps with the
     /// beginning of a write that did not end.
-    Kill { torn: usize },
-    FullDisk { room: u64 },
+    Kill {
+        torn: usize,
+    },
+    FullDisk {
+        room: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -675,8 +905,7 @@ fn tear(dir: &Path, model: &[Event], torn: usize) {
     let Some(path) = files(dir, "seg").pop() else {
         return;
     };
-    let first: usize =
-        path.file_stem().and_then(|name| name.to_str()).expect("a name").parse().expect("a seq");
+    let first = first_seq(&path) as usize;
     let at = wire(first as u64, &model[first - 1..]).len();
     let next = Event::identity(3, 500, 3).wire(model.len() as u64 + 1);
     let mut bytes = fs::read(&path).expect("frames");
@@ -695,5 +924,8 @@ fn folders_of_events_are_listed_by_number() {
     }
     let log = RunningLog::open(options(folder.path(), 4096));
     let seqs: BTreeMap<_, _> = log.append(&events(1, 3)).into_iter().zip(1..).collect();
-    assert_eq!(seqs.into_iter().collect::<Vec<_>>(), [(1, 1), (2, 2), (3, 3)]);
+    assert_eq!(
+        seqs.into_iter().collect::<Vec<_>>(),
+        [(1, 1), (2, 2), (3, 3)]
+    );
 }

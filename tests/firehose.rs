@@ -37,15 +37,22 @@ impl Relay {
 
     async fn with(options: FirehoseOptions, segment_bytes: u64) -> Relay {
         let folder = quick_folder();
-        let running =
-            RunningLog::open(LogOptions { segment_bytes, ..LogOptions::new(folder.path()) });
+        let running = RunningLog::open(LogOptions {
+            segment_bytes,
+            ..LogOptions::new(folder.path())
+        });
         let firehose = Firehose::new(running.log.clone(), options);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("an address");
         let service =
             firehose::router(firehose.clone()).into_make_service_with_connect_info::<SocketAddr>();
         tokio::spawn(async move { axum::serve(listener, service).await });
-        Relay { running, firehose, addr, _folder: folder }
+        Relay {
+            running,
+            firehose,
+            addr,
+            _folder: folder,
+        }
     }
 
     fn url(&self, query: &str) -> String {
@@ -53,7 +60,10 @@ impl Relay {
     }
 
     async fn connect(&self, query: &str) -> Client {
-        connect_async(self.url(query)).await.expect("a subscription").0
+        connect_async(self.url(query))
+            .await
+            .expect("a subscription")
+            .0
     }
 
     /// A subscription on a bare socket: the handshake is done, what follows is the test's.
@@ -91,7 +101,13 @@ impl Relay {
     async fn await_live(&self) {
         let start = Instant::now();
         let next = self.running.log.head() + 1;
-        while self.firehose.consumers().list().iter().any(|consumer| consumer.position != next) {
+        while self
+            .firehose
+            .consumers()
+            .list()
+            .iter()
+            .any(|consumer| consumer.position != next)
+        {
             assert!(start.elapsed() < DEADLINE, "consumers never came to {next}");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -99,13 +115,17 @@ impl Relay {
 }
 
 fn events(count: i64) -> Vec<Event> {
-    (1..=count).map(|n| Event::identity(n as u64 % 3, (n as usize * 37) % 400, n)).collect()
+    (1..=count)
+        .map(|n| Event::identity(n as u64 % 3, (n as usize * 37) % 400, n))
+        .collect()
 }
 
 /// The next message, pings and pongs left out.
 async fn message(client: &mut Client) -> Option<Result<Message, Error>> {
     loop {
-        let next = timeout(DEADLINE, client.next()).await.expect("a message in time");
+        let next = timeout(DEADLINE, client.next())
+            .await
+            .expect("a message in time");
         match next {
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
             other => return other,
@@ -122,7 +142,10 @@ async fn frame_bytes(client: &mut Client) -> Vec<u8> {
 
 async fn assert_events(client: &mut Client, from: u64, events: &[Event]) {
     for (seq, event) in (from..).zip(events) {
-        assert!(frame_bytes(client).await == event.frame(seq).0, "event {seq}");
+        assert!(
+            frame_bytes(client).await == event.frame(seq).0,
+            "event {seq}"
+        );
     }
 }
 
@@ -162,12 +185,19 @@ async fn every_cursor_gets_exactly_its_suffix_and_then_the_live_events() {
         assert_events(client, *from, &all[*from as usize - 1..]).await;
     }
     let totals = relay.firehose.consumers().totals();
-    assert_eq!((totals.connected, totals.admitted, totals.refused), (43, 43, 0));
+    assert_eq!(
+        (totals.connected, totals.admitted, totals.refused),
+        (43, 43, 0)
+    );
     let sent: u64 = clients.iter().map(|(from, _)| 61 - from).sum();
     assert_eq!(totals.events, sent);
     let listed = relay.firehose.consumers().list();
     assert!(listed.iter().all(|consumer| consumer.position == 61));
-    assert!(listed.iter().all(|consumer| consumer.remote_addr.is_loopback()));
+    assert!(
+        listed
+            .iter()
+            .all(|consumer| consumer.remote_addr.is_loopback())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -179,7 +209,10 @@ async fn joining_a_busy_stream_loses_and_doubles_nothing() {
     let busy: Vec<Event> = all[500..].to_vec();
     let feeding = std::thread::spawn(move || {
         for batch in busy.chunks(3) {
-            let batch = batch.iter().map(|event| event.append(event.upstream_seq)).collect();
+            let batch = batch
+                .iter()
+                .map(|event| event.append(event.upstream_seq))
+                .collect();
             sender.send(batch).expect("the sequencer runs");
         }
     });
@@ -216,9 +249,15 @@ async fn what_goes_out_is_the_log_as_it_lies() {
     let all = events(200);
     relay.append(&all);
     let mut raw = relay.connect_raw("?cursor=0").await;
-    let expected: Vec<u8> = (1..).zip(&all).flat_map(|(seq, event)| event.wire(seq)).collect();
+    let expected: Vec<u8> = (1..)
+        .zip(&all)
+        .flat_map(|(seq, event)| event.wire(seq))
+        .collect();
     let mut heard = vec![0; expected.len()];
-    timeout(DEADLINE, raw.read_exact(&mut heard)).await.expect("in time").expect("the events");
+    timeout(DEADLINE, raw.read_exact(&mut heard))
+        .await
+        .expect("in time")
+        .expect("the events");
     assert!(heard == expected);
 }
 
@@ -227,7 +266,10 @@ async fn an_outdated_cursor_is_told_and_gets_the_oldest() {
     let relay = Relay::start(FirehoseOptions::default()).await;
     let all = events(1000);
     relay.append(&all);
-    relay.running.log.trim(SystemTime::now() + Duration::from_secs(1_000_000));
+    relay
+        .running
+        .log
+        .trim(SystemTime::now() + Duration::from_secs(1_000_000));
     let oldest = relay.running.log.oldest().expect("events");
     assert!(oldest > 1);
     for cursor in [1, oldest - 1] {
@@ -276,8 +318,14 @@ async fn requests_that_are_no_subscription_are_answered() {
     let body: serde_json::Value = plain.json().await.expect("JSON");
     assert_eq!(body["error"], "InvalidRequest");
     let post = http.post(&url).send().await.expect("an answer");
-    assert_eq!((post.status().as_u16(), &post.headers()["allow"]), (405, &"GET".parse().expect("a header")));
-    assert_eq!(http.delete(&url).send().await.expect("an answer").status(), 405);
+    assert_eq!(
+        (post.status().as_u16(), &post.headers()["allow"]),
+        (405, &"GET".parse().expect("a header"))
+    );
+    assert_eq!(
+        http.delete(&url).send().await.expect("an answer").status(),
+        405
+    );
 
     let (_client, response) = connect_async(relay.url("")).await.expect("a subscription");
     assert_eq!(response.status(), 101);
@@ -286,8 +334,11 @@ async fn requests_that_are_no_subscription_are_answered() {
 
 #[tokio::test]
 async fn places_are_limited_in_total_and_per_address() {
-    let options =
-        FirehoseOptions { max_consumers: 5, max_consumers_per_ip: 2, ..FirehoseOptions::default() };
+    let options = FirehoseOptions {
+        max_consumers: 5,
+        max_consumers_per_ip: 2,
+        ..FirehoseOptions::default()
+    };
     let relay = Relay::start(options).await;
     let connect = async |from: &str| {
         let mut request = relay.url("").into_client_request().expect("a request");
@@ -301,16 +352,24 @@ async fn places_are_limited_in_total_and_per_address() {
     };
     let first = connect("192.0.2.1").await.expect("a place");
     let _second = connect("6.6.6.6, 192.0.2.1").await.expect("a place");
-    assert_eq!(refused(connect("192.0.2.1").await), http::StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(
+        refused(connect("192.0.2.1").await),
+        http::StatusCode::TOO_MANY_REQUESTS
+    );
     let _others = [
         connect("192.0.2.2").await.expect("a place"),
         connect("192.0.2.3").await.expect("a place"),
         connect("2001:db8::1").await.expect("a place"),
     ];
-    assert_eq!(refused(connect("192.0.2.9").await), http::StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        refused(connect("192.0.2.9").await),
+        http::StatusCode::SERVICE_UNAVAILABLE
+    );
     drop(first);
     relay.await_consumers(4).await;
-    let _again = connect("192.0.2.1").await.expect("the place that came free");
+    let _again = connect("192.0.2.1")
+        .await
+        .expect("the place that came free");
     assert_eq!(relay.firehose.consumers().totals().refused, 2);
 }
 
@@ -320,11 +379,23 @@ async fn pings_are_answered_while_events_flow_and_while_none_do() {
     relay.append(&events(500));
     let mut client = relay.connect("?cursor=0").await;
     for round in 0..5 {
-        client.send(Message::Ping(format!("ping {round}").into())).await.expect("sends");
-        client.send(Message::Text("are you there?".into())).await.expect("sends");
-        client.send(Message::Binary(vec![7; 100_000].into())).await.expect("sends");
+        client
+            .send(Message::Ping(format!("ping {round}").into()))
+            .await
+            .expect("sends");
+        client
+            .send(Message::Text("are you there?".into()))
+            .await
+            .expect("sends");
+        client
+            .send(Message::Binary(vec![7; 100_000].into()))
+            .await
+            .expect("sends");
         loop {
-            match timeout(DEADLINE, client.next()).await.expect("an answer in time") {
+            match timeout(DEADLINE, client.next())
+                .await
+                .expect("an answer in time")
+            {
                 Some(Ok(Message::Pong(payload))) => {
                     assert_eq!(payload, format!("ping {round}"));
                     break;
@@ -349,14 +420,20 @@ async fn the_relay_pings_and_cuts_who_never_answers() {
     let started = Instant::now();
     let mut pings = 0;
     while started.elapsed() < Duration::from_millis(1200) {
-        match timeout(DEADLINE, answering.next()).await.expect("a ping in time") {
+        match timeout(DEADLINE, answering.next())
+            .await
+            .expect("a ping in time")
+        {
             Some(Ok(Message::Ping(_))) => pings += 1,
             other => panic!("instead of a ping: {other:?}"),
         }
     }
     assert!(pings > 10, "{pings} pings");
     let mut heard = Vec::new();
-    timeout(DEADLINE, silent.read_to_end(&mut heard)).await.expect("cut in time").expect("an end");
+    timeout(DEADLINE, silent.read_to_end(&mut heard))
+        .await
+        .expect("cut in time")
+        .expect("an end");
     assert!(heard.starts_with(&[0x89, 0x00, 0x89, 0x00]), "{heard:x?}");
     relay.await_consumers(1).await;
 }
@@ -367,14 +444,22 @@ async fn a_close_is_answered() {
     relay.append(&events(5));
     let mut raw = relay.connect_raw("?cursor=6").await;
     let code = [0x03 ^ 0x11, 0xe9 ^ 0x22];
-    raw.write_all(&[0x88, 0x82, 0x11, 0x22, 0x33, 0x44, code[0], code[1]]).await.expect("sends");
+    raw.write_all(&[0x88, 0x82, 0x11, 0x22, 0x33, 0x44, code[0], code[1]])
+        .await
+        .expect("sends");
     let mut heard = Vec::new();
-    timeout(DEADLINE, raw.read_to_end(&mut heard)).await.expect("ends in time").expect("an end");
+    timeout(DEADLINE, raw.read_to_end(&mut heard))
+        .await
+        .expect("ends in time")
+        .expect("an end");
     assert_eq!(heard, [0x88, 0x02, 0x03, 0xe9]);
 
     let mut client = relay.connect("?cursor=0").await;
     client.close(None).await.expect("closes");
-    while message(&mut client).await.is_some_and(|message| message.is_ok()) {}
+    while message(&mut client)
+        .await
+        .is_some_and(|message| message.is_ok())
+    {}
     relay.await_consumers(0).await;
 }
 
@@ -391,16 +476,29 @@ async fn garbage_is_closed_with_1002_and_disturbs_nobody() {
         &[0xff; 5000],
         &[0x89, 0xfe, 0xff, 0xff, 0, 0, 0, 0],
         &[0x8b, 0x80, 0, 0, 0, 0],
-        &[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4],
+        &[
+            0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4,
+        ],
     ];
     for (bytes, event) in garbage.into_iter().zip(&all) {
         let mut raw = relay.connect_raw("").await;
         raw.write_all(bytes).await.expect("sends");
         raw.shutdown().await.expect("ends its side");
         let mut heard = Vec::new();
-        timeout(DEADLINE, raw.read_to_end(&mut heard)).await.expect("ends in time").expect("an end");
-        assert_eq!(heard[..2], [0x88, heard.len() as u8 - 2], "{bytes:x?} got {heard:x?}");
-        assert_eq!(heard[2..4], 1002u16.to_be_bytes(), "{bytes:x?} got {heard:x?}");
+        timeout(DEADLINE, raw.read_to_end(&mut heard))
+            .await
+            .expect("ends in time")
+            .expect("an end");
+        assert_eq!(
+            heard[..2],
+            [0x88, heard.len() as u8 - 2],
+            "{bytes:x?} got {heard:x?}"
+        );
+        assert_eq!(
+            heard[2..4],
+            1002u16.to_be_bytes(),
+            "{bytes:x?} got {heard:x?}"
+        );
         relay.append(std::slice::from_ref(event));
     }
     assert_events(&mut good, 1, &all[..garbage.len()]).await;
@@ -409,8 +507,10 @@ async fn garbage_is_closed_with_1002_and_disturbs_nobody() {
 
 #[tokio::test]
 async fn who_never_reads_is_cut_and_others_get_everything() {
-    let options =
-        FirehoseOptions { write_timeout: Duration::from_millis(300), ..FirehoseOptions::default() };
+    let options = FirehoseOptions {
+        write_timeout: Duration::from_millis(300),
+        ..FirehoseOptions::default()
+    };
     let relay = Relay::with(options, 256 << 20).await;
     let all: Vec<_> = (1..=400).map(|n| Event::identity(1, 60_000, n)).collect();
     relay.append(&all);
@@ -435,7 +535,10 @@ async fn who_falls_out_of_the_window_hears_consumer_too_slow() {
         let now = relay.firehose.consumers().list()[0].position;
         std::mem::replace(&mut position, now) == now
     });
-    relay.running.log.trim(SystemTime::now() + Duration::from_secs(1_000_000));
+    relay
+        .running
+        .log
+        .trim(SystemTime::now() + Duration::from_secs(1_000_000));
     assert!(relay.running.log.oldest().expect("events") > position);
     let mut next = 2;
     loop {
@@ -444,7 +547,10 @@ async fn who_falls_out_of_the_window_hears_consumer_too_slow() {
             assert_eq!(error.error, "ConsumerTooSlow");
             break;
         }
-        assert!(bytes == all[next as usize - 1].frame(next).0, "event {next}");
+        assert!(
+            bytes == all[next as usize - 1].frame(next).0,
+            "event {next}"
+        );
         next += 1;
     }
     assert!(next < 400);
@@ -459,7 +565,10 @@ async fn a_cold_log_is_served_like_a_warm_one() {
     running.append(&all);
     let firehose = Firehose::new(running.log.clone(), FirehoseOptions::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("ws://{}{SUBSCRIBE_REPOS}?cursor=0", listener.local_addr().expect("an address"));
+    let url = format!(
+        "ws://{}{SUBSCRIBE_REPOS}?cursor=0",
+        listener.local_addr().expect("an address")
+    );
     tokio::spawn(async move { axum::serve(listener, firehose::router(firehose)).await });
     for entry in std::fs::read_dir(folder.path()).expect("the folder") {
         let file = std::fs::File::open(entry.expect("a file").path()).expect("a file");
@@ -472,7 +581,11 @@ async fn a_cold_log_is_served_like_a_warm_one() {
 
 #[tokio::test]
 async fn who_comes_and_goes_leaves_nothing_behind() {
-    let relay = Relay::start(FirehoseOptions { max_consumers: 20, ..FirehoseOptions::default() }).await;
+    let relay = Relay::start(FirehoseOptions {
+        max_consumers: 20,
+        ..FirehoseOptions::default()
+    })
+    .await;
     let all = events(30);
     relay.append(&all);
     let mut steady = relay.connect("?cursor=0").await;
@@ -499,7 +612,10 @@ async fn shutdown_says_going_away() {
     for client in &mut clients {
         assert_closed(client, CloseCode::Away).await;
     }
-    timeout(DEADLINE, shutdown).await.expect("ends in time").expect("ends");
+    timeout(DEADLINE, shutdown)
+        .await
+        .expect("ends in time")
+        .expect("ends");
     assert!(relay.firehose.consumers().is_empty());
     relay.running.close();
 }

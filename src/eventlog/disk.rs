@@ -13,7 +13,7 @@ use rustix::io::Errno;
 /// Files of the log: readable by the owner and the group only.
 const FILE_MODE: u32 = 0o640;
 /// Zeros written at a time where the file system cannot punch holes.
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Faults that tests inject into the log's writes. Healthy until told otherwise.
 #[derive(Debug, Default)]
@@ -130,7 +130,11 @@ impl LogFile {
 
     /// Brings what was written to stable storage.
     pub fn sync_data(&self) -> io::Result<()> {
-        if self.faults.as_ref().is_some_and(|faults| faults.sync_fails()) {
+        if self
+            .faults
+            .as_ref()
+            .is_some_and(|faults| faults.sync_fails())
+        {
             return Err(Errno::IO.into());
         }
         Ok(fdatasync(&self.file)?)
@@ -146,7 +150,12 @@ impl LogFile {
         {
             return Err(Errno::NOSPC.into());
         }
-        Ok(fallocate(&self.file, FallocateFlags::empty(), from, to - from)?)
+        Ok(fallocate(
+            &self.file,
+            FallocateFlags::empty(),
+            from,
+            to - from,
+        )?)
     }
 
     pub fn set_len(&self, len: u64) -> io::Result<()> {

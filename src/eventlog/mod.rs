@@ -72,11 +72,11 @@ pub struct LogOptions {
 }
 
 impl LogOptions {
-    /// The defaults, in the folder `dir`: 256 MiB segments, synced, 72 hours, 200 GB.
+    /// The defaults, in the folder `dir`: 128 MiB segments, synced, 72 hours, 200 GB.
     pub fn new(dir: impl Into<PathBuf>) -> LogOptions {
         LogOptions {
             dir: dir.into(),
-            segment_bytes: 256 << 20,
+            segment_bytes: 128 << 20,
             durability: Durability::Sync,
             window: Duration::from_secs(72 * 3600),
             max_bytes: 200_000_000_000,
@@ -91,7 +91,11 @@ pub enum LogError {
     #[error("data folder {} is in use by another relay{}: stop that one, or give this one another data folder", dir.display(), owner_text(owner))]
     InUse { dir: PathBuf, owner: Option<u32> },
     #[error("{action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("data folder {} already has a sequencer", .0.display())]
     SequencerRuns(PathBuf),
     #[error("reading the event log: {0}")]
@@ -99,12 +103,18 @@ pub enum LogError {
 }
 
 fn owner_text(owner: &Option<u32>) -> String {
-    owner.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+    owner
+        .map(|pid| format!(" (process {pid})"))
+        .unwrap_or_default()
 }
 
 impl LogError {
     fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
-        move |source| LogError::Io { action, path: path.to_owned(), source }
+        move |source| LogError::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 
@@ -113,7 +123,10 @@ impl LogError {
 pub enum Health {
     Good,
     /// Writing fails. Events wait, nothing is lost; the log tries again by itself.
-    Failing { since: SystemTime, reason: String },
+    Failing {
+        since: SystemTime,
+        reason: String,
+    },
 }
 
 /// The event log. Clones share it; the last one that goes releases the folder.
@@ -166,7 +179,10 @@ impl EventLog {
             _lock: lock,
         });
         let upkeep = Upkeep::start(shared.clone(), calls)?;
-        Ok(EventLog { _upkeep: Arc::new(upkeep), shared })
+        Ok(EventLog {
+            _upkeep: Arc::new(upkeep),
+            shared,
+        })
     }
 
     /// Last sequence number that consumers may see; 0 before the first event.
@@ -210,7 +226,11 @@ impl EventLog {
 
     /// Bytes on disk, reserved ones included.
     pub fn bytes(&self) -> u64 {
-        self.shared.segments().iter().map(|segment| segment.bytes()).sum()
+        self.shared
+            .segments()
+            .iter()
+            .map(|segment| segment.bytes())
+            .sum()
     }
 
     /// The options the log was opened with.
@@ -229,7 +249,9 @@ impl Shared {
     }
 
     fn segments_mut(&self) -> RwLockWriteGuard<'_, VecDeque<Arc<Segment>>> {
-        self.segments.write().unwrap_or_else(PoisonError::into_inner)
+        self.segments
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The segment that holds `seq`, or `Err` with the oldest sequence number there is.

@@ -53,7 +53,12 @@ enum Wait {
 
 impl Reader {
     pub(super) fn new(log: EventLog, from: u64) -> Reader {
-        Reader { log, next: from.max(1), events: 0, open: None }
+        Reader {
+            log,
+            next: from.max(1),
+            events: 0,
+            open: None,
+        }
     }
 
     /// Sequence number of the next event.
@@ -100,7 +105,10 @@ impl Reader {
                 *out = buffer;
                 result
             }
-            Err(error) => Err(ReadError::Io { seq: self.next, source: io::Error::other(error) }),
+            Err(error) => Err(ReadError::Io {
+                seq: self.next,
+                source: io::Error::other(error),
+            }),
         }
     }
 
@@ -125,12 +133,20 @@ impl Reader {
     }
 
     /// Reads one stretch.
-    fn step(&mut self, out: &mut BytesMut, max: u64, head: u64, wait: Wait) -> Result<(), ReadError> {
+    fn step(
+        &mut self,
+        out: &mut BytesMut,
+        max: u64,
+        head: u64,
+        wait: Wait,
+    ) -> Result<(), ReadError> {
         let (segment, files) = self.enter()?;
         let seq = self.next;
         let failed = |source| ReadError::Io { seq, source };
         let _gate = segment.gate.read().unwrap_or_else(PoisonError::into_inner);
-        let stretch = self.stretch(&segment, &files, max, head, wait).map_err(failed)?;
+        let stretch = self
+            .stretch(&segment, &files, max, head, wait)
+            .map_err(failed)?;
         let at = out.len();
         out.resize(at + stretch.len as usize, 0);
         if let Err(source) = read_at(&files.frames, &mut out[at..], stretch.offset, wait) {
@@ -159,7 +175,12 @@ impl Reader {
                 let (oldest, _) = self.log.window();
                 return Err(too_slow(oldest));
             }
-            Err(source) => return Err(ReadError::Io { seq: position, source }),
+            Err(source) => {
+                return Err(ReadError::Io {
+                    seq: position,
+                    source,
+                });
+            }
         };
         self.open = Some((segment.clone(), files.clone()));
         Ok((segment, files))
@@ -177,8 +198,18 @@ impl Reader {
         let count = (segment.last(head) - self.next + 1).min(ENTRIES_PER_READ as u64) as usize;
         let mut block = [0; ENTRIES_PER_READ * ENTRY_BYTES as usize];
         let block = &mut block[..count * ENTRY_BYTES as usize];
-        read_at(&files.index, block, entry::position(segment.first, self.next), wait)?;
-        let mut stretch = Stretch { offset: 0, len: 0, next: self.next, events: 0 };
+        read_at(
+            &files.index,
+            block,
+            entry::position(segment.first, self.next),
+            wait,
+        )?;
+        let mut stretch = Stretch {
+            offset: 0,
+            len: 0,
+            next: self.next,
+            events: 0,
+        };
         let (entries, _) = block.as_chunks::<{ ENTRY_BYTES as usize }>();
         for bytes in entries {
             let served = self.served(files, decode(bytes, stretch.next))?;
@@ -226,7 +257,12 @@ fn read_at(file: &std::fs::File, out: &mut [u8], offset: u64, wait: Wait) -> io:
     if wait == Wait::ForDisk || out.is_empty() {
         return file.read_exact_at(out, offset);
     }
-    match preadv2(file, &mut [IoSliceMut::new(out)], offset, ReadWriteFlags::NOWAIT) {
+    match preadv2(
+        file,
+        &mut [IoSliceMut::new(out)],
+        offset,
+        ReadWriteFlags::NOWAIT,
+    ) {
         Ok(read) if read == out.len() => Ok(()),
         Ok(_) | Err(Errno::AGAIN) => Err(io::ErrorKind::WouldBlock.into()),
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => file.read_exact_at(out, offset),
@@ -244,7 +280,10 @@ pub struct Entries {
 impl Entries {
     pub(super) fn new(log: EventLog, from: u64) -> Entries {
         let (oldest, until) = log.window();
-        Entries { reader: Reader::new(log, from.max(oldest)), until }
+        Entries {
+            reader: Reader::new(log, from.max(oldest)),
+            until,
+        }
     }
 
     /// The event at the reader's position; `None` where it is skipped.

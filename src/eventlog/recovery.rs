@@ -8,6 +8,8 @@
 //! * an entry that was written and damaged since, or an index that is gone: rebuilt from the frames,
 //!   whose blocks must hash to their CIDs (host and upstream seq are lost);
 //! * a frame damaged since: its number stays taken, readers skip it.
+//!
+//! A segment that others follow has no tail to cut: what is missing from it is rebuilt or skipped.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -33,6 +35,9 @@ const LOCK: &str = "lock";
 const LOCK_MODE: u32 = 0o640;
 /// Digits of the sequence number in a segment's name.
 const NAME_DIGITS: usize = 20;
+/// Events that may be lost at the end of a segment before what lies before it is given up, too. Bounds
+/// what a foreign file name can make us write.
+const MAX_LOST: u64 = 1 << 20;
 /// A frame that ends in this many zeros under a checksum that says otherwise was not written.
 const UNWRITTEN_TAIL: usize = 16;
 
@@ -51,13 +56,21 @@ pub(super) fn lock_folder(dir: &Path) -> Result<File, LogError> {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {
             let mut text = String::new();
-            let owner = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            return Err(LogError::InUse { dir: dir.to_owned(), owner });
+            let owner = file
+                .read_to_string(&mut text)
+                .ok()
+                .and_then(|_| text.trim().parse().ok());
+            return Err(LogError::InUse {
+                dir: dir.to_owned(),
+                owner,
+            });
         }
         Err(error) => return Err(LogError::io("locking", &path)(error.into())),
     }
     // The process id is a courtesy to whoever meets the lock: a full disk does not keep us from it.
-    let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    let _ = file
+        .set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(file)
 }
 
@@ -71,19 +84,19 @@ pub(super) struct Recovered {
 pub(super) fn recover(dir: &Arc<Path>, options: &LogOptions) -> Result<Recovered, LogError> {
     let mut firsts = list(dir).map_err(LogError::io("reading the log folder", dir))?;
     let last = firsts.pop().unwrap_or(1);
-    let repair = |first| {
-        repair(dir, first).map_err(LogError::io("repairing", &frames_path(dir, first)))
+    let repair = |first, until| {
+        repair(dir, first, until).map_err(LogError::io("repairing", &frames_path(dir, first)))
     };
-    let end = repair(last)?;
+    let end = repair(last, None)?;
     let mut segments = VecDeque::from([Arc::new(Segment::new(dir.clone(), last, u64::MAX))]);
     let mut next = last;
     for first in firsts.into_iter().rev() {
-        let whole = is_whole(dir, first, next) || repair(first)?.next_seq == next;
+        let whole = is_whole(dir, first, next) || repair(first, Some(next))?.next_seq == next;
         if !whole {
             tracing::warn!(
                 folder = %dir.display(),
-                "events before seq {next} do not connect to those after it; the window begins at {next}, \
-                 older segments stay on disk unused"
+                "too many events before seq {next} are lost; the window begins at {next}, older \
+                 segments stay on disk unused"
             );
             break;
         }
@@ -91,9 +104,15 @@ pub(super) fn recover(dir: &Arc<Path>, options: &LogOptions) -> Result<Recovered
         next = first;
     }
     let faults = options.faults.clone();
-    let writer =
-        Writer::open(dir.clone(), faults, options.segment_bytes, last, end.next_seq, end.offset)
-            .map_err(LogError::io("opening", &frames_path(dir, last)))?;
+    let writer = Writer::open(
+        dir.clone(),
+        faults,
+        options.segment_bytes,
+        last,
+        end.next_seq,
+        end.offset,
+    )
+    .map_err(LogError::io("opening", &frames_path(dir, last)))?;
     Ok(Recovered { segments, writer })
 }
 
@@ -131,7 +150,7 @@ fn is_whole(dir: &Path, first: u64, next: u64) -> bool {
     let frames = fs::metadata(frames_path(dir, first));
     let index = fs::metadata(index_path(dir, first));
     frames.is_ok_and(|file| file.len() > 0)
-        && index.is_ok_and(|file| file.len() >= entry::position(first, next))
+        && index.is_ok_and(|file| file.len() == entry::position(first, next))
 }
 
 /// Where a repaired segment ends.
@@ -140,21 +159,37 @@ struct End {
     offset: u64,
 }
 
-/// Checks every event of a segment and writes its index anew where that differs.
-fn repair(dir: &Path, first: u64) -> io::Result<End> {
+/// Checks every event of a segment and writes its index anew where that differs. `until` is where the
+/// next segment begins, if there is one: events that are missing up to there hold their place.
+fn repair(dir: &Path, first: u64, until: Option<u64>) -> io::Result<End> {
     let frames = LogFile::open(&frames_path(dir, first), None)?;
     let index = LogFile::open(&index_path(dir, first), None)?;
     let found = Index::read(&index, first)?;
-    let checked = Check { frames: &frames, len: frames.len()?, first, index: &found }.run()?;
+    let len = frames.len()?;
+    let check = Check {
+        frames: &frames,
+        len,
+        first,
+        until,
+        index: &found,
+    };
+    let checked = check.run()?;
     let offset = checked.last().map_or(0, Entry::end);
     let next_seq = first + checked.len() as u64;
-    if checked.iter().map(Some).ne(found.slots.iter().map(Slot::entry)) || !found.has_header {
+    if checked
+        .iter()
+        .map(Some)
+        .ne(found.slots.iter().map(Slot::entry))
+        || !found.has_header
+    {
         tracing::warn!(
             segment = %frames_path(dir, first).display(),
             "the index was not whole; events up to seq {} stand", next_seq - 1
         );
         let mut bytes = entry::header(first).to_vec();
-        checked.iter().for_each(|entry| bytes.extend_from_slice(&entry.encode()));
+        checked
+            .iter()
+            .for_each(|entry| bytes.extend_from_slice(&entry.encode()));
         index.write_all_at(&bytes, 0)?;
     }
     index.set_len(entry::position(first, next_seq))?;
@@ -195,14 +230,20 @@ impl Index {
         let rest = bytes.get(HEADER_BYTES as usize..).unwrap_or_default();
         let (raw, _) = rest.as_chunks::<{ ENTRY_BYTES as usize }>();
         // Entries end in their checksum: one that was written does not end in zeros.
-        let written = raw.iter().rposition(|slot| !slot.ends_with(&[0; 4])).map_or(0, |at| at + 1);
+        let written = raw
+            .iter()
+            .rposition(|slot| !slot.ends_with(&[0; 4]))
+            .map_or(0, |at| at + 1);
         let slots = raw[..written].iter().zip(first..).map(|(slot, seq)| {
             match Entry::decode(slot).filter(|entry| entry.seq == seq) {
                 Some(entry) => Slot::Good(entry),
                 None => Slot::Bad,
             }
         });
-        Ok(Index { has_header, slots: slots.collect() })
+        Ok(Index {
+            has_header,
+            slots: slots.collect(),
+        })
     }
 }
 
@@ -211,6 +252,7 @@ struct Check<'a> {
     frames: &'a LogFile,
     len: u64,
     first: u64,
+    until: Option<u64>,
     index: &'a Index,
 }
 
@@ -252,8 +294,12 @@ impl Check<'_> {
             }
         }
         entries.truncate(standing);
-        if !self.index.has_header && entries.is_empty() {
-            self.rebuild_all(&mut entries)?;
+        match self.until {
+            Some(until) => self.extend(&mut entries, until.saturating_sub(self.first))?,
+            None if !self.index.has_header && entries.is_empty() => {
+                self.rebuild_all(&mut entries)?
+            }
+            None => {}
         }
         Ok(entries)
     }
@@ -267,6 +313,24 @@ impl Check<'_> {
                 None => return Ok(()),
             }
         }
+    }
+
+    /// The segment is known to have held `count` events: what the frames do not yield is lost, and its
+    /// numbers stay taken.
+    fn extend(&self, entries: &mut Vec<Entry>, count: u64) -> io::Result<()> {
+        if count.saturating_sub(entries.len() as u64) > MAX_LOST {
+            return Ok(());
+        }
+        let count = count as usize;
+        entries.truncate(count);
+        while entries.len() < count {
+            let at = entries.last().map_or(0, Entry::end);
+            entries.push(match self.rebuild(at, self.first + entries.len() as u64)? {
+                Some(entry) => entry,
+                None => self.placeholder(at, entries.len()),
+            });
+        }
+        Ok(())
     }
 
     fn compare(&self, entry: &Entry, buffer: &mut Vec<u8>) -> io::Result<Verdict> {
@@ -323,8 +387,11 @@ impl Check<'_> {
 
     /// An entry that holds the place of an event of which nothing is left.
     fn placeholder(&self, at: u64, slot: usize) -> Entry {
-        let later = self.index.slots[slot..].iter().filter_map(Slot::entry);
-        let next = later.map(|entry| entry.offset).find(|offset| *offset >= at).unwrap_or(at);
+        let later = self.index.slots.iter().skip(slot).filter_map(Slot::entry);
+        let next = later
+            .map(|entry| entry.offset)
+            .find(|offset| *offset >= at)
+            .unwrap_or(at);
         Entry {
             seq: self.first + slot as u64,
             host: UNKNOWN_HOST,
@@ -357,7 +424,12 @@ impl Facts<'_> {
             Message::Account(account) => (account.seq, account.did, Kind::Account, None),
             Message::Info(_) | Message::Error(_) | Message::Unknown => return None,
         };
-        Some(Facts { seq: u64::try_from(seq).ok()?, did: Did::parse(did).ok()?, kind, blocks })
+        Some(Facts {
+            seq: u64::try_from(seq).ok()?,
+            did: Did::parse(did).ok()?,
+            kind,
+            blocks,
+        })
     }
 
     /// True where the blocks in the frame, if any, hash to their CIDs.

@@ -53,7 +53,10 @@ impl EventLog {
         let path = &shared.redactions.path;
         shared
             .redactions
-            .add(Redaction { did: did.clone(), up_to })
+            .add(Redaction {
+                did: did.clone(),
+                up_to,
+            })
             .map_err(LogError::io("noting a redaction in", path))?;
         shared.call(upkeep::Call::Look);
         Ok(())
@@ -78,7 +81,10 @@ impl Redactions {
         let mut count = 0;
         // A last line torn by a crash belongs to a redaction that was never accepted.
         for redaction in text.lines().filter_map(Redaction::from_line) {
-            pending.entry(redaction.did.hash64()).or_default().push(redaction);
+            pending
+                .entry(redaction.did.hash64())
+                .or_default()
+                .push(redaction);
             count += 1;
         }
         Ok(Redactions {
@@ -91,8 +97,11 @@ impl Redactions {
 
     fn add(&self, redaction: Redaction) -> io::Result<()> {
         let _journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut file =
-            OpenOptions::new().append(true).create(true).mode(JOURNAL_MODE).open(&self.path)?;
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(JOURNAL_MODE)
+            .open(&self.path)?;
         // A line torn by a full disk must not swallow this one.
         file.write_all(format!("\n{}\n", redaction.line()).as_bytes())?;
         file.sync_data()?;
@@ -100,7 +109,10 @@ impl Redactions {
             sync_folder(dir)?;
         }
         let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
-        pending.entry(redaction.did.hash64()).or_default().push(redaction);
+        pending
+            .entry(redaction.did.hash64())
+            .or_default()
+            .push(redaction);
         self.count.fetch_add(1, Ordering::Release);
         Ok(())
     }
@@ -118,7 +130,10 @@ impl Redactions {
     }
 
     fn snapshot(&self) -> HashMap<u64, Vec<Redaction>> {
-        self.pending.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.pending
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Forgets redactions that are now in the index and off the segments.
@@ -130,7 +145,11 @@ impl Redactions {
             redactions.retain(|redaction| !done.contains(redaction));
             !redactions.is_empty()
         });
-        let lines: String = left.values().flatten().map(|redaction| redaction.line() + "\n").collect();
+        let lines: String = left
+            .values()
+            .flatten()
+            .map(|redaction| redaction.line() + "\n")
+            .collect();
         let fresh = self.path.with_extension("new");
         let mut file = OpenOptions::new()
             .write(true)
@@ -163,14 +182,20 @@ impl Redaction {
             return None;
         }
         let (up_to, did) = text.split_once(' ')?;
-        Some(Redaction { did: Did::parse(did).ok()?, up_to: up_to.parse().ok()? })
+        Some(Redaction {
+            did: Did::parse(did).ok()?,
+            up_to: up_to.parse().ok()?,
+        })
     }
 }
 
 /// True where one of the redactions, all of the entry's DID hash, takes out the event. Hashes can be
 /// made to collide, so the frame itself says whose it is.
 fn is_covered(files: &Files, entry: &Entry, candidates: &[Redaction]) -> io::Result<bool> {
-    if candidates.iter().all(|candidate| candidate.up_to < entry.seq) {
+    if candidates
+        .iter()
+        .all(|candidate| candidate.up_to < entry.seq)
+    {
         return Ok(false);
     }
     let frame = read_frame(files, entry)?;
@@ -206,7 +231,12 @@ impl Shared {
 
     fn redaction_pass(&self, ending: &AtomicBool) -> io::Result<()> {
         let pending = self.redactions.snapshot();
-        let until = pending.values().flatten().map(|redaction| redaction.up_to).max().unwrap_or(0);
+        let until = pending
+            .values()
+            .flatten()
+            .map(|redaction| redaction.up_to)
+            .max()
+            .unwrap_or(0);
         let segments: Vec<Arc<Segment>> = self.segments().iter().cloned().collect();
         for segment in segments.iter().take_while(|segment| segment.first <= until) {
             if ending.load(Ordering::Acquire) {
@@ -268,7 +298,9 @@ fn find(
                 continue;
             };
             let covered = match entry.state {
-                State::Served => entry.kind != Kind::Account && is_covered(files, &entry, candidates)?,
+                State::Served => {
+                    entry.kind != Kind::Account && is_covered(files, &entry, candidates)?
+                }
                 State::Redacted | State::Damaged => true,
             };
             if covered {

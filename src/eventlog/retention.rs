@@ -51,18 +51,26 @@ impl Shared {
 
     /// Bytes of all segments on disk but the one that is written to.
     fn ended_bytes(&self) -> u64 {
-        self.segments().iter().rev().skip(1).map(|segment| segment.bytes()).sum()
+        self.segments()
+            .iter()
+            .rev()
+            .skip(1)
+            .map(|segment| segment.bytes())
+            .sum()
     }
 
     /// True where the segment's last event is older than the window. Events of the future (the clock
     /// was set back) count as new.
     fn is_outdated(&self, segment: &Segment, now: SystemTime) -> bool {
         let last = segment.last(self.head());
-        let entry = segment.files().and_then(|files| segment.entry(&files, last));
+        let entry = segment
+            .files()
+            .and_then(|files| segment.entry(&files, last));
         let Ok(Some(entry)) = entry else {
             return false;
         };
         let written = SystemTime::UNIX_EPOCH + Duration::from_micros(entry.time_us);
-        now.duration_since(written).is_ok_and(|age| age > self.options.window)
+        now.duration_since(written)
+            .is_ok_and(|age| age > self.options.window)
     }
 }

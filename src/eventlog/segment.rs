@@ -103,7 +103,9 @@ impl Segment {
     /// The index entry of `seq`; `None` where it is damaged.
     pub fn entry(&self, files: &Files, seq: u64) -> io::Result<Option<Entry>> {
         let mut bytes = [0; ENTRY_BYTES as usize];
-        files.index.read_exact_at(&mut bytes, entry::position(self.first, seq))?;
+        files
+            .index
+            .read_exact_at(&mut bytes, entry::position(self.first, seq))?;
         Ok(Entry::decode(&bytes).filter(|entry| entry.seq == seq))
     }
 
@@ -113,7 +115,10 @@ impl Segment {
         if known > 0 {
             return known;
         }
-        let paths = [frames_path(&self.dir, self.first), index_path(&self.dir, self.first)];
+        let paths = [
+            frames_path(&self.dir, self.first),
+            index_path(&self.dir, self.first),
+        ];
         let lengths = paths.iter().filter_map(|path| std::fs::metadata(path).ok());
         let bytes = lengths.map(|file| file.len()).sum();
         if self.last.load(Ordering::Acquire) != u64::MAX {
@@ -125,7 +130,10 @@ impl Segment {
     /// Removes both files; readers that have them open keep them.
     pub fn remove(&self) -> io::Result<()> {
         // Frames first: recovery takes frames without an index for a segment, not the reverse.
-        for path in [frames_path(&self.dir, self.first), index_path(&self.dir, self.first)] {
+        for path in [
+            frames_path(&self.dir, self.first),
+            index_path(&self.dir, self.first),
+        ] {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -211,7 +219,8 @@ impl Writer {
         if sync {
             self.frames.sync_data()?;
         }
-        self.index.write_all_at(entries, entry::position(self.first, self.next_seq))?;
+        self.index
+            .write_all_at(entries, entry::position(self.first, self.next_seq))?;
         if sync {
             self.index.sync_data()?;
         }
@@ -245,7 +254,11 @@ impl Writer {
     pub fn rewrite_unsynced(&self) -> io::Result<()> {
         rewrite(&self.frames, self.synced.0, self.offset)?;
         let from = entry::position(self.first, self.synced.1);
-        rewrite(&self.index, from, entry::position(self.first, self.next_seq))
+        rewrite(
+            &self.index,
+            from,
+            entry::position(self.first, self.next_seq),
+        )
     }
 
     /// Cuts what a failed append left behind the last good event.
@@ -262,7 +275,8 @@ impl Writer {
 
     fn truncate(&self) -> io::Result<()> {
         self.frames.set_len(self.offset)?;
-        self.index.set_len(entry::position(self.first, self.next_seq))
+        self.index
+            .set_len(entry::position(self.first, self.next_seq))
     }
 
     /// Reserves the rest of the segment, so that appends change no file size and a sync has little to

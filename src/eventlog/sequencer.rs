@@ -17,6 +17,7 @@ use super::segment::{Segment, Writer};
 use super::{Durability, EventLog, Health, LogError, upkeep, wire};
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind};
+use crate::telemetry::metrics;
 
 /// Frames gathered for one write and one sync. Bounds memory; well above what one sync takes to do.
 const MAX_GROUP_BYTES: usize = 8 << 20;
@@ -54,7 +55,9 @@ impl<T> Sequencer<T> {
     /// refuses.
     pub fn join(self) {
         if self.thread.join().is_err() {
-            tracing::error!("the sequencer panicked; events it held will come again from their hosts");
+            tracing::error!(
+                "the sequencer panicked; events it held will come again from their hosts"
+            );
         }
     }
 
@@ -108,7 +111,12 @@ struct Group<T> {
 
 impl<T> Group<T> {
     fn new(next_seq: u64) -> Group<T> {
-        Group { frames: Vec::new(), entries: Vec::new(), payloads: Vec::new(), next_seq }
+        Group {
+            frames: Vec::new(),
+            entries: Vec::new(),
+            payloads: Vec::new(),
+            next_seq,
+        }
     }
 
     /// Adds an event: its WebSocket frame, with the next sequence number in it, and its entry.
@@ -134,6 +142,7 @@ impl<T> Group<T> {
         self.entries.extend_from_slice(&entry.encode());
         self.payloads.push((seq, event.payload));
         self.next_seq += 1;
+        metrics().log_durable_lag.inc();
     }
 
     fn clear(&mut self) {
@@ -198,7 +207,10 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
             let Some(due) = self.sync_due else {
                 return Ok(self.rx.recv().ok());
             };
-            match self.rx.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            match self
+                .rx
+                .recv_timeout(due.saturating_duration_since(Instant::now()))
+            {
                 Ok(events) => return Ok(Some(events)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
                 Err(RecvTimeoutError::Timeout) => self.sync_unsynced()?,
@@ -221,7 +233,9 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
                 let turned = self.commit().and_then(|()| self.rotate());
                 if turned.is_err() {
                     let rest = std::iter::once(event).chain(events);
-                    self.group.payloads.extend(rest.map(|event| (0, event.payload)));
+                    self.group
+                        .payloads
+                        .extend(rest.map(|event| (0, event.payload)));
                     return Err(GaveUp);
                 }
             }
@@ -239,21 +253,31 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
         }
         let durability = self.log.shared.options.durability;
         let sync = durability == Durability::Sync;
+        let began = Instant::now();
         self.persist(|worker| {
             let Worker { writer, group, .. } = worker;
             let Some(writer) = writer else { return Ok(()) };
-            writer.append(&group.frames, &group.entries, sync).inspect_err(|_| {
-                if let Err(error) = writer.cut_back() {
-                    tracing::debug!(%error, "cutting back a failed append");
-                }
-            })
+            writer
+                .append(&group.frames, &group.entries, sync)
+                .inspect_err(|_| {
+                    if let Err(error) = writer.cut_back() {
+                        tracing::debug!(%error, "cutting back a failed append");
+                    }
+                })
         })?;
         self.log.shared.head.send_replace(self.group.next_seq - 1);
+        metrics()
+            .log_write_seconds
+            .observe(began.elapsed().as_secs_f64());
+        metrics()
+            .log_durable_lag
+            .sub(self.group.payloads.len() as i64);
         self.group.clear();
         let payloads = std::mem::take(&mut self.group.payloads);
         if let Durability::Interval(interval) = durability {
             self.unsynced.extend(payloads);
-            self.sync_due.get_or_insert_with(|| Instant::now() + interval);
+            self.sync_due
+                .get_or_insert_with(|| Instant::now() + interval);
         } else {
             (self.on_durable)(payloads);
         }
@@ -317,14 +341,13 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
     fn persist(&mut self, mut work: impl FnMut(&mut Self) -> io::Result<()>) -> Result<(), GaveUp> {
         let mut pause = MIN_RETRY_PAUSE;
         let mut failing = false;
-        loop {
-            match work(self) {
-                Ok(()) => break,
-                Err(error) if !failing => {
-                    failing = true;
-                    self.report_failure(&error);
-                }
-                Err(error) => tracing::debug!(%error, "the event log still cannot write"),
+        while let Err(error) = work(self) {
+            metrics().log_write_errors.inc();
+            if failing {
+                tracing::debug!(%error, "the event log still cannot write");
+            } else {
+                failing = true;
+                self.report_failure(&error);
             }
             if self.stop.load(Ordering::Acquire) {
                 return Err(GaveUp);
@@ -348,7 +371,9 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
              make room on the disk or replace it"
         );
         let since = SystemTime::now();
-        shared.health.send_replace(Health::Failing { since, reason });
+        shared
+            .health
+            .send_replace(Health::Failing { since, reason });
         shared.call(upkeep::Call::Look);
     }
 
@@ -364,11 +389,15 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
     }
 
     fn writer(&self) -> &Writer {
-        self.writer.as_ref().expect("the writer stays until the worker is dropped")
+        self.writer
+            .as_ref()
+            .expect("the writer stays until the worker is dropped")
     }
 
     fn writer_mut(&mut self) -> &mut Writer {
-        self.writer.as_mut().expect("the writer stays until the worker is dropped")
+        self.writer
+            .as_mut()
+            .expect("the writer stays until the worker is dropped")
     }
 }
 

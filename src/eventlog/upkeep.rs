@@ -45,7 +45,11 @@ impl Upkeep {
             .name("eventlog-upkeep".into())
             .spawn(move || run(&shared, &calls, &until))
             .map_err(LogError::io("starting the upkeep of", &dir))?;
-        Ok(Upkeep { wake, ending, thread: Mutex::new(Some(thread)) })
+        Ok(Upkeep {
+            wake,
+            ending,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 }
 
@@ -54,7 +58,11 @@ impl Drop for Upkeep {
         self.ending.store(true, Ordering::Release);
         // A full channel means that the thread is about to look, and sees the flag.
         let _ = self.wake.try_send(Call::End);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the upkeep of the event log panicked");
         }
@@ -82,7 +90,10 @@ impl Shared {
     }
 
     pub(super) fn take_writer(&self) -> Option<Writer> {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     pub(super) fn put_writer(&self, writer: Writer) {

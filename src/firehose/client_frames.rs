@@ -139,7 +139,12 @@ impl ClientFrames {
             self.in_message = !fin;
         }
         let mask = [mask[0], mask[1], mask[2], mask[3]];
-        Ok(Body { opcode, left, mask, control: Vec::new() })
+        Ok(Body {
+            opcode,
+            left,
+            mask,
+            control: Vec::new(),
+        })
     }
 }
 
@@ -156,7 +161,9 @@ fn check_first(first: u8) -> Result<(), Violation> {
 /// The length field: one byte (mask bit included), or that and 2 or 8 more.
 fn read_length(field: &[u8]) -> Result<u64, Violation> {
     let rest = &field[1..];
-    let length = rest.iter().fold(0, |length: u64, byte| length << 8 | u64::from(*byte));
+    let length = rest
+        .iter()
+        .fold(0, |length: u64, byte| length << 8 | u64::from(*byte));
     match rest.len() {
         0 => Ok(u64::from(field[0] & 0x7f)),
         2 if length > 125 => Ok(length),
@@ -193,7 +200,11 @@ impl Body {
 /// The code of a close frame (RFC 6455 section 7.4), if it has one.
 fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
     let Some((code, reason)) = payload.split_first_chunk::<2>() else {
-        return if payload.is_empty() { Ok(None) } else { Err(Violation::Close) };
+        return if payload.is_empty() {
+            Ok(None)
+        } else {
+            Err(Violation::Close)
+        };
     };
     let code = u16::from_be_bytes(*code);
     let known = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
@@ -231,7 +242,12 @@ mod tests {
         }
         let mask = [0x12, 0x34, 0x56, 0x78];
         out.extend_from_slice(&mask);
-        out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key));
+        out.extend(
+            payload
+                .iter()
+                .zip(mask.iter().cycle())
+                .map(|(byte, key)| byte ^ key),
+        );
         out
     }
 
@@ -253,9 +269,17 @@ mod tests {
         bytes.extend(client_frame(0x80, b""));
         bytes.extend(client_frame(0x82, &[2; 126]));
         bytes.extend(client_frame(0x88, &1001u16.to_be_bytes()));
-        let expected = vec![Said::Ping(b"hello".to_vec()), Said::Pong, Said::Close(Some(1001))];
+        let expected = vec![
+            Said::Ping(b"hello".to_vec()),
+            Said::Pong,
+            Said::Close(Some(1001)),
+        ];
         for step in [1, 2, 3, 7, 1000, bytes.len()] {
-            assert_eq!(feed_all(&bytes, step), Ok(expected.clone()), "in pieces of {step}");
+            assert_eq!(
+                feed_all(&bytes, step),
+                Ok(expected.clone()),
+                "in pieces of {step}"
+            );
         }
     }
 
@@ -268,18 +292,31 @@ mod tests {
             (&[0x82, 0x00], Violation::NotMasked),
             (b"GET / HTTP/1.1", Violation::ReservedBits),
             (&[0x82, 0xfe, 0, 125, 0, 0, 0, 0], Violation::Length),
-            (&[0x82, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0], Violation::Length),
-            (&[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], Violation::Length),
+            (
+                &[0x82, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0],
+                Violation::Length,
+            ),
+            (
+                &[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                Violation::Length,
+            ),
             (&[0x09, 0x80, 0, 0, 0, 0], Violation::Control),
             (&[0x89, 0xfe, 0, 126, 0, 0, 0, 0], Violation::Control),
             (&[0x80, 0x80, 0, 0, 0, 0], Violation::Fragments),
-            (&[0x02, 0x80, 0, 0, 0, 0, 0x82, 0x80, 0, 0, 0, 0], Violation::Fragments),
+            (
+                &[0x02, 0x80, 0, 0, 0, 0, 0x82, 0x80, 0, 0, 0, 0],
+                Violation::Fragments,
+            ),
             (&[0x88, 0x81, 0, 0, 0, 0, 3], Violation::Close),
             (&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xed], Violation::Close),
         ];
         for (bytes, violation) in cases {
             assert_eq!(feed_all(bytes, bytes.len()), Err(violation), "{bytes:x?}");
-            assert_eq!(feed_all(bytes, 1), Err(violation), "{bytes:x?} byte by byte");
+            assert_eq!(
+                feed_all(bytes, 1),
+                Err(violation),
+                "{bytes:x?} byte by byte"
+            );
         }
     }
 

@@ -84,7 +84,13 @@ pub(super) struct Ticket {
 impl Consumers {
     /// Connected consumers, oldest first.
     pub fn list(&self) -> Vec<ConsumerInfo> {
-        let mut list: Vec<_> = self.shared.list().consumers.values().map(|it| it.info()).collect();
+        let mut list: Vec<_> = self
+            .shared
+            .list()
+            .consumers
+            .values()
+            .map(|it| it.info())
+            .collect();
         list.sort_unstable_by_key(|consumer| consumer.id);
         list
     }
@@ -151,7 +157,10 @@ impl Consumers {
         list.by_address.insert(address, here + 1);
         list.consumers.insert(id, consumer.clone());
         drop(list);
-        Ok(Ticket { shared: self.shared.clone(), consumer })
+        Ok(Ticket {
+            shared: self.shared.clone(),
+            consumer,
+        })
     }
 }
 
@@ -233,7 +242,10 @@ mod tests {
         let consumers = Consumers::default();
         let first = admit(&consumers, "192.0.2.1").expect("the first");
         let _second = admit(&consumers, "::ffff:192.0.2.1").expect("the same address, mapped");
-        assert_eq!(admit(&consumers, "192.0.2.1").err(), Some(Refused::TooManyFromAddress));
+        assert_eq!(
+            admit(&consumers, "192.0.2.1").err(),
+            Some(Refused::TooManyFromAddress)
+        );
         let _third = admit(&consumers, "2001:db8::1").expect("another");
         let _fourth = admit(&consumers, "2001:db8::2:1").expect("its neighbour");
         assert_eq!(admit(&consumers, "192.0.2.9").err(), Some(Refused::Full));
@@ -243,7 +255,10 @@ mod tests {
         again.moved(17);
         let listed = consumers.list();
         assert_eq!(listed.len(), 4);
-        assert_eq!((listed[3].events, listed[3].bytes, listed[3].position), (3, 300, 17));
+        assert_eq!(
+            (listed[3].events, listed[3].bytes, listed[3].position),
+            (3, 300, 17)
+        );
         assert_eq!(consumers.totals().refused, 2);
         assert_eq!(consumers.totals().admitted, 5);
     }
@@ -251,9 +266,13 @@ mod tests {
     #[test]
     fn ipv6_counts_by_network() {
         let consumers = Consumers::default();
-        let _held: Vec<_> =
-            (1..=2).map(|n| admit(&consumers, &format!("2001:db8::{n}")).expect("a place")).collect();
-        assert_eq!(admit(&consumers, "2001:db8::99").err(), Some(Refused::TooManyFromAddress));
+        let _held: Vec<_> = (1..=2)
+            .map(|n| admit(&consumers, &format!("2001:db8::{n}")).expect("a place"))
+            .collect();
+        assert_eq!(
+            admit(&consumers, "2001:db8::99").err(),
+            Some(Refused::TooManyFromAddress)
+        );
         assert!(admit(&consumers, "2001:db8:0:1::99").is_ok());
     }
 }

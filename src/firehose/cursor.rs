@@ -72,7 +72,10 @@ mod tests {
             (Some("a=b&cursor=12"), Cursor::From(12)),
             (Some("cursor=%31%32"), Cursor::From(12)),
             (Some("cursor=7&cursor=8"), Cursor::From(7)),
-            (Some("cursor=99999999999999999999999"), Cursor::From(u64::MAX)),
+            (
+                Some("cursor=99999999999999999999999"),
+                Cursor::From(u64::MAX),
+            ),
             (Some("cursor="), Cursor::Invalid),
             (Some("cursor"), Cursor::Invalid),
             (Some("cursor=-1"), Cursor::Invalid),
@@ -110,7 +113,11 @@ mod tests {
             (Cursor::From(10), 10, 9, Start::At(10)),
         ];
         for (cursor, oldest, head, expected) in cases {
-            assert_eq!(cursor.start(oldest, head), expected, "{cursor:?} in {oldest}..={head}");
+            assert_eq!(
+                cursor.start(oldest, head),
+                expected,
+                "{cursor:?} in {oldest}..={head}"
+            );
         }
     }
 }

@@ -50,7 +50,10 @@ pub(super) fn check(request: &Request) -> Result<HeaderValue, Refusal> {
     if !has_token(headers, &CONNECTION, "upgrade") || !has_token(headers, &UPGRADE, "websocket") {
         return Err(Refusal::NoUpgrade);
     }
-    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != VERSION) {
+    if headers
+        .get(SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != VERSION)
+    {
         return Err(Refusal::Version);
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).ok_or(Refusal::Key)?;
@@ -106,8 +109,13 @@ impl IntoResponse for Refusal {
 
 /// True where a comma-separated header names the token.
 fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
+    let values = headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .any(|part| part.trim().eq_ignore_ascii_case(token))
 }
 
 /// The consumer's address: the peer's, or where a proxy on this machine is the peer, the last address
@@ -116,11 +124,17 @@ pub(super) fn remote_addr(request: &Request) -> IpAddr {
     let peer = request
         .extensions()
         .get::<ConnectInfo<SocketAddr>>()
-        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip().to_canonical());
+        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| {
+            peer.0.ip().to_canonical()
+        });
     if !peer.is_loopback() {
         return peer;
     }
-    let forwarded = request.headers().get_all("x-forwarded-for").iter().next_back();
+    let forwarded = request
+        .headers()
+        .get_all("x-forwarded-for")
+        .iter()
+        .next_back();
     forwarded
         .and_then(|value| value.to_str().ok())
         .and_then(|list| list.rsplit(',').next())
@@ -151,20 +165,50 @@ mod tests {
         let version = ("sec-websocket-version", "13");
         let key = ("sec-websocket-key", KEY);
         let cases: [(&str, &[(&str, &str)], Result<&str, Refusal>); 9] = [
-            ("GET", &[upgrade, connection, version, key], Ok("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")),
-            ("POST", &[upgrade, connection, version, key], Err(Refusal::Method)),
+            (
+                "GET",
+                &[upgrade, connection, version, key],
+                Ok("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
+            ),
+            (
+                "POST",
+                &[upgrade, connection, version, key],
+                Err(Refusal::Method),
+            ),
             ("HEAD", &[], Err(Refusal::Method)),
             ("GET", &[], Err(Refusal::NoUpgrade)),
-            ("GET", &[("upgrade", "h2c"), connection, version, key], Err(Refusal::NoUpgrade)),
-            ("GET", &[upgrade, ("connection", "close"), version, key], Err(Refusal::NoUpgrade)),
-            ("GET", &[upgrade, connection, ("sec-websocket-version", "8"), key], Err(Refusal::Version)),
+            (
+                "GET",
+                &[("upgrade", "h2c"), connection, version, key],
+                Err(Refusal::NoUpgrade),
+            ),
+            (
+                "GET",
+                &[upgrade, ("connection", "close"), version, key],
+                Err(Refusal::NoUpgrade),
+            ),
+            (
+                "GET",
+                &[upgrade, connection, ("sec-websocket-version", "8"), key],
+                Err(Refusal::Version),
+            ),
             ("GET", &[upgrade, connection, version], Err(Refusal::Key)),
-            ("GET", &[upgrade, connection, version, ("sec-websocket-key", "AAAA")], Err(Refusal::Key)),
+            (
+                "GET",
+                &[upgrade, connection, version, ("sec-websocket-key", "AAAA")],
+                Err(Refusal::Key),
+            ),
         ];
         for (method, headers, expected) in cases {
             let checked = check(&request(method, headers));
-            let accepted = checked.as_ref().map(|value| value.to_str().unwrap_or_default());
-            assert_eq!(accepted.map_err(|refusal| *refusal), expected, "{method} {headers:?}");
+            let accepted = checked
+                .as_ref()
+                .map(|value| value.to_str().unwrap_or_default());
+            assert_eq!(
+                accepted.map_err(|refusal| *refusal),
+                expected,
+                "{method} {headers:?}"
+            );
         }
     }
 
@@ -174,17 +218,28 @@ mod tests {
             ("127.0.0.1:9", &[], "127.0.0.1"),
             ("127.0.0.1:9", &["192.0.2.7"], "192.0.2.7"),
             ("[::1]:9", &["6.6.6.6, 192.0.2.7"], "192.0.2.7"),
-            ("[::ffff:127.0.0.1]:9", &["6.6.6.6", "2001:db8::1"], "2001:db8::1"),
+            (
+                "[::ffff:127.0.0.1]:9",
+                &["6.6.6.6", "2001:db8::1"],
+                "2001:db8::1",
+            ),
             ("127.0.0.1:9", &["nonsense"], "127.0.0.1"),
             ("192.0.2.1:9", &["6.6.6.6"], "192.0.2.1"),
             ("[::ffff:192.0.2.1]:9", &[], "192.0.2.1"),
         ];
         for (peer, forwarded, expected) in cases {
-            let headers: Vec<_> = forwarded.iter().map(|value| ("x-forwarded-for", *value)).collect();
+            let headers: Vec<_> = forwarded
+                .iter()
+                .map(|value| ("x-forwarded-for", *value))
+                .collect();
             let mut request = request("GET", &headers);
             let peer: SocketAddr = peer.parse().expect("an address");
             request.extensions_mut().insert(ConnectInfo(peer));
-            assert_eq!(remote_addr(&request).to_string(), expected, "{peer} {forwarded:?}");
+            assert_eq!(
+                remote_addr(&request).to_string(),
+                expected,
+                "{peer} {forwarded:?}"
+            );
         }
     }
 }

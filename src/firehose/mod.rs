@@ -32,8 +32,11 @@ use session::Session;
 /// Route of the subscription.
 pub const SUBSCRIBE_REPOS: &str = "/xrpc/com.atproto.sync.subscribeRepos";
 /// The `Server` header. Relays refuse upstreams that say the same, so that no two feed each other.
-pub const SERVER_NAME: &str =
-    concat!("atproto-relay/", env!("CARGO_PKG_VERSION"), " (atproto-relay)");
+pub const SERVER_NAME: &str = concat!(
+    "atproto-relay/",
+    env!("CARGO_PKG_VERSION"),
+    " (atproto-relay)"
+);
 
 /// Limits of the firehose.
 #[derive(Debug, Clone)]
@@ -53,11 +56,11 @@ pub struct FirehoseOptions {
 }
 
 impl Default for FirehoseOptions {
-    /// 2,000 consumers, 50 per address; pings every 30 s (the reference relay's interval), cut after
+    /// 1,000 consumers, 50 per address; pings every 30 s (the reference relay's interval), cut after
     /// 60 s without reading and 5 min without a word.
     fn default() -> FirehoseOptions {
         FirehoseOptions {
-            max_consumers: 2_000,
+            max_consumers: 1_000,
             max_consumers_per_ip: 50,
             ping_interval: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
@@ -105,18 +108,25 @@ impl Firehose {
 /// The route by itself. Serve it with `into_make_service_with_connect_info::<SocketAddr>()`, which the
 /// limit per address needs.
 pub fn router(firehose: Firehose) -> Router {
-    Router::new().route(SUBSCRIBE_REPOS, any(subscribe_repos)).with_state(firehose)
+    Router::new()
+        .route(SUBSCRIBE_REPOS, any(subscribe_repos))
+        .with_state(firehose)
 }
 
 /// `GET /xrpc/com.atproto.sync.subscribeRepos?cursor=N`. Takes all methods, to refuse the others itself.
 pub async fn subscribe_repos(State(firehose): State<Firehose>, request: Request) -> Response {
-    firehose.subscribe(request).unwrap_or_else(Refusal::into_response)
+    firehose
+        .subscribe(request)
+        .unwrap_or_else(Refusal::into_response)
 }
 
 impl Firehose {
     fn subscribe(&self, mut request: Request) -> Result<Response, Refusal> {
         let key = handshake::check(&request)?;
-        let agent = request.headers().get(USER_AGENT).and_then(|agent| agent.to_str().ok());
+        let agent = request
+            .headers()
+            .get(USER_AGENT)
+            .and_then(|agent| agent.to_str().ok());
         let ticket = self
             .consumers
             .admit(
@@ -141,7 +151,9 @@ impl Firehose {
             match timeout(session.options.handshake_timeout, upgrade).await {
                 Ok(Ok(socket)) => {
                     let (oldest, head) = session.log.window();
-                    session.run(TokioIo::new(socket), cursor.start(oldest, head)).await;
+                    session
+                        .run(TokioIo::new(socket), cursor.start(oldest, head))
+                        .await;
                 }
                 Ok(Err(error)) => tracing::debug!(%error, "a consumer's handshake failed"),
                 Err(_) => tracing::debug!("a consumer's handshake took too long"),

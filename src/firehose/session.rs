@@ -10,12 +10,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::FirehoseOptions;
 use super::client_frames::{CLOSE, ClientFrames, PING, PONG, Said, put_control};
 use super::consumers::Ticket;
 use super::cursor::Start;
-use super::FirehoseOptions;
 use crate::atproto::frame::{encode_error, encode_info};
 use crate::eventlog::{EventLog, ReadError, Reader, wire};
+use crate::telemetry::metrics;
 
 /// Frames gathered for one write. Large enough that system calls do not show, small enough that a
 /// thousand stuck consumers hold little.
@@ -49,17 +50,29 @@ enum End {
     /// The client closed.
     Closed(Option<u16>),
     /// We close, perhaps with a last message.
-    Close { code: u16, reason: &'static str, last: Option<Vec<u8>> },
+    Close {
+        code: u16,
+        reason: &'static str,
+        last: Option<Vec<u8>>,
+    },
 }
 
 impl End {
     fn close(code: u16, reason: &'static str) -> End {
-        End::Close { code, reason, last: None }
+        End::Close {
+            code,
+            reason,
+            last: None,
+        }
     }
 
     fn error(name: &'static str, message: &str) -> End {
         let last = Some(encode_error(name, message));
-        End::Close { code: POLICY, reason: name, last }
+        End::Close {
+            code: POLICY,
+            reason: name,
+            last,
+        }
     }
 
     fn reason(&self) -> &'static str {
@@ -115,7 +128,10 @@ impl Session {
                 let message = format!("the cursor is above the last event, {head}");
                 Err(End::error("FutureCursor", &message))
             }
-            Start::Invalid => Err(End::error("InvalidRequest", "cursor must be a whole number")),
+            Start::Invalid => Err(End::error(
+                "InvalidRequest",
+                "cursor must be a whole number",
+            )),
         }
     }
 
@@ -125,7 +141,10 @@ impl Session {
     {
         let mut head = self.log.subscribe();
         let options = &self.options;
-        let shortest = options.ping_interval.min(options.write_timeout).min(options.idle_timeout);
+        let shortest = options
+            .ping_interval
+            .min(options.write_timeout)
+            .min(options.idle_timeout);
         let every = (shortest / LOOKS_PER_DEADLINE).max(Duration::from_millis(1));
         let mut looks = interval_at(Instant::now() + every, every);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -211,6 +230,7 @@ impl Session {
         let info = self.ticket.info();
         match error {
             ReadError::TooSlow { .. } => {
+                metrics().consumers_too_slow.inc();
                 tracing::info!(id = info.id, remote = %info.remote_addr, "consumer fell out of the window");
                 End::error("ConsumerTooSlow", &error.to_string())
             }

@@ -26,18 +26,38 @@ pub struct Event {
 impl Event {
     /// An `#identity` event of account `account` with `length` bytes of filler.
     pub fn identity(account: u64, length: usize, upstream_seq: i64) -> Event {
-        let filler = format!("{upstream_seq:08}").chars().cycle().take(length).collect();
-        Event { did: did(account), kind: Kind::Identity, filler, upstream_seq }
+        let filler = format!("{upstream_seq:08}")
+            .chars()
+            .cycle()
+            .take(length)
+            .collect();
+        Event {
+            did: did(account),
+            kind: Kind::Identity,
+            filler,
+            upstream_seq,
+        }
     }
 
     /// The event-stream frame with `seq` in it, and where `seq` lies.
     pub fn frame(&self, seq: u64) -> (Vec<u8>, std::ops::Range<usize>) {
         let mut out = vec![0xa2];
         text(&mut out, "t");
-        text(&mut out, if self.kind == Kind::Account { "#account" } else { "#identity" });
+        text(
+            &mut out,
+            if self.kind == Kind::Account {
+                "#account"
+            } else {
+                "#identity"
+            },
+        );
         text(&mut out, "op");
         out.push(0x01);
-        out.push(if self.kind == Kind::Account { 0xa5 } else { 0xa4 });
+        out.push(if self.kind == Kind::Account {
+            0xa5
+        } else {
+            0xa4
+        });
         text(&mut out, "did");
         text(&mut out, &self.did);
         text(&mut out, "seq");
@@ -145,25 +165,40 @@ impl RunningLog {
             report.send(events).expect("the test listens");
         })
         .expect("the sequencer starts");
-        RunningLog { log, sender, durable, sequencer }
+        RunningLog {
+            log,
+            sender,
+            durable,
+            sequencer,
+        }
     }
 
     /// Hands events over as one batch.
     pub fn send(&self, events: &[Event]) {
-        let batch = events.iter().map(|event| event.append(event.upstream_seq)).collect();
+        let batch = events
+            .iter()
+            .map(|event| event.append(event.upstream_seq))
+            .collect();
         self.sender.send(batch).expect("the sequencer runs");
     }
 
     /// Appends events and waits until they are durable. Returns their sequence numbers.
     pub fn append(&self, events: &[Event]) -> Vec<u64> {
         self.send(events);
-        self.await_durable(events.len()).into_iter().map(|(seq, _)| seq).collect()
+        self.await_durable(events.len())
+            .into_iter()
+            .map(|(seq, _)| seq)
+            .collect()
     }
 
     pub fn await_durable(&self, count: usize) -> Vec<(u64, i64)> {
         let mut reported = Vec::new();
         while reported.len() < count {
-            reported.extend(self.durable.recv_timeout(DEADLINE).expect("events become durable"));
+            reported.extend(
+                self.durable
+                    .recv_timeout(DEADLINE)
+                    .expect("events become durable"),
+            );
         }
         reported
     }
