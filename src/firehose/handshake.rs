@@ -164,7 +164,8 @@ mod tests {
         let connection = ("connection", "keep-alive, Upgrade");
         let version = ("sec-websocket-version", "13");
         let key = ("sec-websocket-key", KEY);
-        let cases: [(&str, &[(&str, &str)], Result<&str, Refusal>); 9] = [
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Result<&'a str, Refusal>);
+        let cases: [Case; 9] = [
             (
                 "GET",
                 &[upgrade, connection, version, key],

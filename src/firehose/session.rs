@@ -67,7 +67,7 @@ impl End {
     }
 
     fn error(name: &'static str, message: &str) -> End {
-        let last = Some(encode_error(name, message));
+        let last = Some(encode_error(name, Some(message)));
         End::Close {
             code: POLICY,
             reason: name,
