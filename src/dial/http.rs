@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, SERVER};
 use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Client, StatusCode};
+use reqwest::{Client, ClientBuilder, StatusCode};
 use url::Url;
 
-use super::{DialError, Guard, PRODUCT, client_config};
+use super::{DialError, Guard, PRODUCT, RELAY_MARK, client_config};
 
 /// Redirects that are followed; each is checked like a first request.
 const MAX_REDIRECTS: usize = 3;
@@ -21,6 +21,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest time for the TCP and TLS handshakes.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection is kept for the next request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A fetched answer of any status.
 #[derive(Debug)]
@@ -53,63 +56,66 @@ pub enum FetchError {
 /// Not in practice: the settings are constant, so a client that can be built once can always be built.
 pub fn http_client(guard: &Guard) -> Client {
     let redirect_guard = *guard;
+    basic_client()
+        .dns_resolver(Arc::new(GuardedDns(*guard)))
+        .redirect(Policy::custom(move |attempt| check_redirect(&redirect_guard, attempt)))
+        .no_proxy()
+        .https_only(!guard.allow_private())
+        .pool_max_idle_per_host(1)
+        .build()
+        .expect("an HTTP client with constant settings")
+}
+
+/// A client for servers that the operator names, such as the PLC directory: they may be private, and nothing is
+/// followed to where they point.
+///
+/// # Panics
+/// As [`http_client`].
+pub fn directory_client() -> Client {
+    basic_client().redirect(Policy::none()).build().expect("an HTTP client with constant settings")
+}
+
+fn basic_client() -> ClientBuilder {
     Client::builder()
         .user_agent(PRODUCT)
         .tls_backend_preconfigured((*client_config()).clone())
-        .dns_resolver(Arc::new(GuardedDns(*guard)))
-        .redirect(Policy::custom(move |attempt| {
-            check_redirect(&redirect_guard, attempt)
-        }))
-        .no_proxy()
-        .https_only(!guard.allow_private())
         .timeout(REQUEST_TIMEOUT)
         .connect_timeout(CONNECT_TIMEOUT)
-        .pool_max_idle_per_host(1)
-        .pool_idle_timeout(Duration::from_secs(30))
-        .build()
-        .expect("an HTTP client with constant settings")
+        .pool_idle_timeout(IDLE_TIMEOUT)
 }
 
 /// GETs `url` with a client of [`http_client`] and reads at most `limit` bytes of body.
 ///
 /// # Errors
 /// See [`FetchError`]; an answer with an error status is not an error here.
-pub async fn fetch(
-    client: &Client,
-    guard: &Guard,
-    url: &Url,
-    limit: usize,
-) -> Result<Fetched, FetchError> {
+pub async fn fetch(client: &Client, guard: &Guard, url: &Url, limit: usize) -> Result<Fetched, FetchError> {
     guard.check(url)?;
-    read(client.get(url.clone()), url, limit).await
+    get(client, url, limit).await
 }
 
-/// Sends a request and reads its answer's body up to `limit` bytes, whatever length the answer claims.
-pub(crate) async fn read(
-    request: reqwest::RequestBuilder,
-    url: &Url,
-    limit: usize,
-) -> Result<Fetched, FetchError> {
-    let failed = |error: reqwest::Error| FetchError::Failed {
-        url: url.to_string(),
-        reason: explain(&error),
-    };
-    let mut response = request.send().await.map_err(failed)?;
+/// GETs `url` without asking a guard, for servers that the operator names, and reads at most `limit` bytes of body,
+/// whatever length the answer claims.
+///
+/// # Errors
+/// As [`fetch`].
+pub async fn get(client: &Client, url: &Url, limit: usize) -> Result<Fetched, FetchError> {
+    let failed = |error: reqwest::Error| FetchError::Failed { url: url.to_string(), reason: explain(&error) };
+    let mut response = client.get(url.clone()).send().await.map_err(failed)?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(failed)? {
         if body.len() + chunk.len() > limit {
-            return Err(FetchError::TooLong {
-                url: url.to_string(),
-                limit,
-            });
+            return Err(FetchError::TooLong { url: url.to_string(), limit });
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Fetched {
-        status: response.status(),
-        headers: std::mem::take(response.headers_mut()),
-        body,
-    })
+    Ok(Fetched { status: response.status(), headers: std::mem::take(response.headers_mut()), body })
+}
+
+/// The `Server` header of an answer, if it is one of a relay.
+pub fn relay_mark(headers: &HeaderMap) -> Option<String> {
+    let values = headers.get_all(SERVER).iter();
+    let mut texts = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
+    texts.find(|text| text.to_ascii_lowercase().contains(RELAY_MARK)).map(|text| text.into_owned())
 }
 
 /// The innermost cause, which is the one that tells an operator something.

@@ -11,7 +11,7 @@ mod tls;
 pub use address::is_public;
 pub use guard::{DialError, Guard};
 pub use host::{HostNameError, PdsHost};
-pub use http::{FetchError, fetch, http_client};
+pub use http::{FetchError, Fetched, directory_client, fetch, get, http_client, relay_mark};
 pub use tls::client_config;
 
 /// What the relay calls itself in `User-Agent` and `Server` headers; the part in brackets is how relays know each other.
@@ -22,4 +22,4 @@ pub const PRODUCT: &str = concat!(
 );
 
 /// What every relay has in its `Server` header (the reference relay's convention).
-pub const RELAY_MARK: &str = "atproto-relay";
+const RELAY_MARK: &str = "atproto-relay";

@@ -1,1 +1,60 @@
-//! identity
+//! Who an account is: its DID resolved to PDS, signing key and claimed handles, cached and with bounded effort.
+//! Whether an event agrees with an identity is decided elsewhere; handles are claims and are not looked up.
+
+mod bucket;
+mod cache;
+mod repo_status;
+mod resolver;
+mod sources;
+
+use crate::atproto::did::Did;
+use crate::atproto::key::PublicKey;
+
+pub use crate::dial::PdsHost;
+pub use repo_status::{RepoStatus, RepoStatusError};
+pub use resolver::{Resolver, ResolverOptions};
+
+/// What a DID document says about an account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Whose identity it is.
+    pub did: Did,
+    /// The host of its repository; `None` without a usable entry.
+    pub pds: Option<PdsHost>,
+    /// The key that signs its commits; `None` without a usable entry.
+    pub signing_key: Option<PublicKey>,
+    /// The handles it claims, in the document's order, without `at://`.
+    pub handles: Vec<String>,
+    /// When the document was read, in seconds since 1970.
+    pub resolved_at: i64,
+}
+
+/// Why an account has no identity.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// The directory or the host knows no such DID.
+    #[error("the DID does not exist")]
+    NotFound,
+    /// The DID was given up for good.
+    #[error("the DID is tombstoned")]
+    Tombstoned,
+    /// The DID's method or form is not supported, or its document is unusable.
+    #[error("the identity is not usable: {0}")]
+    Invalid(String),
+    /// The directory or the host did not answer; a later attempt may succeed.
+    #[error("the identity could not be read: {0}")]
+    Unavailable(String),
+    /// Too many look-ups are waiting; a later attempt may succeed.
+    #[error("too many look-ups are waiting")]
+    RateLimited,
+}
+
+impl ResolveError {
+    /// Whether a later attempt may succeed without anybody changing anything.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Unavailable(_) | Self::RateLimited => true,
+            Self::NotFound | Self::Tombstoned | Self::Invalid(_) => false,
+        }
+    }
+}

@@ -1,7 +1,56 @@
-//! upstream
+//! Upstream: one connection per host, from the socket to the door of the verifying pipeline.
+//! Promises order per host, bounded memory, and a cursor that moves only past settled events. Judges no event beyond
+//! its frame and its sequence number.
+
 mod backoff;
+mod connection;
+mod handle;
+mod hosts;
+mod incoming;
 mod progress;
 mod rate;
+mod runner;
+
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::atproto::did::Did;
+use crate::atproto::frame::Kind;
+
 pub use backoff::Backoff;
+pub use handle::{HostHandle, HostState};
+pub use hosts::{AddError, Checkpoint, Hosts, HostsOptions};
 pub use progress::{InFlight, InFlightLimits, Progress, RecoveredHost, Settled};
 pub use rate::{EventRates, RateWindows};
+
+/// One event as it came from a host's socket, its frame checked for canonical form.
+#[derive(Debug)]
+pub struct Received {
+    /// The host it came from.
+    pub host: Arc<HostHandle>,
+    /// The host's sequence number.
+    pub seq: i64,
+    /// Where that number stands in the frame.
+    pub seq_span: Range<usize>,
+    /// Which of the four kinds it is.
+    pub kind: Kind,
+    /// Whose event it claims to be, normalised.
+    pub did: Did,
+    /// The whole frame.
+    pub frame: Bytes,
+    /// When it was taken from the socket, after any wait for the host's limits.
+    pub at: Instant,
+    /// To be settled exactly once.
+    pub permit: InFlight,
+}
+
+/// Where events go: the pipeline that verifies them.
+pub trait Sink: Send + Sync + 'static {
+    /// Takes an event; waits while there is no room, which holds back the host's socket. Events of one host arrive in
+    /// its order. The future is polled to its end, also when the relay is going down.
+    fn submit(&self, event: Received) -> impl Future<Output = ()> + Send;
+}

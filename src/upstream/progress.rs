@@ -65,6 +65,8 @@ struct State {
     /// Whether the cursor moved since [`Progress::take_moved_cursor`].
     moved: bool,
     already_durable: BTreeMap<i64, u64>,
+    /// See [`Progress::freeze`].
+    frozen: bool,
 }
 
 #[derive(Debug)]
@@ -171,6 +173,12 @@ impl Progress {
         self.lock().already_durable.clear();
     }
 
+    /// From now on an event that goes out of scope stays open, so that the cursor does not move past it: the relay is
+    /// going down, and whoever holds events gives them up for no reason of theirs.
+    pub fn freeze(&self) {
+        self.lock().frozen = true;
+    }
+
     fn settle(&self, ticket: u64, bytes: usize, settled: Settled) {
         let mut state = self.lock();
         let index = (ticket - state.first_ticket) as usize;
@@ -214,7 +222,8 @@ impl State {
     }
 }
 
-/// An event under way. Settled exactly once: by [`InFlight::settle`], or as dropped when it goes out of scope.
+/// An event under way. Settled exactly once: by [`InFlight::settle`], or as dropped when it goes out of scope (unless
+/// the relay is going down, see [`Progress::freeze`]).
 #[derive(Debug)]
 pub struct InFlight {
     progress: Arc<Progress>,
@@ -233,7 +242,7 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.open {
+        if self.open && !self.progress.lock().frozen {
             self.progress
                 .settle(self.ticket, self.bytes, Settled::Dropped);
         }
@@ -276,6 +285,17 @@ mod tests {
         let progress = progress(InFlightLimits::default());
         drop(progress.begin(3, 1));
         assert_eq!(progress.cursor(), Some(3));
+    }
+
+    #[test]
+    fn what_is_given_up_on_the_way_down_stays_open() {
+        let progress = progress(InFlightLimits::default());
+        let [a, b, c] = [1, 2, 3].map(|seq| progress.begin(seq, 1));
+        progress.freeze();
+        a.settle(Settled::Dropped);
+        drop(b);
+        c.settle(Settled::Durable { log_seq: 9 });
+        assert_eq!((progress.cursor(), progress.lowest_open_log_seq()), (Some(1), Some(9)));
     }
 
     #[test]

@@ -1,0 +1,60 @@
+//! A token bucket with bounded waits, for requests to the directory. Knows nothing of what is requested.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+/// Lets requests through at a steady rate, a burst at once, and refuses what would wait too long.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    /// Time between two requests at the steady rate.
+    interval: Duration,
+    /// How far the schedule may run behind the clock: the burst.
+    burst: Duration,
+    max_wait: Duration,
+    /// When the next request would go if requests came at the steady rate only.
+    next: Mutex<Instant>,
+}
+
+impl Bucket {
+    /// `per_second` requests on average, up to one second's worth at once, nobody waiting longer than `max_wait`.
+    pub(super) fn new(per_second: f64, max_wait: Duration) -> Self {
+        let interval = Duration::from_secs_f64(1.0 / per_second.clamp(0.001, 1e6));
+        let burst = Duration::from_secs(1).max(interval) - interval;
+        Self { interval, burst, max_wait, next: Mutex::new(Instant::now() - burst) }
+    }
+
+    /// Waits for a turn; `false` at once if the wait would be too long.
+    pub(super) async fn turn(&self) -> bool {
+        let Some(at) = self.reserve(Instant::now()) else { return false };
+        sleep_until(at).await;
+        true
+    }
+
+    fn reserve(&self, now: Instant) -> Option<Instant> {
+        let mut next = self.next.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let at = (*next).max(now - self.burst);
+        if at.saturating_duration_since(now) > self.max_wait {
+            return None;
+        }
+        *next = at + self.interval;
+        Some(at.max(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_burst_passes_then_the_rate_holds_and_long_waits_are_refused() {
+        let bucket = Bucket::new(10.0, Duration::from_millis(500));
+        let now = Instant::now();
+        let waits: Vec<_> = (0..20).map(|_| bucket.reserve(now).map(|at| (at - now).as_millis())).collect();
+        assert!(waits[..10].iter().all(|wait| *wait == Some(0)), "{waits:?}");
+        assert!(waits[10..15].iter().all(|wait| wait.is_some_and(|wait| wait > 0)), "{waits:?}");
+        assert!(waits[16..].iter().all(Option::is_none), "{waits:?}");
+        assert_eq!(bucket.reserve(now + Duration::from_secs(60)), Some(now + Duration::from_secs(60)));
+    }
+}

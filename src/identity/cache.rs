@@ -1,0 +1,295 @@
+//! What is known of identities and for how long, and which are being looked up. Pure bookkeeping: the caller brings
+//! the time and does the look-ups.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lru::LruCache;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{Identity, ResolveError};
+use crate::atproto::did::Did;
+
+/// What a look-up came to.
+pub(super) type Outcome = Result<Arc<Identity>, ResolveError>;
+
+/// Longest time an identity is used past its TTL while nobody answers: an outage of the directory must not silence
+/// accounts that are known.
+const MAX_STALE: Duration = Duration::from_secs(3 * 24 * 3_600);
+
+/// How long results are kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lifetimes {
+    /// An identity.
+    pub(super) found: Duration,
+    /// A definite absence.
+    pub(super) absent: Duration,
+    /// A failure to reach whoever knows.
+    pub(super) unavailable: Duration,
+    /// Shortest time between two forced look-ups of one DID.
+    pub(super) refresh: Duration,
+}
+
+/// A look-up under way, for everybody who waits for it.
+#[derive(Clone, Debug)]
+pub(super) struct Flight {
+    pub(super) forced: bool,
+    pub(super) outcome: watch::Receiver<Option<Outcome>>,
+}
+
+/// What to do about a request.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// The answer is known.
+    Answer(Outcome),
+    /// Somebody is looking it up.
+    Join(Flight),
+    /// Nobody is: look it up, and report through the sender.
+    Start(watch::Sender<Option<Outcome>>, Flight),
+}
+
+#[derive(Debug)]
+struct Entry {
+    outcome: Outcome,
+    /// When the outcome was fetched; unchanged while a stale one is kept.
+    fetched: Instant,
+    fresh_until: Instant,
+    forced_at: Option<Instant>,
+    /// A forced look-up was asked for too early; the next request after the pause makes up for it.
+    refresh_due: bool,
+}
+
+/// The cache proper, bounded by its number of entries.
+#[derive(Debug)]
+pub(super) struct Cache {
+    entries: LruCache<Did, Entry>,
+    flights: HashMap<Did, Flight>,
+    lifetimes: Lifetimes,
+    max_flights: usize,
+}
+
+impl Cache {
+    pub(super) fn new(capacity: NonZeroUsize, lifetimes: Lifetimes, max_flights: usize) -> Self {
+        Self { entries: LruCache::new(capacity), flights: HashMap::new(), lifetimes, max_flights }
+    }
+
+    /// A request that takes what is known.
+    pub(super) fn resolve(&mut self, did: &Did, now: Instant) -> Step {
+        let pause = self.lifetimes.refresh;
+        let due = self.entries.get(did).map(|entry| entry.refresh_due && !paused(entry, pause, now));
+        match (due, self.fresh(did, now)) {
+            (Some(false), Some(outcome)) => Step::Answer(outcome),
+            (due, _) => self.fly(did, due == Some(true)),
+        }
+    }
+
+    /// What is known and not too old, without a look-up.
+    pub(super) fn fresh(&mut self, did: &Did, now: Instant) -> Option<Outcome> {
+        self.entries.get(did).filter(|entry| now < entry.fresh_until).map(|entry| entry.outcome.clone())
+    }
+
+    /// A request that distrusts what is known.
+    pub(super) fn refresh(&mut self, did: &Did, now: Instant) -> Step {
+        let pause = self.lifetimes.refresh;
+        if let Some(flight) = self.flights.get(did) {
+            return Step::Join(flight.clone());
+        }
+        if let Some(entry) = self.entries.get_mut(did)
+            && paused(entry, pause, now)
+        {
+            entry.refresh_due = true;
+            return Step::Answer(entry.outcome.clone());
+        }
+        self.fly(did, true)
+    }
+
+    fn fly(&mut self, did: &Did, forced: bool) -> Step {
+        if let Some(flight) = self.flights.get(did) {
+            return Step::Join(flight.clone());
+        }
+        if self.flights.len() >= self.max_flights {
+            return Step::Answer(Err(ResolveError::RateLimited));
+        }
+        let (sender, outcome) = watch::channel(None);
+        let flight = Flight { forced, outcome };
+        self.flights.insert(did.clone(), flight.clone());
+        Step::Start(sender, flight)
+    }
+
+    /// Enters what a look-up came to; `jitter` in 0..1 spreads the ends of lifetimes.
+    pub(super) fn land(&mut self, did: &Did, outcome: &Outcome, now: Instant, jitter: f64) {
+        let forced = self.flights.get(did).is_some_and(|flight| flight.forced);
+        let known = self.entries.get_mut(did);
+        let forced_at = if forced { Some(now) } else { known.as_ref().and_then(|entry| entry.forced_at) };
+        let lifetime = match outcome {
+            Ok(_) => self.lifetimes.found.mul_f64(1.0 - jitter / 10.0),
+            Err(ResolveError::Unavailable(_)) => self.lifetimes.unavailable,
+            Err(ResolveError::RateLimited) => Duration::ZERO,
+            Err(_) => self.lifetimes.absent,
+        };
+        if let (Err(error), Some(entry)) = (outcome, known)
+            && error.is_temporary()
+            && entry.outcome.is_ok()
+            && now < entry.fetched + self.lifetimes.found + MAX_STALE
+        {
+            entry.fresh_until = entry.fresh_until.max(now + self.lifetimes.unavailable);
+            entry.forced_at = forced_at;
+            return;
+        }
+        if *outcome == Err(ResolveError::RateLimited) {
+            return;
+        }
+        let entry = Entry {
+            outcome: outcome.clone(),
+            fetched: now,
+            fresh_until: now + lifetime,
+            forced_at,
+            refresh_due: false,
+        };
+        self.entries.put(did.clone(), entry);
+    }
+
+    /// Ends a look-up, whether it landed or not.
+    pub(super) fn end(&mut self, did: &Did) {
+        self.flights.remove(did);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn flights(&self) -> usize {
+        self.flights.len()
+    }
+}
+
+fn paused(entry: &Entry, pause: Duration, now: Instant) -> bool {
+    entry.forced_at.is_some_and(|at| now < at + pause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIFETIMES: Lifetimes = Lifetimes {
+        found: Duration::from_secs(1_000),
+        absent: Duration::from_secs(100),
+        unavailable: Duration::from_secs(10),
+        refresh: Duration::from_secs(30),
+    };
+
+    fn cache() -> Cache {
+        Cache::new(NonZeroUsize::new(2).unwrap(), LIFETIMES, 8)
+    }
+
+    fn did(name: &str) -> Did {
+        Did::parse(&format!("did:web:{name}.example.com")).unwrap()
+    }
+
+    fn found(did: &Did, resolved_at: i64) -> Outcome {
+        let did = did.clone();
+        Ok(Arc::new(Identity { did, pds: None, signing_key: None, handles: vec![], resolved_at }))
+    }
+
+    fn complete(cache: &mut Cache, did: &Did, step: Step, outcome: &Outcome, now: Instant) {
+        assert!(matches!(step, Step::Start(..)), "{step:?}");
+        cache.land(did, outcome, now, 0.0);
+        cache.end(did);
+    }
+
+    fn answer(step: Step) -> Outcome {
+        match step {
+            Step::Answer(outcome) => outcome,
+            other => panic!("no answer: {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn each_kind_of_outcome_has_its_lifetime() {
+        let now = Instant::now();
+        let did = did("a");
+        for (outcome, seconds) in [
+            (found(&did, 0), 1_000),
+            (Err(ResolveError::NotFound), 100),
+            (Err(ResolveError::Tombstoned), 100),
+            (Err(ResolveError::Unavailable("down".into())), 10),
+        ] {
+            let mut cache = cache();
+            let step = cache.resolve(&did, now);
+            complete(&mut cache, &did, step, &outcome, now);
+            assert_eq!(answer(cache.resolve(&did, now + Duration::from_secs(seconds - 1))), outcome);
+            assert!(matches!(cache.resolve(&did, now + Duration::from_secs(seconds)), Step::Start(..)));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refused_look_up_is_not_remembered() {
+        let now = Instant::now();
+        let (mut cache, did) = (cache(), did("a"));
+        let step = cache.resolve(&did, now);
+        complete(&mut cache, &did, step, &Err(ResolveError::RateLimited), now);
+        assert!(matches!(cache.resolve(&did, now), Step::Start(..)));
+    }
+
+    #[tokio::test]
+    async fn forced_look_ups_keep_their_distance_and_are_made_up_for() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let (mut cache, did) = (cache(), did("a"));
+        let step = cache.resolve(&did, now);
+        complete(&mut cache, &did, step, &found(&did, 0), now);
+        let step = cache.refresh(&did, at(1));
+        complete(&mut cache, &did, step, &found(&did, 1), at(1));
+        assert_eq!(answer(cache.refresh(&did, at(20))), found(&did, 1), "too early: what is known");
+        assert_eq!(answer(cache.resolve(&did, at(30))), found(&did, 1));
+        let step = cache.resolve(&did, at(31));
+        complete(&mut cache, &did, step, &found(&did, 31), at(31));
+        assert_eq!(answer(cache.resolve(&did, at(62))), found(&did, 31));
+    }
+
+    #[tokio::test]
+    async fn known_identities_outlast_an_outage_but_not_for_ever() {
+        let now = Instant::now();
+        let (mut cache, did) = (cache(), did("a"));
+        let down = Err(ResolveError::Unavailable("down".into()));
+        let step = cache.resolve(&did, now);
+        complete(&mut cache, &did, step, &found(&did, 0), now);
+        let later = now + Duration::from_secs(1_000);
+        let step = cache.resolve(&did, later);
+        complete(&mut cache, &did, step, &down, later);
+        assert_eq!(answer(cache.resolve(&did, later)), found(&did, 0));
+        let much_later = later + MAX_STALE;
+        let step = cache.resolve(&did, much_later);
+        complete(&mut cache, &did, step, &down, much_later);
+        assert_eq!(answer(cache.resolve(&did, much_later)), down);
+        let gone = Err(ResolveError::Tombstoned);
+        let step = cache.refresh(&did, much_later);
+        complete(&mut cache, &did, step, &gone, much_later);
+        assert_eq!(answer(cache.resolve(&did, much_later)), gone);
+    }
+
+    #[tokio::test]
+    async fn requests_join_a_flight_and_flights_are_bounded() {
+        let now = Instant::now();
+        let mut cache = Cache::new(NonZeroUsize::new(2).unwrap(), LIFETIMES, 1);
+        assert!(matches!(cache.resolve(&did("a"), now), Step::Start(..)));
+        assert!(matches!(cache.resolve(&did("a"), now), Step::Join(Flight { forced: false, .. })));
+        assert!(matches!(cache.refresh(&did("a"), now), Step::Join(_)));
+        assert_eq!(answer(cache.resolve(&did("b"), now)), Err(ResolveError::RateLimited));
+    }
+
+    #[tokio::test]
+    async fn the_least_recently_used_entry_makes_room() {
+        let now = Instant::now();
+        let mut cache = cache();
+        for name in ["a", "b", "c"] {
+            let step = cache.resolve(&did(name), now);
+            complete(&mut cache, &did(name), step, &found(&did(name), 0), now);
+        }
+        assert_eq!(cache.len(), 2);
+        assert!(cache.fresh(&did("a"), now).is_none() && cache.fresh(&did("c"), now).is_some());
+    }
+}

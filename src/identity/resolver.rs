@@ -1,0 +1,255 @@
+//! The resolver: cache in front, one look-up per DID at a time behind it, with limits on how many and how often.
+//! It never blocks a thread, and every wait in it is bounded.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use lru::LruCache;
+use reqwest::Client;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout};
+use url::Url;
+
+use super::bucket::Bucket;
+use super::cache::{Cache, Flight, Lifetimes, Outcome, Step};
+use super::sources::{Source, from_plc, from_web, identity};
+use super::{Identity, PdsHost, RepoStatus, RepoStatusError, ResolveError, repo_status};
+use crate::atproto::did::Did;
+use crate::dial::{Guard, directory_client, http_client};
+
+/// Settings of a [`Resolver`].
+#[derive(Clone, Debug)]
+pub struct ResolverOptions {
+    /// The PLC directory. The operator names it, so it may be private even where hosts may not.
+    pub plc_url: Url,
+    /// The rules for dialling the hosts of did:web and of accounts.
+    pub guard: Guard,
+    /// Identities kept in memory.
+    pub cache_entries: usize,
+    /// How long an identity is used without asking again.
+    pub ttl: Duration,
+    /// How long a definite absence is remembered.
+    pub negative_ttl: Duration,
+    /// How long a failure to reach the directory or a host is remembered.
+    pub unavailable_ttl: Duration,
+    /// Shortest time between two forced look-ups of one DID.
+    pub refresh_interval: Duration,
+    /// Requests per second to the directory; one second's worth may go at once.
+    pub directory_rate: f64,
+    /// Longest wait for a turn at the directory, or for one of the connections.
+    pub max_wait: Duration,
+    /// Requests under way at one time, to the directory and to hosts each.
+    pub concurrency: usize,
+    /// Look-ups under way or waiting at one time; more are refused.
+    pub max_pending: usize,
+}
+
+impl Default for ResolverOptions {
+    fn default() -> Self {
+        Self {
+            plc_url: Url::parse("https://plc.directory").expect("a constant URL parses"),
+            guard: Guard::new(false),
+            cache_entries: 200_000,
+            ttl: Duration::from_secs(24 * 3_600),
+            negative_ttl: Duration::from_secs(120),
+            unavailable_ttl: Duration::from_secs(10),
+            refresh_interval: Duration::from_secs(30),
+            directory_rate: 100.0,
+            max_wait: Duration::from_secs(10),
+            concurrency: 64,
+            max_pending: 10_000,
+        }
+    }
+}
+
+/// Resolves DIDs. Clones share everything.
+#[derive(Clone)]
+pub struct Resolver {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: ResolverOptions,
+    directory: Client,
+    hosts: Client,
+    cache: Mutex<Cache>,
+    bucket: Bucket,
+    directory_slots: Semaphore,
+    host_slots: Semaphore,
+    /// Accounts that their PDS lately called inactive: not asked again within the refresh interval.
+    inactive: Mutex<LruCache<(Did, PdsHost), (Instant, RepoStatus)>>,
+}
+
+impl Resolver {
+    /// A resolver with an empty cache.
+    pub fn new(options: ResolverOptions) -> Self {
+        let lifetimes = Lifetimes {
+            found: options.ttl,
+            absent: options.negative_ttl,
+            unavailable: options.unavailable_ttl,
+            refresh: options.refresh_interval,
+        };
+        let entries = NonZeroUsize::new(options.cache_entries).unwrap_or(NonZeroUsize::MIN);
+        let inner = Inner {
+            directory: directory_client(),
+            hosts: http_client(&options.guard),
+            cache: Mutex::new(Cache::new(entries, lifetimes, options.max_pending)),
+            bucket: Bucket::new(options.directory_rate, options.max_wait),
+            directory_slots: Semaphore::new(options.concurrency.max(1)),
+            host_slots: Semaphore::new(options.concurrency.max(1)),
+            inactive: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(options.max_pending))),
+            options,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The identity of `did`, from the cache or looked up. An identity past its TTL is still given while whoever
+    /// knows better does not answer.
+    ///
+    /// # Errors
+    /// See [`ResolveError`]; a remembered failure is given again until its lifetime is over.
+    pub async fn resolve(&self, did: &Did) -> Outcome {
+        let step = self.inner.cache().resolve(did, Instant::now());
+        let outcome = match step {
+            Step::Answer(outcome) => return outcome,
+            Step::Join(flight) => wait(flight.outcome).await,
+            Step::Start(sender, flight) => self.start(did, sender, flight).await,
+        };
+        match outcome {
+            Err(error) if error.is_temporary() => match self.cached(did) {
+                Some(stale) => Ok(stale),
+                None => Err(error),
+            },
+            outcome => outcome,
+        }
+    }
+
+    /// The identity of `did` looked up anew. Within the refresh interval of the last forced look-up it is the cached
+    /// one, and the first [`Resolver::resolve`] after the interval makes up for it.
+    ///
+    /// # Errors
+    /// See [`ResolveError`]; a failure leaves a cached identity in place.
+    pub async fn refresh(&self, did: &Did) -> Outcome {
+        loop {
+            let step = self.inner.cache().refresh(did, Instant::now());
+            match step {
+                Step::Answer(outcome) => return outcome,
+                Step::Join(flight) if flight.forced => return wait(flight.outcome).await,
+                // It may have read the document before the change that made the caller ask.
+                Step::Join(flight) => drop(wait(flight.outcome).await),
+                Step::Start(sender, flight) => return self.start(did, sender, flight).await,
+            }
+        }
+    }
+
+    /// The identity of `did` if it is cached, whatever the directory does.
+    pub fn cached(&self, did: &Did) -> Option<Arc<Identity>> {
+        self.inner.cache().fresh(did, Instant::now())?.ok()
+    }
+
+    /// Asks the PDS of an account whether it is active (`com.atproto.sync.getRepoStatus`). An inactive account is not
+    /// asked about again within the refresh interval.
+    ///
+    /// # Errors
+    /// See [`RepoStatusError`].
+    pub async fn repo_status(&self, pds: &PdsHost, did: &Did) -> Result<RepoStatus, RepoStatusError> {
+        let key = (did.clone(), pds.clone());
+        let interval = self.inner.options.refresh_interval;
+        if let Some((asked, status)) = self.inner.inactive().get(&key)
+            && asked.elapsed() < interval
+        {
+            return Ok(status.clone());
+        }
+        let busy = || RepoStatusError::Unavailable(ResolveError::RateLimited.to_string());
+        let slot = timeout(self.inner.options.max_wait, self.inner.host_slots.acquire()).await;
+        let _slot = slot.map_err(|_| busy())?.map_err(|_| busy())?;
+        let status = repo_status::ask(&self.inner.hosts, &self.inner.options.guard, pds, did).await?;
+        let mut inactive = self.inner.inactive();
+        if status.active {
+            inactive.pop(&key);
+        } else {
+            inactive.put(key, (Instant::now(), status.clone()));
+        }
+        Ok(status)
+    }
+
+    /// Identities in the cache, failures included, and look-ups under way.
+    pub fn sizes(&self) -> (usize, usize) {
+        let cache = self.inner.cache();
+        (cache.len(), cache.flights())
+    }
+
+    /// Looks a DID up in a task of its own, so that it lands in the cache even if this caller goes away.
+    async fn start(&self, did: &Did, sender: watch::Sender<Option<Outcome>>, flight: Flight) -> Outcome {
+        let landing = Landing { inner: self.inner.clone(), did: did.clone() };
+        tokio::spawn(async move {
+            let outcome = landing.inner.look_up(&landing.did).await;
+            landing.inner.cache().land(&landing.did, &outcome, Instant::now(), fastrand::f64());
+            drop(landing);
+            sender.send_replace(Some(outcome));
+        });
+        wait(flight.outcome).await
+    }
+}
+
+/// Ends a flight, also when the task that flies it panics.
+struct Landing {
+    inner: Arc<Inner>,
+    did: Did,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        self.inner.cache().end(&self.did);
+    }
+}
+
+impl Inner {
+    async fn look_up(&self, did: &Did) -> Outcome {
+        let document = match Source::of(did, &self.options.guard)? {
+            Source::Plc => {
+                let _slot = self.slot(&self.directory_slots).await?;
+                if !self.bucket.turn().await {
+                    return Err(ResolveError::RateLimited);
+                }
+                from_plc(&self.directory, &self.options.plc_url, did).await
+            }
+            Source::Web(host) => {
+                let _slot = self.slot(&self.host_slots).await?;
+                from_web(&self.hosts, &self.options.guard, &host).await
+            }
+        };
+        let found = document.and_then(|document| identity(did, &document, &self.options.guard, unix_seconds()));
+        if let Err(error) = &found {
+            tracing::debug!(%did, %error, "look-up failed");
+        }
+        found.map(Arc::new)
+    }
+
+    async fn slot<'a>(&self, slots: &'a Semaphore) -> Result<tokio::sync::SemaphorePermit<'a>, ResolveError> {
+        match timeout(self.options.max_wait, slots.acquire()).await {
+            Ok(Ok(slot)) => Ok(slot),
+            Ok(Err(_)) | Err(_) => Err(ResolveError::RateLimited),
+        }
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn inactive(&self) -> MutexGuard<'_, LruCache<(Did, PdsHost), (Instant, RepoStatus)>> {
+        self.inactive.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+async fn wait(mut outcome: watch::Receiver<Option<Outcome>>) -> Outcome {
+    let landed = outcome.wait_for(Option::is_some).await;
+    landed.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| {
+        Err(ResolveError::Unavailable("the look-up was broken off".to_owned()))
+    })
+}
+
+fn unix_seconds() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}

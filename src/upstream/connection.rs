@@ -1,0 +1,337 @@
+//! One WebSocket connection to a host, from dialling to its end. Every message waits for the host's rate limits and for
+//! room in flight before it goes on: what is not taken stays in the socket, and nothing is dropped for speed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use http::header::USER_AGENT;
+use http::{HeaderMap, HeaderValue};
+use tokio::net::TcpStream;
+use tokio::time::{Interval, MissedTickBehavior, interval_at, sleep, timeout};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::error::CapacityError;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
+use tokio_util::sync::CancellationToken;
+
+use super::handle::{HostHandle, HostState};
+use super::incoming::{Event, Incoming, read_frame};
+use super::{Received, Sink};
+use crate::atproto::did::Did;
+use crate::atproto::frame::{FrameError, MAX_FRAME_BYTES};
+use crate::dial::{DialError, Guard, PRODUCT, client_config, relay_mark};
+use crate::store::HostStatus;
+use crate::telemetry::metrics;
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// Where every host serves its events.
+const SUBSCRIBE_PATH: &str = "/xrpc/com.atproto.sync.subscribeRepos";
+
+/// Read buffer of a connection, in bytes: there are thousands of connections, and most carry little.
+const READ_BUFFER_BYTES: usize = 16 * 1024;
+
+/// A wait for rate limits at least this long makes the host's status `throttled`.
+const THROTTLED_AFTER: Duration = Duration::from_secs(10);
+
+/// Events in a row below the connection's last seq after which it is closed: the host numbers anew, and a new
+/// connection settles from where.
+const MAX_OLD_IN_A_ROW: u32 = 1_000;
+
+/// Rules that are applied here, by their names in metrics and logs.
+pub(super) mod rule {
+    /// A message is longer than [`super::MAX_FRAME_BYTES`].
+    pub(in crate::upstream) const FRAME_TOO_LARGE: &str = "frame_too_large";
+    /// A frame is not two canonical CBOR objects, or not what its header says.
+    pub(in crate::upstream) const FRAME: &str = "frame";
+    /// A seq is not above the connection's last.
+    pub(in crate::upstream) const UPSTREAM_SEQ: &str = "upstream_seq";
+    /// The DID of an event does not follow the syntax.
+    pub(in crate::upstream) const DID_SYNTAX: &str = "did_syntax";
+}
+
+/// Times of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    /// Longest time for TCP, TLS and the WebSocket handshake together.
+    pub(super) handshake: Duration,
+    /// Time between two pings of ours.
+    pub(super) ping: Duration,
+    /// Longest silence, pongs included, before the connection counts as dead.
+    pub(super) idle: Duration,
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum End {
+    #[error("the relay is closing it")]
+    Cancelled,
+    #[error("the host closed it")]
+    Closed,
+    #[error("{0}")]
+    Dial(#[from] DialError),
+    #[error("{0}")]
+    WebSocket(Box<WsError>),
+    #[error("no answer within {} s", .0.as_secs())]
+    HandshakeTimeout(Duration),
+    #[error("nothing heard for {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("the host is a relay: its Server header is {0:?}")]
+    IsRelay(String),
+    #[error("a message is longer than {MAX_FRAME_BYTES} bytes")]
+    TooLarge,
+    #[error("a frame is malformed: {0}")]
+    Malformed(FrameError),
+    #[error("the host has not come as far as our cursor ({0})")]
+    FutureCursor(String),
+    #[error("the host sent the error {error:?}: {message}")]
+    ErrorFrame { error: String, message: String },
+    #[error("{MAX_OLD_IN_A_ROW} events in a row had old sequence numbers")]
+    OldSeqs,
+}
+
+impl From<WsError> for End {
+    fn from(error: WsError) -> Self {
+        match error {
+            WsError::Capacity(CapacityError::MessageTooLong { .. }) => Self::TooLarge,
+            WsError::ConnectionClosed | WsError::AlreadyClosed => Self::Closed,
+            other => Self::WebSocket(Box::new(other)),
+        }
+    }
+}
+
+/// A connection and what it remembers.
+pub(super) struct Connection<'a, S> {
+    pub(super) host: &'a Arc<HostHandle>,
+    pub(super) sink: &'a S,
+    pub(super) guard: Guard,
+    pub(super) times: Times,
+    pub(super) cancel: &'a CancellationToken,
+    /// The cursor it resumes from; `None` starts live.
+    pub(super) resumed: Option<i64>,
+    /// Seq of the last event taken.
+    pub(super) last: Option<i64>,
+    /// Events taken.
+    pub(super) taken: u64,
+    /// Events in a row with a seq that is not above the last.
+    pub(super) old_in_a_row: u32,
+}
+
+impl<S: Sink> Connection<'_, S> {
+    /// Connects, checks who is there, and takes events until the end.
+    pub(super) async fn run(&mut self, slots: &tokio::sync::Semaphore) -> End {
+        let connected = tokio::select! {
+            () = self.cancel.cancelled() => return End::Cancelled,
+            connected = self.connect(slots) => connected,
+        };
+        let mut socket = match connected {
+            Ok(socket) => socket,
+            Err(end) => return end,
+        };
+        self.host.set_state(HostState::Connected);
+        if self.host.status() == HostStatus::Offline {
+            self.host.set_status(HostStatus::Active);
+        }
+        let end = match self.take_events(&mut socket).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        // Politeness only: the connection is over either way.
+        timeout(Duration::from_secs(1), socket.close(None)).await.ok();
+        end
+    }
+
+    async fn connect(&self, slots: &tokio::sync::Semaphore) -> Result<Socket, End> {
+        let _slot = slots.acquire().await.map_err(|_| End::Cancelled)?;
+        let handshake = timeout(self.times.handshake, self.handshake()).await;
+        let (socket, headers) = handshake.map_err(|_| End::HandshakeTimeout(self.times.handshake))??;
+        match relay_mark(&headers) {
+            Some(server) => Err(End::IsRelay(server)),
+            None => Ok(socket),
+        }
+    }
+
+    async fn handshake(&self) -> Result<(Socket, HeaderMap), End> {
+        let host = self.host.host();
+        let cursor = self.resumed.map(|seq| format!("?cursor={seq}")).unwrap_or_default();
+        let mut request = format!("{}{SUBSCRIBE_PATH}{cursor}", host.ws_url()).into_client_request()?;
+        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
+        let stream = self.guard.connect(host.domain(), host.port()).await?;
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .write_buffer_size(0)
+            .max_message_size(Some(MAX_FRAME_BYTES))
+            .max_frame_size(Some(MAX_FRAME_BYTES));
+        let connector = if host.tls() { Connector::Rustls(client_config()) } else { Connector::Plain };
+        let (socket, response) = client_async_tls_with_config(request, stream, Some(config), Some(connector)).await?;
+        Ok((socket, response.into_parts().0.headers))
+    }
+
+    async fn take_events(&mut self, socket: &mut Socket) -> Result<std::convert::Infallible, End> {
+        let mut pings = interval_at(tokio::time::Instant::now() + self.times.ping, self.times.ping);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
+        loop {
+            let message = tokio::select! {
+                () = self.cancel.cancelled() => return Err(End::Cancelled),
+                message = socket.next() => message.ok_or(End::Closed)??,
+                _ = pings.tick() => {
+                    if heard.elapsed() >= self.times.idle {
+                        return Err(End::Silent(self.times.idle));
+                    }
+                    self.ping(socket).await?;
+                    continue;
+                }
+            };
+            heard = Instant::now();
+            match message {
+                Message::Binary(frame) => {
+                    if self.hold(socket, &mut pings).await? {
+                        // Nothing was read meanwhile, so the silence was ours.
+                        heard = Instant::now();
+                    }
+                    self.take(frame).await?;
+                }
+                Message::Close(_) => return Err(End::Closed),
+                Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            }
+        }
+    }
+
+    async fn ping(&self, socket: &mut Socket) -> Result<(), End> {
+        match timeout(self.times.ping, socket.send(Message::Ping(Bytes::new()))).await {
+            Ok(sent) => Ok(sent?),
+            Err(_) => Err(End::Silent(self.times.ping)),
+        }
+    }
+
+    /// Waits until the host's limits and the room in flight let one more event through; says whether there was a wait.
+    async fn hold(&self, socket: &mut Socket, pings: &mut Interval) -> Result<bool, End> {
+        let mut held = false;
+        loop {
+            let wait = match self.host.admit_event() {
+                Ok(()) => break,
+                Err(wait) => wait,
+            };
+            held = true;
+            self.host.set_state(HostState::HeldBack);
+            if wait >= THROTTLED_AFTER && self.host.status() != HostStatus::Throttled {
+                tracing::info!(host = self.host.name(), ?wait, "host is over its event limits and held back");
+                self.host.set_status(HostStatus::Throttled);
+            }
+            tokio::select! {
+                () = self.cancel.cancelled() => return Err(End::Cancelled),
+                () = self.host.wake.notified() => {}
+                () = sleep(wait) => {}
+                _ = pings.tick() => self.ping(socket).await?,
+            }
+        }
+        if held {
+            metrics().upstream_held_back.inc();
+            self.host.set_state(HostState::Connected);
+        }
+        let room = self.host.progress().room();
+        tokio::pin!(room);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut room => return Ok(held),
+                () = self.cancel.cancelled() => return Err(End::Cancelled),
+                _ = pings.tick() => {
+                    held = true;
+                    self.ping(socket).await?;
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, frame: Bytes) -> Result<(), End> {
+        match read_frame(&frame).map_err(End::Malformed)? {
+            Incoming::Event(event) => self.take_event(event, frame.clone()).await,
+            Incoming::Info { name, message } => {
+                self.take_info(&name, &message);
+                Ok(())
+            }
+            Incoming::Error { error, message } if error == "FutureCursor" => Err(End::FutureCursor(message)),
+            Incoming::Error { error, message } => Err(End::ErrorFrame { error, message }),
+            Incoming::Unknown => {
+                metrics().upstream_ignored.inc();
+                Ok(())
+            }
+        }
+    }
+
+    async fn take_event(&mut self, event: Event<'_>, frame: Bytes) -> Result<(), End> {
+        if !self.is_new(event.seq) {
+            self.drop_event(rule::UPSTREAM_SEQ, &event);
+            self.old_in_a_row += 1;
+            return if self.old_in_a_row < MAX_OLD_IN_A_ROW { Ok(()) } else { Err(End::OldSeqs) };
+        }
+        self.old_in_a_row = 0;
+        self.last = Some(event.seq);
+        self.taken += 1;
+        self.host.took(event.seq);
+        metrics().events_received(event.kind).inc();
+        if self.host.status() != HostStatus::Active {
+            self.host.set_status(HostStatus::Active);
+        }
+        let progress = self.host.progress();
+        if progress.settle_if_durable(event.seq) {
+            metrics().upstream_already_durable.inc();
+            return Ok(());
+        }
+        let permit = progress.begin(event.seq, frame.len());
+        let Ok(did) = Did::normalized(event.did) else {
+            self.drop_event(rule::DID_SYNTAX, &event);
+            return Ok(());
+        };
+        let received = Received {
+            host: self.host.clone(),
+            seq: event.seq,
+            seq_span: event.seq_span,
+            kind: event.kind,
+            did,
+            frame: frame.clone(),
+            at: Instant::now(),
+            permit,
+        };
+        self.sink.submit(received).await;
+        Ok(())
+    }
+
+    /// Whether a seq is above the last one. The first event may be below the cursor it was resumed from: then the host
+    /// numbers anew without having said so, and its own order counts from here.
+    fn is_new(&self, seq: i64) -> bool {
+        match (self.last, self.resumed) {
+            _ if seq < 0 => false,
+            (Some(last), _) => seq > last,
+            (None, Some(resumed)) if seq < resumed && self.old_in_a_row == 0 => {
+                tracing::warn!(host = self.host.name(), seq, resumed, "host numbers its events anew");
+                metrics().upstream_gaps.inc();
+                self.host.add_gap();
+                self.host.progress().forget_recovered();
+                true
+            }
+            (None, Some(resumed)) => seq > resumed,
+            (None, None) => true,
+        }
+    }
+
+    fn take_info(&self, name: &str, message: &str) {
+        if name == "OutdatedCursor" {
+            tracing::warn!(host = self.host.name(), cursor = self.resumed, message, "host no longer has all events since our cursor");
+            metrics().upstream_gaps.inc();
+            self.host.add_gap();
+        } else {
+            tracing::debug!(host = self.host.name(), name, message, "info from host");
+        }
+    }
+
+    fn drop_event(&self, rule: &'static str, event: &Event<'_>) {
+        metrics().drop_by_rule(rule).inc();
+        tracing::debug!(host = self.host.name(), did = event.did, seq = event.seq, rule, "event dropped");
+    }
+}

@@ -1,0 +1,414 @@
+//! What the relay knows of a host while it runs: limits, counts, state, progress. Shared by the host's connection, the
+//! pipeline and the admin API. Writes nothing to the database itself.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::progress::{InFlightLimits, Progress, RecoveredHost};
+use super::rate::{EventRates, RateWindows};
+use crate::config::{HostLimits, Validation};
+use crate::dial::PdsHost;
+use crate::store::{HostId, HostRow, HostStatus, RateOverrides};
+
+/// How a host's connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum HostState {
+    /// No task runs for it.
+    Stopped = 0,
+    /// A connection is being made.
+    Connecting = 1,
+    /// Events may come.
+    Connected = 2,
+    /// Its events wait for its own limits.
+    HeldBack = 3,
+    /// The last attempt failed; the next one follows.
+    Waiting = 4,
+    /// So many attempts failed that they have become rare.
+    Offline = 5,
+    /// Refused: by the operator, or because it is a relay.
+    Banned = 6,
+}
+
+impl HostState {
+    /// Every state, for metrics.
+    pub const ALL: [Self; 7] = [
+        Self::Stopped,
+        Self::Connecting,
+        Self::Connected,
+        Self::HeldBack,
+        Self::Waiting,
+        Self::Offline,
+        Self::Banned,
+    ];
+
+    /// The state's name in metrics and in the admin API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Connecting => "connecting",
+            Self::Connected => "connected",
+            Self::HeldBack => "held_back",
+            Self::Waiting => "waiting",
+            Self::Offline => "offline",
+            Self::Banned => "banned",
+        }
+    }
+}
+
+/// A host, for as long as the relay runs.
+#[derive(Debug)]
+pub struct HostHandle {
+    id: HostId,
+    host: PdsHost,
+    trusted: bool,
+    created_at: i64,
+    progress: Arc<Progress>,
+    windows: Mutex<RateWindows>,
+    settings: RwLock<Settings>,
+    account_count: AtomicI64,
+    sync11: AtomicBool,
+    state: AtomicU8,
+    events: AtomicU64,
+    gaps: AtomicU64,
+    last_seq: AtomicI64,
+    statuses: Mutex<Statuses>,
+    attempted: Mutex<Option<Instant>>,
+    /// Tells a connection that waits for limits or for its next attempt to look again.
+    pub(super) wake: Notify,
+}
+
+/// What an operator can change while the host is connected.
+#[derive(Clone, Debug)]
+struct Settings {
+    account_limit: i64,
+    overrides: RateOverrides,
+    validation: Option<Validation>,
+    rates: EventRates,
+}
+
+/// The status the database should hold, and what it holds.
+#[derive(Clone, Copy, Debug)]
+struct Statuses {
+    wanted: HostStatus,
+    stored: HostStatus,
+    sync11_stored: bool,
+}
+
+/// No event has come yet.
+const NO_SEQ: i64 = i64::MIN;
+
+impl HostHandle {
+    pub(super) fn new(
+        row: &HostRow,
+        host: PdsHost,
+        recovered: RecoveredHost,
+        in_flight: InFlightLimits,
+        general: &HostLimits,
+    ) -> Self {
+        let settings = Settings {
+            account_limit: row.account_limit,
+            overrides: row.rates,
+            validation: row.validation,
+            rates: event_rates(row.account_limit, &row.rates, general),
+        };
+        let last_seq = recovered.cursor.unwrap_or(NO_SEQ);
+        Self {
+            id: row.id,
+            host,
+            trusted: row.trusted,
+            created_at: row.created_at,
+            progress: Arc::new(Progress::new(recovered, in_flight)),
+            windows: Mutex::new(RateWindows::new(Instant::now())),
+            settings: RwLock::new(settings),
+            account_count: AtomicI64::new(row.account_count),
+            sync11: AtomicBool::new(row.sync11),
+            state: AtomicU8::new(HostState::Stopped as u8),
+            events: AtomicU64::new(0),
+            gaps: AtomicU64::new(0),
+            last_seq: AtomicI64::new(last_seq),
+            statuses: Mutex::new(Statuses { wanted: row.status, stored: row.status, sync11_stored: row.sync11 }),
+            attempted: Mutex::new(None),
+            wake: Notify::new(),
+        }
+    }
+
+    /// Its number in the database and in the log.
+    pub fn id(&self) -> HostId {
+        self.id
+    }
+
+    /// Its name and how it is reached; equal to [`crate::identity::Identity::pds`] of its accounts.
+    pub fn host(&self) -> &PdsHost {
+        &self.host
+    }
+
+    /// `host` or `host:port`.
+    pub fn name(&self) -> &str {
+        self.host.name()
+    }
+
+    /// Whether it was of a trusted domain when it was added.
+    pub fn trusted(&self) -> bool {
+        self.trusted
+    }
+
+    /// When it was added, in seconds since 1970.
+    pub fn created_at(&self) -> i64 {
+        self.created_at
+    }
+
+    /// Its own validation mode; `None` is the general one.
+    pub fn validation(&self) -> Option<Validation> {
+        self.settings().validation
+    }
+
+    /// Whether it ever sent a sync 1.1 commit: from then on it may not go back.
+    pub fn sync11(&self) -> bool {
+        self.sync11.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it sent a sync 1.1 commit; the supervisor writes it to the database.
+    pub fn mark_sync11(&self) {
+        if !self.sync11() {
+            self.sync11.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Accounts whose host it is, throttled and deleted ones included.
+    pub fn account_count(&self) -> i64 {
+        self.account_count.load(Ordering::Relaxed)
+    }
+
+    /// Accounts it may have before further ones are throttled.
+    pub fn account_limit(&self) -> i64 {
+        self.settings().account_limit
+    }
+
+    /// Counts a new account of this host. `false`: the host is over its quota and the account is to be throttled.
+    pub fn admit_account(&self) -> bool {
+        self.account_count.fetch_add(1, Ordering::Relaxed) < self.account_limit()
+    }
+
+    /// Uncounts an account that moved to another host.
+    pub fn release_account(&self) {
+        let lower = |count: i64| (count > 0).then(|| count - 1);
+        self.account_count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, lower).ok();
+    }
+
+    /// How many events it may send, from its quota or set by the operator.
+    pub fn event_rates(&self) -> EventRates {
+        self.settings().rates
+    }
+
+    /// How its connection stands.
+    pub fn state(&self) -> HostState {
+        let code = self.state.load(Ordering::Relaxed);
+        HostState::ALL.into_iter().find(|state| *state as u8 == code).unwrap_or(HostState::Stopped)
+    }
+
+    /// Whether events may come: it is connected, held back or not.
+    pub fn is_connected(&self) -> bool {
+        matches!(self.state(), HostState::Connected | HostState::HeldBack)
+    }
+
+    /// Its status as the lexicons have it.
+    pub fn status(&self) -> HostStatus {
+        self.statuses().wanted
+    }
+
+    /// Which of its events are settled.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// The seq of the last event taken from its socket, or the cursor it was resumed from.
+    pub fn last_seq(&self) -> Option<i64> {
+        Some(self.last_seq.load(Ordering::Relaxed)).filter(|seq| *seq != NO_SEQ)
+    }
+
+    /// Events taken from its socket since the relay started.
+    pub fn events(&self) -> u64 {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    /// Stretches of its stream that are known to be missing: cursors it no longer had, or refused.
+    pub fn gaps(&self) -> u64 {
+        self.gaps.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_state(&self, state: HostState) {
+        if state == HostState::Connecting {
+            *self.attempted.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(Instant::now());
+        }
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// Ends the wait for the next attempt if the last one was at least `distance` ago.
+    pub(super) fn wake_if_waiting(&self, distance: Duration) {
+        let attempted = *self.attempted.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let waiting = matches!(self.state(), HostState::Waiting | HostState::Offline);
+        if waiting && attempted.is_none_or(|at| at.elapsed() >= distance) {
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn set_status(&self, status: HostStatus) {
+        self.statuses().wanted = status;
+    }
+
+    /// Notes a status that the caller has written to the database.
+    pub(super) fn set_stored_status(&self, status: HostStatus) {
+        let mut statuses = self.statuses();
+        statuses.wanted = status;
+        statuses.stored = status;
+    }
+
+    /// The status to be written, if it differs from the written one.
+    pub(super) fn unstored_status(&self) -> Option<HostStatus> {
+        let statuses = self.statuses();
+        (statuses.wanted != statuses.stored).then_some(statuses.wanted)
+    }
+
+    /// Notes that `status` is in the database, without changing what is wanted.
+    pub(super) fn status_was_stored(&self, status: HostStatus) {
+        self.statuses().stored = status;
+    }
+
+    pub(super) fn has_unstored_sync11(&self) -> bool {
+        self.sync11() && !self.statuses().sync11_stored
+    }
+
+    pub(super) fn sync11_was_stored(&self) {
+        self.statuses().sync11_stored = true;
+    }
+
+    pub(super) fn took(&self, seq: i64) {
+        self.last_seq.store(seq, Ordering::Relaxed);
+        self.events.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_gap(&self) {
+        self.gaps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts one event in the host's windows, or says how long it must wait.
+    pub(super) fn admit_event(&self) -> Result<(), Duration> {
+        let rates = self.event_rates();
+        let mut windows = self.windows.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        windows.admit(Instant::now(), &rates)
+    }
+
+    pub(super) fn set_account_limit(&self, limit: i64, general: &HostLimits) {
+        self.change(general, |settings| settings.account_limit = limit);
+    }
+
+    pub(super) fn set_overrides(&self, overrides: RateOverrides, general: &HostLimits) {
+        self.change(general, |settings| settings.overrides = overrides);
+    }
+
+    pub(super) fn set_validation(&self, validation: Option<Validation>) {
+        let mut settings = self.settings.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        settings.validation = validation;
+    }
+
+    fn change(&self, general: &HostLimits, change: impl FnOnce(&mut Settings)) {
+        let mut settings = self.settings.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        change(&mut settings);
+        settings.rates = event_rates(settings.account_limit, &settings.overrides, general);
+        drop(settings);
+        self.wake.notify_one();
+    }
+
+    fn settings(&self) -> Settings {
+        self.settings.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    fn statuses(&self) -> MutexGuard<'_, Statuses> {
+        self.statuses.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The rates of a host: the reference relay's formula with its account quota for n, overridden where the operator did.
+fn event_rates(account_limit: i64, overrides: &RateOverrides, general: &HostLimits) -> EventRates {
+    let accounts = account_limit.max(0) as u64;
+    let rate = |set: Option<u32>, rule: crate::config::Rate| match set {
+        Some(set) => u64::from(set),
+        None => rule.for_accounts(accounts) as u64,
+    };
+    EventRates {
+        per_second: rate(overrides.per_second, general.per_second),
+        per_hour: rate(overrides.per_hour, general.per_hour),
+        per_day: rate(overrides.per_day, general.per_day),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dial::Guard;
+
+    fn row(account_limit: i64, account_count: i64) -> HostRow {
+        HostRow {
+            id: HostId(7),
+            hostname: "pds.example.com".to_owned(),
+            tls: true,
+            status: HostStatus::Active,
+            cursor: None,
+            account_limit,
+            trusted: false,
+            validation: None,
+            sync11: false,
+            rates: RateOverrides::default(),
+            account_count,
+            created_at: 0,
+        }
+    }
+
+    fn handle(row: &HostRow) -> HostHandle {
+        let host = PdsHost::parse(&row.hostname, &Guard::new(false)).unwrap();
+        HostHandle::new(row, host, RecoveredHost::default(), InFlightLimits::default(), &HostLimits::default())
+    }
+
+    #[test]
+    fn rates_follow_the_quota_unless_they_are_set() {
+        let host = handle(&row(100, 0));
+        assert_eq!(host.event_rates(), EventRates { per_second: 50, per_hour: 2_600, per_day: 21_000 });
+        host.set_account_limit(10_000_000, &HostLimits::default());
+        let rates = EventRates { per_second: 10_050, per_hour: 10_002_500, per_day: 100_020_000 };
+        assert_eq!(host.event_rates(), rates);
+        let overrides = RateOverrides { per_second: Some(7), ..RateOverrides::default() };
+        host.set_overrides(overrides, &HostLimits::default());
+        assert_eq!(host.event_rates(), EventRates { per_second: 7, ..rates });
+    }
+
+    #[test]
+    fn accounts_over_the_quota_are_not_admitted() {
+        let host = handle(&row(3, 1));
+        let admitted: Vec<bool> = (0..4).map(|_| host.admit_account()).collect();
+        assert_eq!((admitted, host.account_count()), (vec![true, true, false, false], 5));
+        for _ in 0..3 {
+            host.release_account();
+        }
+        assert!(host.admit_account() && !host.admit_account());
+    }
+
+    #[test]
+    fn statuses_are_written_when_they_change() {
+        let host = handle(&row(1, 0));
+        assert_eq!(host.unstored_status(), None);
+        host.set_status(HostStatus::Offline);
+        assert_eq!(host.unstored_status(), Some(HostStatus::Offline));
+        host.status_was_stored(HostStatus::Offline);
+        assert_eq!((host.unstored_status(), host.status()), (None, HostStatus::Offline));
+        assert!(!host.has_unstored_sync11());
+        host.mark_sync11();
+        assert!(host.has_unstored_sync11());
+        host.sync11_was_stored();
+        assert!(!host.has_unstored_sync11() && host.sync11());
+    }
+}

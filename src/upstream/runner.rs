@@ -1,0 +1,159 @@
+//! The life of one host: connect, take events, wait, connect again, for as long as it is known. Decides from where to
+//! resume and when a stream cannot be resumed; what goes over a connection is not its concern.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::Sink;
+use super::backoff::Backoff;
+use super::connection::{Connection, End, Times, rule};
+use super::handle::{HostHandle, HostState};
+use crate::dial::Guard;
+use crate::store::HostStatus;
+use crate::telemetry::metrics;
+
+/// A connection that lasted this long was a good one, even if nothing happened on it.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
+
+/// Attempts that end at the same unreadable frame before the stream is taken up live: what lies between is lost, is
+/// recorded as a gap, and is less than everything the host will ever send.
+const MAX_STUCK: u32 = 5;
+
+/// What all runners share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) guard: Guard,
+    pub(super) backoff: Backoff,
+    pub(super) times: Times,
+    /// Bounds the handshakes under way, so that a start with thousands of hosts is no burst.
+    pub(super) handshakes: Semaphore,
+}
+
+/// The task of one host.
+pub(super) struct Runner<S> {
+    host: Arc<HostHandle>,
+    sink: Arc<S>,
+    shared: Arc<Shared>,
+    cancel: CancellationToken,
+    /// Where the next connection resumes; `None` starts live.
+    cursor: Option<i64>,
+    failures: u32,
+    stuck: u32,
+}
+
+impl<S: Sink> Runner<S> {
+    pub(super) fn new(host: Arc<HostHandle>, sink: Arc<S>, shared: Arc<Shared>, cancel: CancellationToken) -> Self {
+        let cursor = host.last_seq();
+        Self { host, sink, shared, cancel, cursor, failures: 0, stuck: 0 }
+    }
+
+    /// Runs until cancelled, or until the host turns out to be a relay.
+    pub(super) async fn run(mut self) {
+        loop {
+            let (end, lasted, taken) = self.connection().await;
+            match &end {
+                End::Cancelled => break self.host.set_state(HostState::Stopped),
+                End::IsRelay(server) => break self.refuse(server),
+                _ => {}
+            }
+            self.count(&end, lasted, taken);
+            self.resume_after(&end, taken);
+            if !self.wait().await {
+                break self.host.set_state(HostState::Stopped);
+            }
+        }
+    }
+
+    async fn connection(&mut self) -> (End, Duration, u64) {
+        self.host.set_state(HostState::Connecting);
+        let mut connection = Connection {
+            host: &self.host,
+            sink: &*self.sink,
+            guard: self.shared.guard,
+            times: self.shared.times,
+            cancel: &self.cancel,
+            resumed: self.cursor,
+            last: None,
+            taken: 0,
+            old_in_a_row: 0,
+        };
+        let started = Instant::now();
+        let end = connection.run(&self.shared.handshakes).await;
+        let (last, taken) = (connection.last, connection.taken);
+        self.cursor = last.or(self.cursor);
+        (end, started.elapsed(), taken)
+    }
+
+    fn count(&mut self, end: &End, lasted: Duration, taken: u64) {
+        if taken > 0 || (lasted >= STABLE_AFTER && !matches!(end, End::FutureCursor(_))) {
+            self.failures = 0;
+        }
+        self.failures = self.failures.saturating_add(1);
+        metrics().upstream_disconnects.inc();
+        match end {
+            End::TooLarge => metrics().drop_by_rule(rule::FRAME_TOO_LARGE).inc(),
+            End::Malformed(_) => metrics().drop_by_rule(rule::FRAME).inc(),
+            _ => {}
+        }
+        let (host, failures) = (self.host.name(), self.failures);
+        match end {
+            End::TooLarge | End::Malformed(_) | End::FutureCursor(_) | End::ErrorFrame { .. } | End::OldSeqs => {
+                tracing::warn!(host, failures, cursor = self.cursor, reason = %end, "connection ended");
+            }
+            _ => tracing::debug!(host, failures, cursor = self.cursor, reason = %end, "connection ended"),
+        }
+    }
+
+    /// Goes live where the stream cannot be resumed, and records the gap.
+    fn resume_after(&mut self, end: &End, taken: u64) {
+        let unreadable = matches!(end, End::TooLarge | End::Malformed(_));
+        self.stuck = match (unreadable, taken) {
+            (true, 0) => self.stuck + 1,
+            (true, _) => 1,
+            (false, 0) => self.stuck,
+            (false, _) => 0,
+        };
+        let refused = matches!(end, End::FutureCursor(_));
+        if self.cursor.is_none() || !(refused || self.stuck >= MAX_STUCK) {
+            if refused {
+                self.host.set_status(HostStatus::Idle);
+            }
+            return;
+        }
+        tracing::warn!(host = self.host.name(), cursor = self.cursor, reason = %end, "host is taken up live: its cursor is of no use");
+        metrics().upstream_gaps.inc();
+        self.host.add_gap();
+        self.host.progress().forget_recovered();
+        self.cursor = None;
+        self.stuck = 0;
+        if refused {
+            metrics().upstream_future_cursors.inc();
+            self.host.set_status(HostStatus::Idle);
+        }
+    }
+
+    /// Waits for the next attempt; `false` if there is to be none.
+    async fn wait(&mut self) -> bool {
+        let offline = self.shared.backoff.is_offline(self.failures);
+        if offline && self.host.status() != HostStatus::Offline {
+            tracing::info!(host = self.host.name(), failures = self.failures, "host is offline; it is tried now and then");
+            self.host.set_status(HostStatus::Offline);
+        }
+        self.host.set_state(if offline { HostState::Offline } else { HostState::Waiting });
+        tokio::select! {
+            () = self.cancel.cancelled() => false,
+            () = self.host.wake.notified() => true,
+            () = tokio::time::sleep(self.shared.backoff.wait(self.failures, fastrand::f64())) => true,
+        }
+    }
+
+    fn refuse(&self, server: &str) {
+        tracing::warn!(host = self.host.name(), server, "host is a relay and is banned");
+        metrics().upstream_relays_refused.inc();
+        self.host.set_status(HostStatus::Banned);
+        self.host.set_state(HostState::Banned);
+    }
+}
