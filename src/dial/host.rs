@@ -259,7 +259,8 @@ mod tests {
     fn names_that_are_not_public_hosts_are_refused() {
         use HostNameError as E;
         let guard = Guard::new(false);
-        let cases: &[(&str, fn(&E) -> bool)] = &[
+        type Expected = fn(&E) -> bool;
+        let cases: &[(&str, Expected)] = &[
             ("", |e| matches!(e, E::Syntax(_))),
             ("exa mple.com", |e| matches!(e, E::Syntax(_))),
             ("a..example.com", |e| matches!(e, E::Syntax(_))),

@@ -55,12 +55,15 @@ pub enum FetchError {
 /// # Panics
 /// Not in practice: the settings are constant, so a client that can be built once can always be built.
 pub fn http_client(guard: &Guard) -> Client {
-    let redirect_guard = *guard;
+    guarded_client(*guard, *guard)
+}
+
+fn guarded_client(addresses: Guard, redirects: Guard) -> Client {
     basic_client()
-        .dns_resolver(Arc::new(GuardedDns(*guard)))
-        .redirect(Policy::custom(move |attempt| check_redirect(&redirect_guard, attempt)))
+        .dns_resolver(Arc::new(GuardedDns(addresses)))
+        .redirect(Policy::custom(move |attempt| check_redirect(&redirects, attempt)))
         .no_proxy()
-        .https_only(!guard.allow_private())
+        .https_only(!addresses.allow_private())
         .pool_max_idle_per_host(1)
         .build()
         .expect("an HTTP client with constant settings")
@@ -72,7 +75,10 @@ pub fn http_client(guard: &Guard) -> Client {
 /// # Panics
 /// As [`http_client`].
 pub fn directory_client() -> Client {
-    basic_client().redirect(Policy::none()).build().expect("an HTTP client with constant settings")
+    basic_client()
+        .redirect(Policy::none())
+        .build()
+        .expect("an HTTP client with constant settings")
 }
 
 fn basic_client() -> ClientBuilder {
@@ -88,7 +94,12 @@ fn basic_client() -> ClientBuilder {
 ///
 /// # Errors
 /// See [`FetchError`]; an answer with an error status is not an error here.
-pub async fn fetch(client: &Client, guard: &Guard, url: &Url, limit: usize) -> Result<Fetched, FetchError> {
+pub async fn fetch(
+    client: &Client,
+    guard: &Guard,
+    url: &Url,
+    limit: usize,
+) -> Result<Fetched, FetchError> {
     guard.check(url)?;
     get(client, url, limit).await
 }
@@ -99,23 +110,35 @@ pub async fn fetch(client: &Client, guard: &Guard, url: &Url, limit: usize) -> R
 /// # Errors
 /// As [`fetch`].
 pub async fn get(client: &Client, url: &Url, limit: usize) -> Result<Fetched, FetchError> {
-    let failed = |error: reqwest::Error| FetchError::Failed { url: url.to_string(), reason: explain(&error) };
+    let failed = |error: reqwest::Error| FetchError::Failed {
+        url: url.to_string(),
+        reason: explain(&error),
+    };
     let mut response = client.get(url.clone()).send().await.map_err(failed)?;
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(failed)? {
         if body.len() + chunk.len() > limit {
-            return Err(FetchError::TooLong { url: url.to_string(), limit });
+            return Err(FetchError::TooLong {
+                url: url.to_string(),
+                limit,
+            });
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Fetched { status: response.status(), headers: std::mem::take(response.headers_mut()), body })
+    Ok(Fetched {
+        status: response.status(),
+        headers: std::mem::take(response.headers_mut()),
+        body,
+    })
 }
 
 /// The `Server` header of an answer, if it is one of a relay.
 pub fn relay_mark(headers: &HeaderMap) -> Option<String> {
     let values = headers.get_all(SERVER).iter();
     let mut texts = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
-    texts.find(|text| text.to_ascii_lowercase().contains(RELAY_MARK)).map(|text| text.into_owned())
+    texts
+        .find(|text| text.to_ascii_lowercase().contains(RELAY_MARK))
+        .map(|text| text.into_owned())
 }
 
 /// The innermost cause, which is the one that tells an operator something.
@@ -153,5 +176,80 @@ impl Resolve for GuardedDns {
             );
             Ok(found)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::Router;
+    use axum::response::Redirect;
+    use axum::routing::get as on_get;
+
+    use super::*;
+
+    /// A server on this machine; the address of its root.
+    async fn serve(router: Router) -> Url {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Url::parse(&url).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_redirect_to_a_private_address_is_not_followed() {
+        let reached = Arc::new(AtomicUsize::new(0));
+        let counter = reached.clone();
+        let secret = serve(Router::new().route(
+            "/",
+            on_get(async move || {
+                counter.fetch_add(1, Ordering::SeqCst);
+                "secret"
+            }),
+        ))
+        .await;
+        let target = secret.to_string();
+        let door = serve(Router::new().route("/", on_get(async move || Redirect::temporary(&target)))).await;
+
+        let strict = guarded_client(Guard::new(true), Guard::new(false));
+        let error = get(&strict, &door, 1_000).await.unwrap_err();
+        assert!(matches!(error, FetchError::Failed { .. }), "{error}");
+        assert_eq!(reached.load(Ordering::SeqCst), 0);
+
+        let open = http_client(&Guard::new(true));
+        let answer = fetch(&open, &Guard::new(true), &door, 1_000).await.unwrap();
+        assert_eq!((answer.body.as_slice(), reached.load(Ordering::SeqCst)), (b"secret".as_slice(), 1));
+    }
+
+    #[tokio::test]
+    async fn redirects_end() {
+        let hits = Arc::new(AtomicUsize::new(0));
+        let counter = hits.clone();
+        let circle = serve(Router::new().route(
+            "/",
+            on_get(async move || {
+                counter.fetch_add(1, Ordering::SeqCst);
+                Redirect::temporary("/")
+            }),
+        ))
+        .await;
+        assert!(fetch(&http_client(&Guard::new(true)), &Guard::new(true), &circle, 1_000).await.is_err());
+        assert_eq!(hits.load(Ordering::SeqCst), MAX_REDIRECTS + 1);
+    }
+
+    #[tokio::test]
+    async fn bodies_are_bounded_whatever_length_they_claim() {
+        let server = serve(Router::new().route("/", on_get(async || "x".repeat(1_001)))).await;
+        let client = directory_client();
+        assert_eq!(get(&client, &server, 1_001).await.unwrap().body.len(), 1_001);
+        assert!(matches!(get(&client, &server, 1_000).await, Err(FetchError::TooLong { limit: 1_000, .. })));
+    }
+
+    #[tokio::test]
+    async fn names_that_lead_to_this_machine_are_refused_after_dns() {
+        let dns = GuardedDns(Guard::new(false));
+        assert!(dns.resolve("localhost".parse().unwrap()).await.is_err());
+        assert!(GuardedDns(Guard::new(true)).resolve("localhost".parse().unwrap()).await.is_ok());
     }
 }

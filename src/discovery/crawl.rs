@@ -109,20 +109,32 @@ impl Crawler {
             failed: Mutex::new(LruCache::new(MAX_REMEMBERED)),
             added: Mutex::default(),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Checks a host and adds it; one that is known and waits for its next attempt is tried at once.
     ///
     /// # Errors
     /// See [`CrawlError`]; nothing is stored then.
-    pub async fn request_crawl(&self, hostname: &str, by: Requester) -> Result<Arc<HostHandle>, CrawlError> {
+    pub async fn request_crawl(
+        &self,
+        hostname: &str,
+        by: Requester,
+    ) -> Result<Arc<HostHandle>, CrawlError> {
         let result = self.inner.request(hostname, by).await;
         match &result {
             Ok(host) => tracing::info!(host = host.name(), ?by, "crawl requested"),
             Err(error) => tracing::debug!(hostname, ?by, %error, "crawl request refused"),
         }
-        metrics().crawl_requests(if result.is_ok() { "accepted" } else { "refused" }).inc();
+        metrics()
+            .crawl_requests(if result.is_ok() {
+                "accepted"
+            } else {
+                "refused"
+            })
+            .inc();
         result
     }
 }
@@ -184,7 +196,10 @@ impl Inner {
 
     /// Asks the host to describe itself.
     async fn check(&self, host: &PdsHost) -> Result<(), CrawlError> {
-        let _check = self.checks.try_acquire().map_err(|_| CrawlError::RateLimited)?;
+        let _check = self
+            .checks
+            .try_acquire()
+            .map_err(|_| CrawlError::RateLimited)?;
         let result = describe(&self.client, &self.options.guard, host).await;
         if let Err(error) = &result {
             lock(&self.failed).put(host.clone(), (Instant::now(), error.clone()));
@@ -194,11 +209,18 @@ impl Inner {
 }
 
 async fn describe(client: &Client, guard: &Guard, host: &PdsHost) -> Result<(), CrawlError> {
-    let not_a_pds = |reason: String| CrawlError::NotAPds { host: host.clone(), reason };
-    let url = Url::parse(&format!("{}/xrpc/com.atproto.server.describeServer", host.http_url()))
+    let not_a_pds = |reason: String| CrawlError::NotAPds {
+        host: host.clone(),
+        reason,
+    };
+    let url = Url::parse(&format!(
+        "{}/xrpc/com.atproto.server.describeServer",
+        host.http_url()
+    ))
+    .map_err(|error| not_a_pds(error.to_string()))?;
+    let answer = fetch(client, guard, &url, MAX_ANSWER_BYTES)
+        .await
         .map_err(|error| not_a_pds(error.to_string()))?;
-    let answer =
-        fetch(client, guard, &url, MAX_ANSWER_BYTES).await.map_err(|error| not_a_pds(error.to_string()))?;
     if relay_mark(&answer.headers).is_some() {
         return Err(CrawlError::IsRelay(host.clone()));
     }
@@ -212,5 +234,7 @@ async fn describe(client: &Client, guard: &Guard, host: &PdsHost) -> Result<(), 
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }

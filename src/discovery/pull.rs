@@ -59,7 +59,10 @@ pub enum PullError {
 ///
 /// # Errors
 /// See [`PullError`].
-pub async fn pull_hosts(relay: &Url, mut page_read: impl FnMut(usize)) -> Result<Vec<RemoteHost>, PullError> {
+pub async fn pull_hosts(
+    relay: &Url,
+    mut page_read: impl FnMut(usize),
+) -> Result<Vec<RemoteHost>, PullError> {
     let client = directory_client();
     let mut hosts = Vec::new();
     let mut cursors = HashSet::new();
@@ -68,10 +71,16 @@ pub async fn pull_hosts(relay: &Url, mut page_read: impl FnMut(usize)) -> Result
         let url = page_url(relay, cursor.as_deref());
         let answer = get(&client, &url, MAX_PAGE_BYTES).await?;
         if answer.status != StatusCode::OK {
-            return Err(PullError::Status { url, status: answer.status });
+            return Err(PullError::Status {
+                url,
+                status: answer.status,
+            });
         }
-        let page: Page = serde_json::from_slice(&answer.body)
-            .map_err(|source| PullError::Answer { url: url.clone(), source })?;
+        let page: Page =
+            serde_json::from_slice(&answer.body).map_err(|source| PullError::Answer {
+                url: url.clone(),
+                source,
+            })?;
         let empty = page.hosts.is_empty();
         hosts.extend(page.hosts);
         page_read(hosts.len());
@@ -90,7 +99,9 @@ pub async fn pull_hosts(relay: &Url, mut page_read: impl FnMut(usize)) -> Result
 fn page_url(relay: &Url, cursor: Option<&str>) -> Url {
     let mut url = relay.clone();
     url.set_path("/xrpc/com.atproto.sync.listHosts");
-    url.query_pairs_mut().clear().append_pair("limit", &PAGE.to_string());
+    url.query_pairs_mut()
+        .clear()
+        .append_pair("limit", &PAGE.to_string());
     if let Some(cursor) = cursor {
         url.query_pairs_mut().append_pair("cursor", cursor);
     }

@@ -22,18 +22,28 @@ impl Bucket {
     pub(super) fn new(per_second: f64, max_wait: Duration) -> Self {
         let interval = Duration::from_secs_f64(1.0 / per_second.clamp(0.001, 1e6));
         let burst = Duration::from_secs(1).max(interval) - interval;
-        Self { interval, burst, max_wait, next: Mutex::new(Instant::now() - burst) }
+        Self {
+            interval,
+            burst,
+            max_wait,
+            next: Mutex::new(Instant::now() - burst),
+        }
     }
 
     /// Waits for a turn; `false` at once if the wait would be too long.
     pub(super) async fn turn(&self) -> bool {
-        let Some(at) = self.reserve(Instant::now()) else { return false };
+        let Some(at) = self.reserve(Instant::now()) else {
+            return false;
+        };
         sleep_until(at).await;
         true
     }
 
     fn reserve(&self, now: Instant) -> Option<Instant> {
-        let mut next = self.next.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut next = self
+            .next
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let at = (*next).max(now - self.burst);
         if at.saturating_duration_since(now) > self.max_wait {
             return None;
@@ -51,10 +61,20 @@ mod tests {
     async fn a_burst_passes_then_the_rate_holds_and_long_waits_are_refused() {
         let bucket = Bucket::new(10.0, Duration::from_millis(500));
         let now = Instant::now();
-        let waits: Vec<_> = (0..20).map(|_| bucket.reserve(now).map(|at| (at - now).as_millis())).collect();
+        let waits: Vec<_> = (0..20)
+            .map(|_| bucket.reserve(now).map(|at| (at - now).as_millis()))
+            .collect();
         assert!(waits[..10].iter().all(|wait| *wait == Some(0)), "{waits:?}");
-        assert!(waits[10..15].iter().all(|wait| wait.is_some_and(|wait| wait > 0)), "{waits:?}");
+        assert!(
+            waits[10..15]
+                .iter()
+                .all(|wait| wait.is_some_and(|wait| wait > 0)),
+            "{waits:?}"
+        );
         assert!(waits[16..].iter().all(Option::is_none), "{waits:?}");
-        assert_eq!(bucket.reserve(now + Duration::from_secs(60)), Some(now + Duration::from_secs(60)));
+        assert_eq!(
+            bucket.reserve(now + Duration::from_secs(60)),
+            Some(now + Duration::from_secs(60))
+        );
     }
 }

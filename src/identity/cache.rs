@@ -73,13 +73,21 @@ pub(super) struct Cache {
 
 impl Cache {
     pub(super) fn new(capacity: NonZeroUsize, lifetimes: Lifetimes, max_flights: usize) -> Self {
-        Self { entries: LruCache::new(capacity), flights: HashMap::new(), lifetimes, max_flights }
+        Self {
+            entries: LruCache::new(capacity),
+            flights: HashMap::new(),
+            lifetimes,
+            max_flights,
+        }
     }
 
     /// A request that takes what is known.
     pub(super) fn resolve(&mut self, did: &Did, now: Instant) -> Step {
         let pause = self.lifetimes.refresh;
-        let due = self.entries.get(did).map(|entry| entry.refresh_due && !paused(entry, pause, now));
+        let due = self
+            .entries
+            .get(did)
+            .map(|entry| entry.refresh_due && !paused(entry, pause, now));
         match (due, self.fresh(did, now)) {
             (Some(false), Some(outcome)) => Step::Answer(outcome),
             (due, _) => self.fly(did, due == Some(true)),
@@ -88,7 +96,10 @@ impl Cache {
 
     /// What is known and not too old, without a look-up.
     pub(super) fn fresh(&mut self, did: &Did, now: Instant) -> Option<Outcome> {
-        self.entries.get(did).filter(|entry| now < entry.fresh_until).map(|entry| entry.outcome.clone())
+        self.entries
+            .get(did)
+            .filter(|entry| now < entry.fresh_until)
+            .map(|entry| entry.outcome.clone())
     }
 
     /// A request that distrusts what is known.
@@ -123,7 +134,11 @@ impl Cache {
     pub(super) fn land(&mut self, did: &Did, outcome: &Outcome, now: Instant, jitter: f64) {
         let forced = self.flights.get(did).is_some_and(|flight| flight.forced);
         let known = self.entries.get_mut(did);
-        let forced_at = if forced { Some(now) } else { known.as_ref().and_then(|entry| entry.forced_at) };
+        let forced_at = if forced {
+            Some(now)
+        } else {
+            known.as_ref().and_then(|entry| entry.forced_at)
+        };
         let lifetime = match outcome {
             Ok(_) => self.lifetimes.found.mul_f64(1.0 - jitter / 10.0),
             Err(ResolveError::Unavailable(_)) => self.lifetimes.unavailable,
@@ -191,7 +206,13 @@ mod tests {
 
     fn found(did: &Did, resolved_at: i64) -> Outcome {
         let did = did.clone();
-        Ok(Arc::new(Identity { did, pds: None, signing_key: None, handles: vec![], resolved_at }))
+        Ok(Arc::new(Identity {
+            did,
+            pds: None,
+            signing_key: None,
+            handles: vec![],
+            resolved_at,
+        }))
     }
 
     fn complete(cache: &mut Cache, did: &Did, step: Step, outcome: &Outcome, now: Instant) {
@@ -220,8 +241,14 @@ mod tests {
             let mut cache = cache();
             let step = cache.resolve(&did, now);
             complete(&mut cache, &did, step, &outcome, now);
-            assert_eq!(answer(cache.resolve(&did, now + Duration::from_secs(seconds - 1))), outcome);
-            assert!(matches!(cache.resolve(&did, now + Duration::from_secs(seconds)), Step::Start(..)));
+            assert_eq!(
+                answer(cache.resolve(&did, now + Duration::from_secs(seconds - 1))),
+                outcome
+            );
+            assert!(matches!(
+                cache.resolve(&did, now + Duration::from_secs(seconds)),
+                Step::Start(..)
+            ));
         }
     }
 
@@ -243,7 +270,11 @@ mod tests {
         complete(&mut cache, &did, step, &found(&did, 0), now);
         let step = cache.refresh(&did, at(1));
         complete(&mut cache, &did, step, &found(&did, 1), at(1));
-        assert_eq!(answer(cache.refresh(&did, at(20))), found(&did, 1), "too early: what is known");
+        assert_eq!(
+            answer(cache.refresh(&did, at(20))),
+            found(&did, 1),
+            "too early: what is known"
+        );
         assert_eq!(answer(cache.resolve(&did, at(30))), found(&did, 1));
         let step = cache.resolve(&did, at(31));
         complete(&mut cache, &did, step, &found(&did, 31), at(31));
@@ -276,9 +307,15 @@ mod tests {
         let now = Instant::now();
         let mut cache = Cache::new(NonZeroUsize::new(2).unwrap(), LIFETIMES, 1);
         assert!(matches!(cache.resolve(&did("a"), now), Step::Start(..)));
-        assert!(matches!(cache.resolve(&did("a"), now), Step::Join(Flight { forced: false, .. })));
+        assert!(matches!(
+            cache.resolve(&did("a"), now),
+            Step::Join(Flight { forced: false, .. })
+        ));
         assert!(matches!(cache.refresh(&did("a"), now), Step::Join(_)));
-        assert_eq!(answer(cache.resolve(&did("b"), now)), Err(ResolveError::RateLimited));
+        assert_eq!(
+            answer(cache.resolve(&did("b"), now)),
+            Err(ResolveError::RateLimited)
+        );
     }
 
     #[tokio::test]

@@ -47,16 +47,23 @@ pub(super) async fn ask(
     did: &Did,
 ) -> Result<RepoStatus, RepoStatusError> {
     let unavailable = |reason: String| RepoStatusError::Unavailable(reason);
-    let mut url = Url::parse(&format!("{}/xrpc/com.atproto.sync.getRepoStatus", pds.http_url()))
-        .map_err(|error| unavailable(error.to_string()))?;
+    let mut url = Url::parse(&format!(
+        "{}/xrpc/com.atproto.sync.getRepoStatus",
+        pds.http_url()
+    ))
+    .map_err(|error| unavailable(error.to_string()))?;
     url.query_pairs_mut().append_pair("did", did.as_str());
-    let answer =
-        fetch(client, guard, &url, MAX_ANSWER_BYTES).await.map_err(|error| unavailable(error.to_string()))?;
+    let answer = fetch(client, guard, &url, MAX_ANSWER_BYTES)
+        .await
+        .map_err(|error| unavailable(error.to_string()))?;
     if answer.status == StatusCode::OK {
-        return serde_json::from_slice(&answer.body).map_err(|error| unavailable(error.to_string()));
+        return serde_json::from_slice(&answer.body)
+            .map_err(|error| unavailable(error.to_string()));
     }
     match serde_json::from_slice::<XrpcError>(&answer.body) {
-        Ok(body) if answer.status.is_client_error() && body.error == "RepoNotFound" => Err(RepoStatusError::NotFound),
+        Ok(body) if answer.status.is_client_error() && body.error == "RepoNotFound" => {
+            Err(RepoStatusError::NotFound)
+        }
         _ => Err(unavailable(format!("status {}", answer.status))),
     }
 }

@@ -98,10 +98,14 @@ impl Resolver {
             bucket: Bucket::new(options.directory_rate, options.max_wait),
             directory_slots: Semaphore::new(options.concurrency.max(1)),
             host_slots: Semaphore::new(options.concurrency.max(1)),
-            inactive: Mutex::new(LruCache::new(NonZeroUsize::MIN.saturating_add(options.max_pending))),
+            inactive: Mutex::new(LruCache::new(
+                NonZeroUsize::MIN.saturating_add(options.max_pending),
+            )),
             options,
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The identity of `did`, from the cache or looked up. An identity past its TTL is still given while whoever
@@ -153,7 +157,11 @@ impl Resolver {
     ///
     /// # Errors
     /// See [`RepoStatusError`].
-    pub async fn repo_status(&self, pds: &PdsHost, did: &Did) -> Result<RepoStatus, RepoStatusError> {
+    pub async fn repo_status(
+        &self,
+        pds: &PdsHost,
+        did: &Did,
+    ) -> Result<RepoStatus, RepoStatusError> {
         let key = (did.clone(), pds.clone());
         let interval = self.inner.options.refresh_interval;
         if let Some((asked, status)) = self.inner.inactive().get(&key)
@@ -164,7 +172,8 @@ impl Resolver {
         let busy = || RepoStatusError::Unavailable(ResolveError::RateLimited.to_string());
         let slot = timeout(self.inner.options.max_wait, self.inner.host_slots.acquire()).await;
         let _slot = slot.map_err(|_| busy())?.map_err(|_| busy())?;
-        let status = repo_status::ask(&self.inner.hosts, &self.inner.options.guard, pds, did).await?;
+        let status =
+            repo_status::ask(&self.inner.hosts, &self.inner.options.guard, pds, did).await?;
         let mut inactive = self.inner.inactive();
         if status.active {
             inactive.pop(&key);
@@ -181,11 +190,22 @@ impl Resolver {
     }
 
     /// Looks a DID up in a task of its own, so that it lands in the cache even if this caller goes away.
-    async fn start(&self, did: &Did, sender: watch::Sender<Option<Outcome>>, flight: Flight) -> Outcome {
-        let landing = Landing { inner: self.inner.clone(), did: did.clone() };
+    async fn start(
+        &self,
+        did: &Did,
+        sender: watch::Sender<Option<Outcome>>,
+        flight: Flight,
+    ) -> Outcome {
+        let landing = Landing {
+            inner: self.inner.clone(),
+            did: did.clone(),
+        };
         tokio::spawn(async move {
             let outcome = landing.inner.look_up(&landing.did).await;
-            landing.inner.cache().land(&landing.did, &outcome, Instant::now(), fastrand::f64());
+            landing
+                .inner
+                .cache()
+                .land(&landing.did, &outcome, Instant::now(), fastrand::f64());
             drop(landing);
             sender.send_replace(Some(outcome));
         });
@@ -220,14 +240,18 @@ impl Inner {
                 from_web(&self.hosts, &self.options.guard, &host).await
             }
         };
-        let found = document.and_then(|document| identity(did, &document, &self.options.guard, unix_seconds()));
+        let found = document
+            .and_then(|document| identity(did, &document, &self.options.guard, unix_seconds()));
         if let Err(error) = &found {
             tracing::debug!(%did, %error, "look-up failed");
         }
         found.map(Arc::new)
     }
 
-    async fn slot<'a>(&self, slots: &'a Semaphore) -> Result<tokio::sync::SemaphorePermit<'a>, ResolveError> {
+    async fn slot<'a>(
+        &self,
+        slots: &'a Semaphore,
+    ) -> Result<tokio::sync::SemaphorePermit<'a>, ResolveError> {
         match timeout(self.options.max_wait, slots.acquire()).await {
             Ok(Ok(slot)) => Ok(slot),
             Ok(Err(_)) | Err(_) => Err(ResolveError::RateLimited),
@@ -235,21 +259,32 @@ impl Inner {
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
-        self.cache.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.cache
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn inactive(&self) -> MutexGuard<'_, LruCache<(Did, PdsHost), (Instant, RepoStatus)>> {
-        self.inactive.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.inactive
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
 async fn wait(mut outcome: watch::Receiver<Option<Outcome>>) -> Outcome {
     let landed = outcome.wait_for(Option::is_some).await;
-    landed.ok().and_then(|outcome| outcome.clone()).unwrap_or_else(|| {
-        Err(ResolveError::Unavailable("the look-up was broken off".to_owned()))
-    })
+    landed
+        .ok()
+        .and_then(|outcome| outcome.clone())
+        .unwrap_or_else(|| {
+            Err(ResolveError::Unavailable(
+                "the look-up was broken off".to_owned(),
+            ))
+        })
 }
 
 fn unix_seconds() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs() as i64)
 }

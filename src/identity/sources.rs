@@ -26,28 +26,41 @@ impl Source {
     pub(super) fn of(did: &Did, guard: &Guard) -> Result<Self, ResolveError> {
         match did.method() {
             "plc" if is_plc_identifier(did.identifier()) => Ok(Self::Plc),
-            "plc" => Err(ResolveError::Invalid("a did:plc has 24 characters of base32".to_owned())),
+            "plc" => Err(ResolveError::Invalid(
+                "a did:plc has 24 characters of base32".to_owned(),
+            )),
             "web" => web_host(did.identifier(), guard).map(Self::Web),
-            method => Err(ResolveError::Invalid(format!("did:{method} is not supported, only did:plc and did:web"))),
+            method => Err(ResolveError::Invalid(format!(
+                "did:{method} is not supported, only did:plc and did:web"
+            ))),
         }
     }
 }
 
 fn is_plc_identifier(identifier: &str) -> bool {
-    identifier.len() == PLC_IDENTIFIER_LEN && identifier.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7'))
+    identifier.len() == PLC_IDENTIFIER_LEN
+        && identifier
+            .bytes()
+            .all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7'))
 }
 
 /// The host of a did:web. atproto allows no paths, and a port (`%3A`) only on one's own machine.
 fn web_host(identifier: &str, guard: &Guard) -> Result<PdsHost, ResolveError> {
     if identifier.contains(':') {
-        return Err(ResolveError::Invalid("a did:web with a path is not supported by atproto".to_owned()));
+        return Err(ResolveError::Invalid(
+            "a did:web with a path is not supported by atproto".to_owned(),
+        ));
     }
     let name = identifier.replace("%3A", ":").replace("%3a", ":");
     PdsHost::parse(&name, guard).map_err(|error| ResolveError::Invalid(error.to_string()))
 }
 
 /// Reads a did:plc from the directory. The operator names the directory, so the dial guard has no say in it.
-pub(super) async fn from_plc(client: &Client, directory: &Url, did: &Did) -> Result<DidDocument, ResolveError> {
+pub(super) async fn from_plc(
+    client: &Client,
+    directory: &Url,
+    did: &Did,
+) -> Result<DidDocument, ResolveError> {
     let mut url = directory.clone();
     if let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty().push(did.as_str());
@@ -56,7 +69,11 @@ pub(super) async fn from_plc(client: &Client, directory: &Url, did: &Did) -> Res
 }
 
 /// Reads a did:web from its host.
-pub(super) async fn from_web(client: &Client, guard: &Guard, host: &PdsHost) -> Result<DidDocument, ResolveError> {
+pub(super) async fn from_web(
+    client: &Client,
+    guard: &Guard,
+    host: &PdsHost,
+) -> Result<DidDocument, ResolveError> {
     let url = Url::parse(&format!("{}/.well-known/did.json", host.http_url()))
         .map_err(|error| ResolveError::Invalid(error.to_string()))?;
     read_document(fetch(client, guard, &url, MAX_DOCUMENT_BYTES).await)
@@ -66,12 +83,13 @@ fn read_document(answer: Result<Fetched, FetchError>) -> Result<DidDocument, Res
     let answer = answer.map_err(|error| match error {
         FetchError::TooLong { .. } => ResolveError::Invalid(error.to_string()),
         FetchError::Refused(dial) if dial.is_refusal() => ResolveError::Invalid(dial.to_string()),
-        FetchError::Refused(_) | FetchError::Failed { .. } => ResolveError::Unavailable(error.to_string()),
+        FetchError::Refused(_) | FetchError::Failed { .. } => {
+            ResolveError::Unavailable(error.to_string())
+        }
     })?;
     match answer.status {
-        StatusCode::OK => {
-            DidDocument::parse(&answer.body).map_err(|error| ResolveError::Invalid(error.to_string()))
-        }
+        StatusCode::OK => DidDocument::parse(&answer.body)
+            .map_err(|error| ResolveError::Invalid(error.to_string())),
         StatusCode::NOT_FOUND => Err(ResolveError::NotFound),
         StatusCode::GONE => Err(ResolveError::Tombstoned),
         status => Err(ResolveError::Unavailable(format!("status {status}"))),
@@ -86,7 +104,10 @@ pub(super) fn identity(
     resolved_at: i64,
 ) -> Result<Identity, ResolveError> {
     if Did::normalized(document.did()).as_ref() != Ok(did) {
-        return Err(ResolveError::Invalid(format!("the document is of {:?}", document.did())));
+        return Err(ResolveError::Invalid(format!(
+            "the document is of {:?}",
+            document.did()
+        )));
     }
     let pds = document.pds_endpoint().and_then(|endpoint| {
         PdsHost::parse(endpoint, guard)
@@ -94,9 +115,16 @@ pub(super) fn identity(
             .ok()
     });
     let signing_key = document.signing_key().and_then(|key| {
-        key.inspect_err(|error| tracing::debug!(%did, %error, "the identity's key is not usable")).ok()
+        key.inspect_err(|error| tracing::debug!(%did, %error, "the identity's key is not usable"))
+            .ok()
     });
-    Ok(Identity { did: did.clone(), pds, signing_key, handles: document.handles().to_vec(), resolved_at })
+    Ok(Identity {
+        did: did.clone(),
+        pds,
+        signing_key,
+        handles: document.handles().to_vec(),
+        resolved_at,
+    })
 }
 
 #[cfg(test)]
@@ -107,11 +135,20 @@ mod tests {
     fn sources_by_method() {
         let (public, private) = (Guard::new(false), Guard::new(true));
         let source = |did: &str, guard: &Guard| Source::of(&Did::parse(did).unwrap(), guard);
-        assert_eq!(source("did:plc:ewvi7nxzyoun6zhxrhs64oiz", &public), Ok(Source::Plc));
+        assert_eq!(
+            source("did:plc:ewvi7nxzyoun6zhxrhs64oiz", &public),
+            Ok(Source::Plc)
+        );
         let web = source("did:web:example.com", &public).unwrap();
-        assert_eq!(web, Source::Web(PdsHost::parse("https://example.com", &public).unwrap()));
+        assert_eq!(
+            web,
+            Source::Web(PdsHost::parse("https://example.com", &public).unwrap())
+        );
         let local = source("did:web:localhost%3A2583", &private).unwrap();
-        assert_eq!(local, Source::Web(PdsHost::parse("http://localhost:2583", &private).unwrap()));
+        assert_eq!(
+            local,
+            Source::Web(PdsHost::parse("http://localhost:2583", &private).unwrap())
+        );
         for did in [
             "did:plc:short",
             "did:plc:ewvi7nxzyoun6zhxrhs64oi1",
@@ -122,7 +159,10 @@ mod tests {
             "did:web:user%40example.com",
             "did:key:zQ3shokFTS3brHcDQrn82RUDfCZESWL1ZdCEJwekUDPQiYBme",
         ] {
-            assert!(matches!(source(did, &public), Err(ResolveError::Invalid(_))), "{did}");
+            assert!(
+                matches!(source(did, &public), Err(ResolveError::Invalid(_))),
+                "{did}"
+            );
         }
     }
 }

@@ -140,14 +140,17 @@ impl<S: Sink> Connection<'_, S> {
             Err(end) => end,
         };
         // Politeness only: the connection is over either way.
-        timeout(Duration::from_secs(1), socket.close(None)).await.ok();
+        timeout(Duration::from_secs(1), socket.close(None))
+            .await
+            .ok();
         end
     }
 
     async fn connect(&self, slots: &tokio::sync::Semaphore) -> Result<Socket, End> {
         let _slot = slots.acquire().await.map_err(|_| End::Cancelled)?;
         let handshake = timeout(self.times.handshake, self.handshake()).await;
-        let (socket, headers) = handshake.map_err(|_| End::HandshakeTimeout(self.times.handshake))??;
+        let (socket, headers) =
+            handshake.map_err(|_| End::HandshakeTimeout(self.times.handshake))??;
         match relay_mark(&headers) {
             Some(server) => Err(End::IsRelay(server)),
             None => Ok(socket),
@@ -156,22 +159,36 @@ impl<S: Sink> Connection<'_, S> {
 
     async fn handshake(&self) -> Result<(Socket, HeaderMap), End> {
         let host = self.host.host();
-        let cursor = self.resumed.map(|seq| format!("?cursor={seq}")).unwrap_or_default();
-        let mut request = format!("{}{SUBSCRIBE_PATH}{cursor}", host.ws_url()).into_client_request()?;
-        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
+        let cursor = self
+            .resumed
+            .map(|seq| format!("?cursor={seq}"))
+            .unwrap_or_default();
+        let mut request =
+            format!("{}{SUBSCRIBE_PATH}{cursor}", host.ws_url()).into_client_request()?;
+        request
+            .headers_mut()
+            .insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
         let stream = self.guard.connect(host.domain(), host.port()).await?;
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER_BYTES)
             .write_buffer_size(0)
             .max_message_size(Some(MAX_FRAME_BYTES))
             .max_frame_size(Some(MAX_FRAME_BYTES));
-        let connector = if host.tls() { Connector::Rustls(client_config()) } else { Connector::Plain };
-        let (socket, response) = client_async_tls_with_config(request, stream, Some(config), Some(connector)).await?;
+        let connector = if host.tls() {
+            Connector::Rustls(client_config())
+        } else {
+            Connector::Plain
+        };
+        let (socket, response) =
+            client_async_tls_with_config(request, stream, Some(config), Some(connector)).await?;
         Ok((socket, response.into_parts().0.headers))
     }
 
     async fn take_events(&mut self, socket: &mut Socket) -> Result<std::convert::Infallible, End> {
-        let mut pings = interval_at(tokio::time::Instant::now() + self.times.ping, self.times.ping);
+        let mut pings = interval_at(
+            tokio::time::Instant::now() + self.times.ping,
+            self.times.ping,
+        );
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         loop {
@@ -219,7 +236,11 @@ impl<S: Sink> Connection<'_, S> {
             held = true;
             self.host.set_state(HostState::HeldBack);
             if wait >= THROTTLED_AFTER && self.host.status() != HostStatus::Throttled {
-                tracing::info!(host = self.host.name(), ?wait, "host is over its event limits and held back");
+                tracing::info!(
+                    host = self.host.name(),
+                    ?wait,
+                    "host is over its event limits and held back"
+                );
                 self.host.set_status(HostStatus::Throttled);
             }
             tokio::select! {
@@ -255,7 +276,9 @@ impl<S: Sink> Connection<'_, S> {
                 self.take_info(&name, &message);
                 Ok(())
             }
-            Incoming::Error { error, message } if error == "FutureCursor" => Err(End::FutureCursor(message)),
+            Incoming::Error { error, message } if error == "FutureCursor" => {
+                Err(End::FutureCursor(message))
+            }
             Incoming::Error { error, message } => Err(End::ErrorFrame { error, message }),
             Incoming::Unknown => {
                 metrics().upstream_ignored.inc();
@@ -268,7 +291,11 @@ impl<S: Sink> Connection<'_, S> {
         if !self.is_new(event.seq) {
             self.drop_event(rule::UPSTREAM_SEQ, &event);
             self.old_in_a_row += 1;
-            return if self.old_in_a_row < MAX_OLD_IN_A_ROW { Ok(()) } else { Err(End::OldSeqs) };
+            return if self.old_in_a_row < MAX_OLD_IN_A_ROW {
+                Ok(())
+            } else {
+                Err(End::OldSeqs)
+            };
         }
         self.old_in_a_row = 0;
         self.last = Some(event.seq);
@@ -309,7 +336,12 @@ impl<S: Sink> Connection<'_, S> {
             _ if seq < 0 => false,
             (Some(last), _) => seq > last,
             (None, Some(resumed)) if seq < resumed && self.old_in_a_row == 0 => {
-                tracing::warn!(host = self.host.name(), seq, resumed, "host numbers its events anew");
+                tracing::warn!(
+                    host = self.host.name(),
+                    seq,
+                    resumed,
+                    "host numbers its events anew"
+                );
                 metrics().upstream_gaps.inc();
                 self.host.add_gap();
                 self.host.progress().forget_recovered();
@@ -322,7 +354,12 @@ impl<S: Sink> Connection<'_, S> {
 
     fn take_info(&self, name: &str, message: &str) {
         if name == "OutdatedCursor" {
-            tracing::warn!(host = self.host.name(), cursor = self.resumed, message, "host no longer has all events since our cursor");
+            tracing::warn!(
+                host = self.host.name(),
+                cursor = self.resumed,
+                message,
+                "host no longer has all events since our cursor"
+            );
             metrics().upstream_gaps.inc();
             self.host.add_gap();
         } else {
@@ -332,6 +369,12 @@ impl<S: Sink> Connection<'_, S> {
 
     fn drop_event(&self, rule: &'static str, event: &Event<'_>) {
         metrics().drop_by_rule(rule).inc();
-        tracing::debug!(host = self.host.name(), did = event.did, seq = event.seq, rule, "event dropped");
+        tracing::debug!(
+            host = self.host.name(),
+            did = event.did,
+            seq = event.seq,
+            rule,
+            "event dropped"
+        );
     }
 }

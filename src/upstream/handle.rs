@@ -131,7 +131,11 @@ impl HostHandle {
             events: AtomicU64::new(0),
             gaps: AtomicU64::new(0),
             last_seq: AtomicI64::new(last_seq),
-            statuses: Mutex::new(Statuses { wanted: row.status, stored: row.status, sync11_stored: row.sync11 }),
+            statuses: Mutex::new(Statuses {
+                wanted: row.status,
+                stored: row.status,
+                sync11_stored: row.sync11,
+            }),
             attempted: Mutex::new(None),
             wake: Notify::new(),
         }
@@ -197,7 +201,9 @@ impl HostHandle {
     /// Uncounts an account that moved to another host.
     pub fn release_account(&self) {
         let lower = |count: i64| (count > 0).then(|| count - 1);
-        self.account_count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, lower).ok();
+        self.account_count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, lower)
+            .ok();
     }
 
     /// How many events it may send, from its quota or set by the operator.
@@ -208,7 +214,10 @@ impl HostHandle {
     /// How its connection stands.
     pub fn state(&self) -> HostState {
         let code = self.state.load(Ordering::Relaxed);
-        HostState::ALL.into_iter().find(|state| *state as u8 == code).unwrap_or(HostState::Stopped)
+        HostState::ALL
+            .into_iter()
+            .find(|state| *state as u8 == code)
+            .unwrap_or(HostState::Stopped)
     }
 
     /// Whether events may come: it is connected, held back or not.
@@ -243,14 +252,20 @@ impl HostHandle {
 
     pub(super) fn set_state(&self, state: HostState) {
         if state == HostState::Connecting {
-            *self.attempted.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(Instant::now());
+            *self
+                .attempted
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(Instant::now());
         }
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
     /// Ends the wait for the next attempt if the last one was at least `distance` ago.
     pub(super) fn wake_if_waiting(&self, distance: Duration) {
-        let attempted = *self.attempted.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let attempted = *self
+            .attempted
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let waiting = matches!(self.state(), HostState::Waiting | HostState::Offline);
         if waiting && attempted.is_none_or(|at| at.elapsed() >= distance) {
             self.wake.notify_one();
@@ -299,7 +314,10 @@ impl HostHandle {
     /// Counts one event in the host's windows, or says how long it must wait.
     pub(super) fn admit_event(&self) -> Result<(), Duration> {
         let rates = self.event_rates();
-        let mut windows = self.windows.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut windows = self
+            .windows
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         windows.admit(Instant::now(), &rates)
     }
 
@@ -312,12 +330,18 @@ impl HostHandle {
     }
 
     pub(super) fn set_validation(&self, validation: Option<Validation>) {
-        let mut settings = self.settings.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut settings = self
+            .settings
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         settings.validation = validation;
     }
 
     fn change(&self, general: &HostLimits, change: impl FnOnce(&mut Settings)) {
-        let mut settings = self.settings.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut settings = self
+            .settings
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         change(&mut settings);
         settings.rates = event_rates(settings.account_limit, &settings.overrides, general);
         drop(settings);
@@ -325,11 +349,16 @@ impl HostHandle {
     }
 
     fn settings(&self) -> Settings {
-        self.settings.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        self.settings
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone()
     }
 
     fn statuses(&self) -> MutexGuard<'_, Statuses> {
-        self.statuses.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.statuses
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -371,26 +400,55 @@ mod tests {
 
     fn handle(row: &HostRow) -> HostHandle {
         let host = PdsHost::parse(&row.hostname, &Guard::new(false)).unwrap();
-        HostHandle::new(row, host, RecoveredHost::default(), InFlightLimits::default(), &HostLimits::default())
+        HostHandle::new(
+            row,
+            host,
+            RecoveredHost::default(),
+            InFlightLimits::default(),
+            &HostLimits::default(),
+        )
     }
 
     #[test]
     fn rates_follow_the_quota_unless_they_are_set() {
         let host = handle(&row(100, 0));
-        assert_eq!(host.event_rates(), EventRates { per_second: 50, per_hour: 2_600, per_day: 21_000 });
+        assert_eq!(
+            host.event_rates(),
+            EventRates {
+                per_second: 50,
+                per_hour: 2_600,
+                per_day: 21_000
+            }
+        );
         host.set_account_limit(10_000_000, &HostLimits::default());
-        let rates = EventRates { per_second: 10_050, per_hour: 10_002_500, per_day: 100_020_000 };
+        let rates = EventRates {
+            per_second: 10_050,
+            per_hour: 10_002_500,
+            per_day: 100_020_000,
+        };
         assert_eq!(host.event_rates(), rates);
-        let overrides = RateOverrides { per_second: Some(7), ..RateOverrides::default() };
+        let overrides = RateOverrides {
+            per_second: Some(7),
+            ..RateOverrides::default()
+        };
         host.set_overrides(overrides, &HostLimits::default());
-        assert_eq!(host.event_rates(), EventRates { per_second: 7, ..rates });
+        assert_eq!(
+            host.event_rates(),
+            EventRates {
+                per_second: 7,
+                ..rates
+            }
+        );
     }
 
     #[test]
     fn accounts_over_the_quota_are_not_admitted() {
         let host = handle(&row(3, 1));
         let admitted: Vec<bool> = (0..4).map(|_| host.admit_account()).collect();
-        assert_eq!((admitted, host.account_count()), (vec![true, true, false, false], 5));
+        assert_eq!(
+            (admitted, host.account_count()),
+            (vec![true, true, false, false], 5)
+        );
         for _ in 0..3 {
             host.release_account();
         }
@@ -404,7 +462,10 @@ mod tests {
         host.set_status(HostStatus::Offline);
         assert_eq!(host.unstored_status(), Some(HostStatus::Offline));
         host.status_was_stored(HostStatus::Offline);
-        assert_eq!((host.unstored_status(), host.status()), (None, HostStatus::Offline));
+        assert_eq!(
+            (host.unstored_status(), host.status()),
+            (None, HostStatus::Offline)
+        );
         assert!(!host.has_unstored_sync11());
         host.mark_sync11();
         assert!(host.has_unstored_sync11());

@@ -10,12 +10,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::Sink;
 use super::backoff::Backoff;
 use super::connection::Times;
 use super::handle::{HostHandle, HostState};
 use super::progress::{InFlightLimits, RecoveredHost};
 use super::runner::{Runner, Shared};
-use super::Sink;
 use crate::atproto::did::Did;
 use crate::config::{DomainPattern, HostLimits, Validation};
 use crate::dial::{Guard, PdsHost};
@@ -103,7 +103,6 @@ pub struct Hosts {
 struct Inner {
     options: HostsOptions,
     store: Store,
-    shared: Arc<Shared>,
     known: RwLock<Known>,
     tasks: Mutex<HashMap<HostId, Task>>,
     bans: RwLock<HashMap<String, DomainPattern>>,
@@ -159,16 +158,21 @@ impl Hosts {
         let inner = Inner {
             options,
             store,
-            shared,
             known: RwLock::default(),
             tasks: Mutex::default(),
-            bans: RwLock::new(bans.into_iter().filter_map(|domain| pattern(&domain)).collect()),
+            bans: RwLock::new(
+                bans.into_iter()
+                    .filter_map(|domain| pattern(&domain))
+                    .collect(),
+            ),
             recovered: Mutex::new(recovered),
             status_writes: tokio::sync::Mutex::new(()),
             spawn,
             cancel: CancellationToken::new(),
         };
-        let hosts = Self { inner: Arc::new(inner) };
+        let hosts = Self {
+            inner: Arc::new(inner),
+        };
         for row in rows {
             hosts.inner.learn(&row);
         }
@@ -201,7 +205,10 @@ impl Hosts {
             return Ok(known);
         }
         let row = self.inner.store.add_host(&self.inner.new_row(host)).await?;
-        let handle = self.inner.learn(&row).ok_or_else(|| AddError::Banned(host.clone()))?;
+        let handle = self
+            .inner
+            .learn(&row)
+            .ok_or_else(|| AddError::Banned(host.clone()))?;
         self.inner.run(&handle);
         Ok(handle)
     }
@@ -234,7 +241,10 @@ impl Hosts {
 
     /// Whether a host or a domain above it is banned.
     pub fn is_banned(&self, host: &PdsHost) -> bool {
-        let banned_itself = || self.by_name(host.name()).is_some_and(|known| known.status() == HostStatus::Banned);
+        let banned_itself = || {
+            self.by_name(host.name())
+                .is_some_and(|known| known.status() == HostStatus::Banned)
+        };
         self.inner.is_domain_banned(host.domain()) || banned_itself()
     }
 
@@ -287,7 +297,8 @@ impl Hosts {
         let new = self.inner.store.ban_domain(domain).await?;
         self.inner.bans_mut().extend(pattern(domain));
         for host in self.list() {
-            if self.inner.is_domain_banned(host.host().domain()) && self.inner.is_running(host.id()) {
+            if self.inner.is_domain_banned(host.host().domain()) && self.inner.is_running(host.id())
+            {
                 self.inner.stop(host.id()).await;
                 host.set_state(HostState::Banned);
             }
@@ -339,7 +350,11 @@ impl Hosts {
     ///
     /// # Errors
     /// The database's; then nothing changed.
-    pub async fn set_validation(&self, id: HostId, validation: Option<Validation>) -> Result<(), StoreError> {
+    pub async fn set_validation(
+        &self,
+        id: HostId,
+        validation: Option<Validation>,
+    ) -> Result<(), StoreError> {
         self.inner.store.set_host_validation(id, validation).await?;
         if let Some(host) = self.get(id) {
             host.set_validation(validation);
@@ -351,14 +366,21 @@ impl Hosts {
     /// before: see [`Hosts::checkpoint`].
     pub fn cursors(&self) -> Vec<(HostId, i64)> {
         let known = self.inner.known();
-        known.by_id.values().filter_map(|host| Some((host.id(), host.progress().take_moved_cursor()?))).collect()
+        known
+            .by_id
+            .values()
+            .filter_map(|host| Some((host.id(), host.progress().take_moved_cursor()?)))
+            .collect()
     }
 
     /// The log seq from which recovery must read so that it finds every durable event above a cursor. `head` is a log
     /// seq up to which every event has been settled.
     pub fn replay_floor(&self, head: u64) -> u64 {
         let known = self.inner.known();
-        let open = known.by_id.values().filter_map(|host| host.progress().lowest_open_log_seq());
+        let open = known
+            .by_id
+            .values()
+            .filter_map(|host| host.progress().lowest_open_log_seq());
         open.min().unwrap_or(u64::MAX).min(head + 1)
     }
 
@@ -366,7 +388,10 @@ impl Hosts {
     /// it needs.
     pub fn checkpoint(&self, head: u64) -> Checkpoint {
         let replay_from = self.replay_floor(head);
-        Checkpoint { cursors: self.cursors(), replay_from }
+        Checkpoint {
+            cursors: self.cursors(),
+            replay_from,
+        }
     }
 
     /// Closes every connection and waits for their tasks. From then on an event that is given up counts as neither
@@ -383,7 +408,10 @@ impl Hosts {
             }
         };
         if timeout(SHUTDOWN_TIMEOUT, all).await.is_err() {
-            tracing::warn!("some hosts did not close within {} s", SHUTDOWN_TIMEOUT.as_secs());
+            tracing::warn!(
+                "some hosts did not close within {} s",
+                SHUTDOWN_TIMEOUT.as_secs()
+            );
         }
         self.inner.store_statuses().await;
     }
@@ -393,7 +421,11 @@ impl Inner {
     fn new_row(&self, host: &PdsHost) -> NewHost {
         let trusted = self.is_trusted(host);
         let limits = &self.options.limits;
-        let accounts = if trusted { limits.trusted_accounts } else { limits.accounts };
+        let accounts = if trusted {
+            limits.trusted_accounts
+        } else {
+            limits.accounts
+        };
         let mut row = NewHost::new(host.name(), host.tls(), trusted);
         row.account_limit = i64::try_from(accounts).unwrap_or(i64::MAX);
         row
@@ -404,16 +436,31 @@ impl Inner {
         let host = PdsHost::from_parts(&row.hostname, row.tls, &self.options.guard)
             .inspect_err(|error| tracing::warn!(host = row.hostname, %error, "host in the database is left out"))
             .ok()?;
-        let mut known = self.known.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut known = self
+            .known
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(handle) = known.by_id.get(&row.id) {
             return Some(handle.clone());
         }
-        let recovered = self.recovered.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).remove(&row.id);
-        let recovered =
-            recovered.unwrap_or_else(|| RecoveredHost { cursor: row.cursor, ..RecoveredHost::default() });
+        let recovered = self
+            .recovered
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .remove(&row.id);
+        let recovered = recovered.unwrap_or_else(|| RecoveredHost {
+            cursor: row.cursor,
+            ..RecoveredHost::default()
+        });
         let name = host.shared_name();
         let options = &self.options;
-        let handle = Arc::new(HostHandle::new(row, host, recovered, options.in_flight, &options.limits));
+        let handle = Arc::new(HostHandle::new(
+            row,
+            host,
+            recovered,
+            options.in_flight,
+            &options.limits,
+        ));
         known.by_id.insert(row.id, handle.clone());
         known.by_name.insert(name, handle.clone());
         Some(handle)
@@ -429,7 +476,10 @@ impl Inner {
             return;
         }
         let mut tasks = self.tasks();
-        if tasks.get(&host.id()).is_some_and(|task| !task.join.is_finished()) {
+        if tasks
+            .get(&host.id())
+            .is_some_and(|task| !task.join.is_finished())
+        {
             return;
         }
         let cancel = self.cancel.child_token();
@@ -438,22 +488,36 @@ impl Inner {
     }
 
     async fn stop(&self, id: HostId) {
-        let Some(task) = self.tasks().remove(&id) else { return };
+        let Some(task) = self.tasks().remove(&id) else {
+            return;
+        };
         task.cancel.cancel();
         task.join.await.ok();
     }
 
     fn is_running(&self, id: HostId) -> bool {
-        self.tasks().get(&id).is_some_and(|task| !task.join.is_finished())
+        self.tasks()
+            .get(&id)
+            .is_some_and(|task| !task.join.is_finished())
     }
 
     fn is_trusted(&self, host: &PdsHost) -> bool {
-        self.options.trusted_domains.iter().any(|domain| domain.matches(host.domain()))
+        self.options
+            .trusted_domains
+            .iter()
+            .any(|domain| domain.matches(host.domain()))
     }
 
     fn is_domain_banned(&self, domain: &str) -> bool {
-        let bans = self.bans.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        self.options.banned_domains.iter().chain(bans.values()).any(|ban| ban.matches(domain))
+        let bans = self
+            .bans
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.options
+            .banned_domains
+            .iter()
+            .chain(bans.values())
+            .any(|ban| ban.matches(domain))
     }
 
     /// Writes an operator's word about a host at once.
@@ -474,28 +538,38 @@ impl Inner {
             if let Some(status) = host.unstored_status() {
                 match self.store.set_host_status(host.id(), status).await {
                     Ok(()) => host.status_was_stored(status),
-                    Err(error) => return tracing::warn!(host = host.name(), %error, "host status not written yet"),
+                    Err(error) => {
+                        return tracing::warn!(host = host.name(), %error, "host status not written yet");
+                    }
                 }
             }
             if host.has_unstored_sync11() {
                 match self.store.mark_sync11(host.id()).await {
                     Ok(()) => host.sync11_was_stored(),
-                    Err(error) => return tracing::warn!(host = host.name(), %error, "sync 1.1 mark not written yet"),
+                    Err(error) => {
+                        return tracing::warn!(host = host.name(), %error, "sync 1.1 mark not written yet");
+                    }
                 }
             }
         }
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Known> {
-        self.known.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.known
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn tasks(&self) -> MutexGuard<'_, HashMap<HostId, Task>> {
-        self.tasks.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.tasks
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn bans_mut(&self) -> RwLockWriteGuard<'_, HashMap<String, DomainPattern>> {
-        self.bans.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.bans
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -516,7 +590,9 @@ async fn housekeeping(inner: Arc<Inner>) {
             _ = ticks.tick() => {}
         }
         inner.store_statuses().await;
-        let hosts = Hosts { inner: inner.clone() };
+        let hosts = Hosts {
+            inner: inner.clone(),
+        };
         for (state, count) in hosts.states() {
             metrics().hosts_in_state(state.as_str()).set(count as i64);
         }

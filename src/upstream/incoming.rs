@@ -12,8 +12,14 @@ const MAX_TEXT: usize = 200;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Incoming<'a> {
     Event(Event<'a>),
-    Info { name: String, message: String },
-    Error { error: String, message: String },
+    Info {
+        name: String,
+        message: String,
+    },
+    Error {
+        error: String,
+        message: String,
+    },
     /// An `op` or `t` that is not known: to be ignored.
     Unknown,
 }
@@ -40,16 +46,27 @@ pub(super) fn read_frame(bytes: &[u8]) -> Result<Incoming<'_>, FrameError> {
         Message::Account(account) => (Kind::Account, account.seq, account.did),
         Message::Info(info) => {
             let message = info.message.map(short).unwrap_or_default();
-            return Ok(Incoming::Info { name: short(info.name), message });
+            return Ok(Incoming::Info {
+                name: short(info.name),
+                message,
+            });
         }
         Message::Error(error) => {
             let message = error.message.map(short).unwrap_or_default();
-            return Ok(Incoming::Error { error: short(error.error), message });
+            return Ok(Incoming::Error {
+                error: short(error.error),
+                message,
+            });
         }
         Message::Unknown => return Ok(Incoming::Unknown),
     };
     let seq_span = frame.seq_span.unwrap_or_default();
-    Ok(Incoming::Event(Event { seq, seq_span, kind, did }))
+    Ok(Incoming::Event(Event {
+        seq,
+        seq_span,
+        kind,
+        did,
+    }))
 }
 
 fn short(text: &str) -> String {

@@ -295,7 +295,10 @@ mod tests {
         a.settle(Settled::Dropped);
         drop(b);
         c.settle(Settled::Durable { log_seq: 9 });
-        assert_eq!((progress.cursor(), progress.lowest_open_log_seq()), (Some(1), Some(9)));
+        assert_eq!(
+            (progress.cursor(), progress.lowest_open_log_seq()),
+            (Some(1), Some(9))
+        );
     }
 
     #[test]

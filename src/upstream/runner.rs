@@ -45,9 +45,22 @@ pub(super) struct Runner<S> {
 }
 
 impl<S: Sink> Runner<S> {
-    pub(super) fn new(host: Arc<HostHandle>, sink: Arc<S>, shared: Arc<Shared>, cancel: CancellationToken) -> Self {
+    pub(super) fn new(
+        host: Arc<HostHandle>,
+        sink: Arc<S>,
+        shared: Arc<Shared>,
+        cancel: CancellationToken,
+    ) -> Self {
         let cursor = host.last_seq();
-        Self { host, sink, shared, cancel, cursor, failures: 0, stuck: 0 }
+        Self {
+            host,
+            sink,
+            shared,
+            cancel,
+            cursor,
+            failures: 0,
+            stuck: 0,
+        }
     }
 
     /// Runs until cancelled, or until the host turns out to be a relay.
@@ -100,10 +113,16 @@ impl<S: Sink> Runner<S> {
         }
         let (host, failures) = (self.host.name(), self.failures);
         match end {
-            End::TooLarge | End::Malformed(_) | End::FutureCursor(_) | End::ErrorFrame { .. } | End::OldSeqs => {
+            End::TooLarge
+            | End::Malformed(_)
+            | End::FutureCursor(_)
+            | End::ErrorFrame { .. }
+            | End::OldSeqs => {
                 tracing::warn!(host, failures, cursor = self.cursor, reason = %end, "connection ended");
             }
-            _ => tracing::debug!(host, failures, cursor = self.cursor, reason = %end, "connection ended"),
+            _ => {
+                tracing::debug!(host, failures, cursor = self.cursor, reason = %end, "connection ended")
+            }
         }
     }
 
@@ -139,10 +158,18 @@ impl<S: Sink> Runner<S> {
     async fn wait(&mut self) -> bool {
         let offline = self.shared.backoff.is_offline(self.failures);
         if offline && self.host.status() != HostStatus::Offline {
-            tracing::info!(host = self.host.name(), failures = self.failures, "host is offline; it is tried now and then");
+            tracing::info!(
+                host = self.host.name(),
+                failures = self.failures,
+                "host is offline; it is tried now and then"
+            );
             self.host.set_status(HostStatus::Offline);
         }
-        self.host.set_state(if offline { HostState::Offline } else { HostState::Waiting });
+        self.host.set_state(if offline {
+            HostState::Offline
+        } else {
+            HostState::Waiting
+        });
         tokio::select! {
             () = self.cancel.cancelled() => false,
             () = self.host.wake.notified() => true,
@@ -151,7 +178,11 @@ impl<S: Sink> Runner<S> {
     }
 
     fn refuse(&self, server: &str) {
-        tracing::warn!(host = self.host.name(), server, "host is a relay and is banned");
+        tracing::warn!(
+            host = self.host.name(),
+            server,
+            "host is a relay and is banned"
+        );
         metrics().upstream_relays_refused.inc();
         self.host.set_status(HostStatus::Banned);
         self.host.set_state(HostState::Banned);
