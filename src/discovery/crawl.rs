@@ -128,13 +128,7 @@ impl Crawler {
             Ok(host) => tracing::info!(host = host.name(), ?by, "crawl requested"),
             Err(error) => tracing::debug!(hostname, ?by, %error, "crawl request refused"),
         }
-        metrics()
-            .crawl_requests(if result.is_ok() {
-                "accepted"
-            } else {
-                "refused"
-            })
-            .inc();
+        metrics().crawl_requests(result.is_ok()).inc();
         result
     }
 }

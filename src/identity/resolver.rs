@@ -16,7 +16,9 @@ use super::cache::{Cache, Flight, Lifetimes, Outcome, Step};
 use super::sources::{Source, from_plc, from_web, identity};
 use super::{Identity, PdsHost, RepoStatus, RepoStatusError, ResolveError, repo_status};
 use crate::atproto::did::Did;
+use crate::atproto::did_doc::DidDocument;
 use crate::dial::{Guard, directory_client, http_client};
+use crate::telemetry::{DirectoryOutcome, IdentityMethod, metrics};
 
 /// Settings of a [`Resolver`].
 #[derive(Clone, Debug)]
@@ -116,10 +118,14 @@ impl Resolver {
     pub async fn resolve(&self, did: &Did) -> Outcome {
         let step = self.inner.cache().resolve(did, Instant::now());
         let outcome = match step {
-            Step::Answer(outcome) => return outcome,
+            Step::Answer(outcome) => {
+                metrics().identity_cache_hits.inc();
+                return outcome;
+            }
             Step::Join(flight) => wait(flight.outcome).await,
             Step::Start(sender, flight) => self.start(did, sender, flight).await,
         };
+        metrics().identity_cache_misses.inc();
         match outcome {
             Err(error) if error.is_temporary() => match self.cached(did) {
                 Some(stale) => Ok(stale),
@@ -172,6 +178,7 @@ impl Resolver {
         let busy = || RepoStatusError::Unavailable(ResolveError::RateLimited.to_string());
         let slot = timeout(self.inner.options.max_wait, self.inner.host_slots.acquire()).await;
         let _slot = slot.map_err(|_| busy())?.map_err(|_| busy())?;
+        metrics().status_lookups.inc();
         let status =
             repo_status::ask(&self.inner.hosts, &self.inner.options.guard, pds, did).await?;
         let mut inactive = self.inner.inactive();
@@ -227,24 +234,45 @@ impl Drop for Landing {
 
 impl Inner {
     async fn look_up(&self, did: &Did) -> Outcome {
-        let document = match Source::of(did, &self.options.guard)? {
+        let found = match Source::of(did, &self.options.guard)? {
             Source::Plc => {
                 let _slot = self.slot(&self.directory_slots).await?;
                 if !self.bucket.turn().await {
                     return Err(ResolveError::RateLimited);
                 }
-                from_plc(&self.directory, &self.options.plc_url, did).await
+                let document = from_plc(&self.directory, &self.options.plc_url, did);
+                self.read(did, IdentityMethod::Plc, document).await
             }
             Source::Web(host) => {
                 let _slot = self.slot(&self.host_slots).await?;
-                from_web(&self.hosts, &self.options.guard, &host).await
+                let document = from_web(&self.hosts, &self.options.guard, &host);
+                self.read(did, IdentityMethod::Web, document).await
             }
         };
-        let found = document
-            .and_then(|document| identity(did, &document, &self.options.guard, unix_seconds()));
         if let Err(error) = &found {
             tracing::debug!(%did, %error, "look-up failed");
         }
+        found
+    }
+
+    /// Awaits the document of `did`, takes its identity, and counts both.
+    async fn read(
+        &self,
+        did: &Did,
+        method: IdentityMethod,
+        document: impl Future<Output = Result<DidDocument, ResolveError>>,
+    ) -> Outcome {
+        let started = Instant::now();
+        let document = document.await;
+        metrics().lookup_seconds.observe(started.elapsed().as_secs_f64());
+        let found = document.and_then(|document| identity(did, &document, &self.options.guard, unix_seconds()));
+        let outcome = match &found {
+            Ok(_) => DirectoryOutcome::Found,
+            Err(ResolveError::NotFound | ResolveError::Tombstoned) => DirectoryOutcome::NotFound,
+            Err(ResolveError::Invalid(_)) => DirectoryOutcome::Invalid,
+            Err(ResolveError::Unavailable(_) | ResolveError::RateLimited) => DirectoryOutcome::Unavailable,
+        };
+        metrics().lookups(method, outcome).inc();
         found.map(Arc::new)
     }
 

@@ -98,6 +98,9 @@ pub struct Metrics {
     /// Hosts refused because they are relays.
     pub upstream_relays_refused: IntCounter,
 
+    /// Requests for crawls, by what came of them.
+    crawl_requests: [IntCounter; 2],
+
     /// Identities found in the cache.
     pub identity_cache_hits: IntCounter,
     /// Identities not found in the cache.
@@ -154,7 +157,14 @@ impl Metrics {
             ["found", "not_found", "invalid", "unavailable"]
                 .map(|outcome| lookups.with_label_values(&[method, outcome]))
         });
+        let crawl_requests = r.counters(
+            "relay_crawl_requests_total",
+            "Requests for crawls of hosts, by what came of them",
+            &["outcome"],
+        );
         Metrics {
+            crawl_requests: ["refused", "accepted"]
+                .map(|outcome| crawl_requests.with_label_values(&[outcome])),
             received: r.by_kind("relay_events_received_total", "Events received from hosts"),
             forwarded: r.by_kind(
                 "relay_events_forwarded_total",
@@ -308,6 +318,11 @@ impl Metrics {
     /// Hosts in one state, sampled. States are words of the program, never of the network.
     pub fn hosts_in(&self, state: &'static str) -> IntGauge {
         self.hosts.with_label_values(&[state])
+    }
+
+    /// Requests for crawls, accepted or refused.
+    pub fn crawl_requests(&self, accepted: bool) -> &IntCounter {
+        &self.crawl_requests[usize::from(accepted)]
     }
 
     /// Look-ups of DIDs.

@@ -301,7 +301,7 @@ impl<S: Sink> Connection<'_, S> {
         self.last = Some(event.seq);
         self.taken += 1;
         self.host.took(event.seq);
-        metrics().events_received(event.kind).inc();
+        metrics().events_received(event.kind.as_str()).inc();
         if self.host.status() != HostStatus::Active {
             self.host.set_status(HostStatus::Active);
         }
@@ -368,7 +368,7 @@ impl<S: Sink> Connection<'_, S> {
     }
 
     fn drop_event(&self, rule: &'static str, event: &Event<'_>) {
-        metrics().drop_by_rule(rule).inc();
+        metrics().dropped(rule).inc();
         tracing::debug!(
             host = self.host.name(),
             did = event.did,

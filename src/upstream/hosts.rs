@@ -594,7 +594,7 @@ async fn housekeeping(inner: Arc<Inner>) {
             inner: inner.clone(),
         };
         for (state, count) in hosts.states() {
-            metrics().hosts_in_state(state.as_str()).set(count as i64);
+            metrics().hosts_in(state.as_str()).set(count as i64);
         }
     }
 }

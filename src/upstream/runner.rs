@@ -107,8 +107,8 @@ impl<S: Sink> Runner<S> {
         self.failures = self.failures.saturating_add(1);
         metrics().upstream_disconnects.inc();
         match end {
-            End::TooLarge => metrics().drop_by_rule(rule::FRAME_TOO_LARGE).inc(),
-            End::Malformed(_) => metrics().drop_by_rule(rule::FRAME).inc(),
+            End::TooLarge => metrics().dropped(rule::FRAME_TOO_LARGE).inc(),
+            End::Malformed(_) => metrics().dropped(rule::FRAME).inc(),
             _ => {}
         }
         let (host, failures) = (self.host.name(), self.failures);

@@ -1,0 +1,657 @@
+//! Hosts on real sockets: fake PDSes whose every message the test decides, and a sink that collects what comes through.
+#![cfg(feature = "devnet")]
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use atproto_relay::atproto::frame::Kind;
+use atproto_relay::config::DomainPattern;
+use atproto_relay::dial::{Guard, PdsHost};
+use atproto_relay::store::{HostStatus, NewHost, RateOverrides, Store};
+use atproto_relay::upstream::{
+    AddError, Backoff, Hosts, HostsOptions, HostHandle, HostState, InFlightLimits, Received, RecoveredHost, Settled,
+    Sink,
+};
+use axum::Router;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use libipld::cbor::DagCborCodec;
+use libipld::codec::Codec;
+use libipld::{Ipld, ipld};
+use tokio::sync::mpsc;
+
+const DID: &str = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A connection as the PDS sees it.
+struct Peer {
+    cursor: Option<i64>,
+    user_agent: String,
+    send: mpsc::UnboundedSender<Message>,
+    received: mpsc::UnboundedReceiver<Message>,
+}
+
+impl Peer {
+    fn send(&self, frame: Vec<u8>) {
+        self.send.send(Message::Binary(frame.into())).expect("the connection is open");
+    }
+
+    fn send_events(&self, seqs: impl IntoIterator<Item = i64>) {
+        for seq in seqs {
+            self.send(identity(seq));
+        }
+    }
+
+    /// Waits until the relay has closed the connection.
+    async fn closed(&mut self) {
+        within("the relay closes the connection", async { while self.received.recv().await.is_some() {} }).await;
+    }
+}
+
+/// A PDS that does what the test says.
+struct Pds {
+    port: u16,
+    peers: mpsc::UnboundedReceiver<Peer>,
+}
+
+#[derive(Clone)]
+struct PdsState {
+    peers: mpsc::UnboundedSender<Peer>,
+    server: &'static str,
+    /// Never reads from its sockets, so answers no ping.
+    deaf: bool,
+}
+
+impl Pds {
+    async fn start() -> Self {
+        Self::start_as("fake-pds", false).await
+    }
+
+    async fn start_as(server: &'static str, deaf: bool) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve(listener, server, deaf)
+    }
+
+    fn serve(listener: tokio::net::TcpListener, server: &'static str, deaf: bool) -> Self {
+        let port = listener.local_addr().unwrap().port();
+        let (sender, peers) = mpsc::unbounded_channel();
+        let state = PdsState { peers: sender, server, deaf };
+        let router =
+            Router::new().route("/xrpc/com.atproto.sync.subscribeRepos", get(subscribe)).with_state(state);
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { port, peers }
+    }
+
+    fn name(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    fn host(&self) -> PdsHost {
+        PdsHost::parse(&format!("http://{}", self.name()), &Guard::new(true)).unwrap()
+    }
+
+    /// The relay's next connection.
+    async fn accept(&mut self) -> Peer {
+        within("the relay connects", self.peers.recv()).await.unwrap()
+    }
+}
+
+async fn subscribe(
+    State(state): State<PdsState>,
+    Query(query): Query<HashMap<String, String>>,
+    headers: axum::http::HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let cursor = query.get("cursor").map(|cursor| cursor.parse().unwrap());
+    let user_agent = headers["user-agent"].to_str().unwrap().to_owned();
+    let (server, deaf) = (state.server, state.deaf);
+    let response = upgrade.on_upgrade(move |socket| async move {
+        let (send, outgoing) = mpsc::unbounded_channel();
+        let (incoming, received) = mpsc::unbounded_channel();
+        state.peers.send(Peer { cursor, user_agent, send, received }).ok();
+        if deaf {
+            incoming.closed().await;
+        } else {
+            pump(socket, outgoing, incoming).await;
+        }
+    });
+    ([("server", server)], response).into_response()
+}
+
+/// Carries messages both ways until either side is done.
+async fn pump(
+    mut socket: WebSocket,
+    mut outgoing: mpsc::UnboundedReceiver<Message>,
+    incoming: mpsc::UnboundedSender<Message>,
+) {
+    loop {
+        tokio::select! {
+            message = outgoing.recv() => match message {
+                Some(message) => if socket.send(message).await.is_err() { return },
+                None => return,
+            },
+            message = socket.recv() => match message {
+                Some(Ok(message)) => drop(incoming.send(message)),
+                _ => return,
+            },
+        }
+    }
+}
+
+/// Keeps what it is given, for the test to look at and to settle.
+struct Collector(mpsc::UnboundedSender<Received>);
+
+impl Sink for Collector {
+    async fn submit(&self, event: Received) {
+        self.0.send(event).ok();
+    }
+}
+
+/// A relay's upstream side.
+struct Relay {
+    hosts: Hosts,
+    store: Store,
+    events: mpsc::UnboundedReceiver<Received>,
+    _folder: Arc<tempfile::TempDir>,
+}
+
+fn options() -> HostsOptions {
+    HostsOptions {
+        guard: Guard::new(true),
+        backoff: Backoff {
+            initial: Duration::from_millis(5),
+            maximum: Duration::from_millis(40),
+            offline_after: 4,
+            offline_maximum: Duration::from_millis(60),
+        },
+        ..HostsOptions::default()
+    }
+}
+
+async fn empty_store() -> (Store, Arc<tempfile::TempDir>) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&format!("sqlite:{}", folder.path().join("relay.sqlite").display())).await.unwrap();
+    (store, Arc::new(folder))
+}
+
+impl Relay {
+    async fn start() -> Self {
+        Self::start_with(options()).await
+    }
+
+    async fn start_with(options: HostsOptions) -> Self {
+        let (store, folder) = empty_store().await;
+        Self::start_on(options, store, folder, HashMap::new()).await
+    }
+
+    async fn start_on(
+        options: HostsOptions,
+        store: Store,
+        folder: Arc<tempfile::TempDir>,
+        recovered: HashMap<atproto_relay::store::HostId, RecoveredHost>,
+    ) -> Self {
+        let (sender, events) = mpsc::unbounded_channel();
+        let hosts = Hosts::new(options, store.clone(), recovered, Arc::new(Collector(sender))).await.unwrap();
+        hosts.start();
+        Self { hosts, store, events, _folder: folder }
+    }
+
+    async fn next(&mut self) -> Received {
+        within("an event comes through", self.events.recv()).await.unwrap()
+    }
+
+    /// Takes that many events and settles them as dropped.
+    async fn settle(&mut self, count: usize) -> Vec<i64> {
+        let mut seqs = Vec::new();
+        for _ in 0..count {
+            let event = self.next().await;
+            seqs.push(event.seq);
+            event.permit.settle(Settled::Dropped);
+        }
+        seqs
+    }
+
+    async fn stored_status(&self, host: &HostHandle) -> HostStatus {
+        self.store.host(host.id()).await.unwrap().unwrap().status
+    }
+
+    async fn until_stored(&self, host: &HostHandle, status: HostStatus) {
+        within("the status is stored", async {
+            while self.stored_status(host).await != status {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+}
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not within 10 s: {what}"))
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    within(what, async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+fn frame(header: Ipld, body: Ipld) -> Vec<u8> {
+    let mut bytes = DagCborCodec.encode(&header).unwrap();
+    bytes.extend(DagCborCodec.encode(&body).unwrap());
+    bytes
+}
+
+fn identity(seq: i64) -> Vec<u8> {
+    identity_of(seq, DID)
+}
+
+fn identity_of(seq: i64, did: &str) -> Vec<u8> {
+    let body = ipld!({"seq": seq, "did": did, "time": "2026-01-01T00:00:00.000Z", "handle": "a.example.com"});
+    frame(ipld!({"op": 1, "t": "#identity"}), body)
+}
+
+fn info(name: &str) -> Vec<u8> {
+    frame(ipld!({"op": 1, "t": "#info"}), ipld!({"name": name, "message": "as it is"}))
+}
+
+fn error(name: &str) -> Vec<u8> {
+    frame(ipld!({"op": -1}), ipld!({"error": name, "message": "as it is"}))
+}
+
+#[tokio::test]
+async fn a_new_host_starts_live_and_its_events_come_through_in_order() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let peer = pds.accept().await;
+    assert_eq!(peer.cursor, None);
+    assert!(peer.user_agent.starts_with("atproto-relay/") && peer.user_agent.ends_with("(atproto-relay)"));
+    peer.send_events([5, 6, 9]);
+    for seq in [5, 6, 9] {
+        let event = relay.next().await;
+        assert_eq!((event.seq, event.kind, event.did.as_str()), (seq, Kind::Identity, DID));
+        assert_eq!((event.host.id(), &event.frame[..]), (host.id(), &identity(seq)[..]));
+        assert_eq!(event.frame[event.seq_span.clone()], [seq as u8]);
+        event.permit.settle(Settled::Durable { log_seq: seq as u64 + 100 });
+    }
+    assert_eq!(relay.hosts.cursors(), [(host.id(), 9)]);
+    assert_eq!(relay.hosts.cursors(), []);
+    assert_eq!((host.state(), host.events(), host.last_seq()), (HostState::Connected, 3, Some(9)));
+}
+
+#[tokio::test]
+async fn a_connection_resumes_after_the_last_event_taken_even_if_it_is_not_settled() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    relay.hosts.add(&pds.host()).await.unwrap();
+    let peer = pds.accept().await;
+    peer.send_events([1, 2, 3]);
+    let held = [relay.next().await, relay.next().await, relay.next().await];
+    drop(peer);
+    let peer = pds.accept().await;
+    assert_eq!(peer.cursor, Some(3));
+    // A host may count the cursor in, and may send again what is under way: none of it counts twice.
+    peer.send_events([3, 2, 4]);
+    assert_eq!(relay.next().await.seq, 4);
+    assert!(relay.hosts.cursors().is_empty(), "nothing is settled");
+    drop(held);
+}
+
+#[tokio::test]
+async fn after_a_restart_it_resumes_from_the_stored_cursor_and_skips_what_is_durable() {
+    let mut pds = Pds::start().await;
+    let (store, folder) = empty_store().await;
+    let row = store.add_host(&NewHost::new(pds.name(), false, false)).await.unwrap();
+    let recovered = RecoveredHost { cursor: Some(40), already_durable: BTreeMap::from([(42, 7), (43, 8)]) };
+    let mut relay = Relay::start_on(options(), store, folder, HashMap::from([(row.id, recovered)])).await;
+    let peer = pds.accept().await;
+    assert_eq!(peer.cursor, Some(40));
+    assert_eq!(relay.hosts.replay_floor(20), 7);
+    peer.send_events(41..=44);
+    let first = relay.next().await;
+    assert_eq!((first.seq, relay.settle(1).await), (41, vec![44]));
+    assert_eq!(relay.hosts.checkpoint(20).replay_from, 7, "42 and 43 are above the cursor");
+    first.permit.settle(Settled::Durable { log_seq: 9 });
+    let checkpoint = relay.hosts.checkpoint(20);
+    assert_eq!((checkpoint.cursors, checkpoint.replay_from), (vec![(row.id, 44)], 21));
+}
+
+#[tokio::test]
+async fn old_seqs_and_bad_dids_are_dropped_and_the_next_event_passes() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let peer = pds.accept().await;
+    peer.send_events([10, 10, 7, 11]);
+    peer.send(identity_of(12, "not a did"));
+    peer.send(frame(ipld!({"op": 1, "t": "#novelty"}), ipld!({"x": 1})));
+    peer.send(frame(ipld!({"op": 7, "t": "#identity"}), ipld!({})));
+    peer.send.send(Message::Text("hello".into())).unwrap();
+    peer.send_events([13]);
+    assert_eq!(relay.settle(3).await, [10, 11, 13]);
+    assert_eq!(host.progress().cursor(), Some(13));
+}
+
+#[tokio::test]
+async fn dids_are_normalised() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    relay.hosts.add(&pds.host()).await.unwrap();
+    pds.accept().await.send(identity_of(1, "did:web:Example.COM"));
+    assert_eq!(relay.next().await.did.as_str(), "did:web:example.com");
+}
+
+#[tokio::test]
+async fn a_malformed_or_oversized_frame_closes_the_connection() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let third_value = [identity(2), vec![0xa0]].concat();
+    let non_minimal = [vec![0xa2, 0x61, b't', 0x69], b"#identity".to_vec(), vec![0x62, b'o', b'p', 0x18, 0x01, 0xa0]].concat();
+    let bad = [third_value, non_minimal, vec![], vec![0xff], vec![0; 5_000_001]];
+    for (index, frame) in bad.into_iter().enumerate() {
+        let mut peer = pds.accept().await;
+        assert_eq!(peer.cursor, (index > 0).then_some(index as i64), "it resumes where it was");
+        peer.send_events([index as i64 + 1]);
+        peer.send(frame);
+        assert_eq!(relay.settle(1).await, [index as i64 + 1]);
+        peer.closed().await;
+    }
+    assert_eq!(host.gaps(), 0);
+}
+
+#[tokio::test]
+async fn a_stream_that_stays_unreadable_is_taken_up_live_and_the_gap_is_recorded() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let peer = pds.accept().await;
+    peer.send_events([1]);
+    relay.settle(1).await;
+    drop(peer);
+    for _ in 0..5 {
+        let mut peer = pds.accept().await;
+        assert_eq!(peer.cursor, Some(1));
+        peer.send(vec![0xff]);
+        peer.closed().await;
+    }
+    let peer = pds.accept().await;
+    assert_eq!((peer.cursor, host.gaps()), (None, 1));
+    peer.send_events([50]);
+    assert_eq!(relay.settle(1).await, [50]);
+}
+
+#[tokio::test]
+async fn a_future_cursor_is_recorded_and_the_host_taken_up_live_without_a_hot_loop() {
+    let mut pds = Pds::start().await;
+    let (store, folder) = empty_store().await;
+    let row = store.add_host(&NewHost::new(pds.name(), false, false)).await.unwrap();
+    let recovered = RecoveredHost { cursor: Some(1_000), already_durable: BTreeMap::from([(1_001, 3)]) };
+    let mut relay = Relay::start_on(options(), store, folder, HashMap::from([(row.id, recovered)])).await;
+    let host = relay.hosts.get(row.id).unwrap();
+    let peer = pds.accept().await;
+    assert_eq!(peer.cursor, Some(1_000));
+    peer.send(error("FutureCursor"));
+    let peer = pds.accept().await;
+    assert_eq!((peer.cursor, host.gaps(), host.status()), (None, 1, HostStatus::Idle));
+    relay.until_stored(&host, HostStatus::Idle).await;
+    peer.send_events([1, 2]);
+    assert_eq!(relay.settle(2).await, [1, 2]);
+    assert_eq!((relay.hosts.cursors(), host.status()), (vec![(row.id, 2)], HostStatus::Active));
+    drop(peer);
+    assert_eq!(pds.accept().await.cursor, Some(2));
+}
+
+#[tokio::test]
+async fn a_host_that_always_says_future_cursor_is_tried_ever_less_often() {
+    let backoff = Backoff { initial: Duration::from_millis(50), maximum: Duration::from_secs(60), ..Backoff::default() };
+    let (mut pds, relay) = (Pds::start().await, Relay::start_with(HostsOptions { backoff, ..options() }).await);
+    relay.hosts.add(&pds.host()).await.unwrap();
+    let started = Instant::now();
+    for _ in 0..4 {
+        let peer = pds.accept().await;
+        assert_eq!(peer.cursor, None);
+        peer.send(error("FutureCursor"));
+    }
+    pds.accept().await;
+    // At least half of 50, 100, 200 and 400 ms.
+    assert!(started.elapsed() >= Duration::from_millis(375), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn an_outdated_cursor_is_recorded_and_the_stream_goes_on() {
+    let mut pds = Pds::start().await;
+    let (store, folder) = empty_store().await;
+    let row = store.add_host(&NewHost::new(pds.name(), false, false)).await.unwrap();
+    let recovered = RecoveredHost { cursor: Some(10), ..RecoveredHost::default() };
+    let mut relay = Relay::start_on(options(), store, folder, HashMap::from([(row.id, recovered)])).await;
+    let peer = pds.accept().await;
+    peer.send(info("OutdatedCursor"));
+    peer.send(info("SomethingElse"));
+    peer.send_events([90, 91]);
+    assert_eq!(relay.settle(2).await, [90, 91]);
+    let host = relay.hosts.get(row.id).unwrap();
+    assert_eq!((host.gaps(), host.progress().cursor()), (1, Some(91)));
+}
+
+#[tokio::test]
+async fn a_host_that_numbers_anew_without_a_word_is_followed() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let peer = pds.accept().await;
+    peer.send_events([500]);
+    relay.settle(1).await;
+    drop(peer);
+    let peer = pds.accept().await;
+    assert_eq!(peer.cursor, Some(500));
+    peer.send_events([1, 2]);
+    assert_eq!(relay.settle(2).await, [1, 2]);
+    assert_eq!((host.gaps(), host.progress().cursor()), (1, Some(2)));
+}
+
+#[tokio::test]
+async fn other_errors_of_a_host_end_the_connection_and_it_resumes() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    relay.hosts.add(&pds.host()).await.unwrap();
+    let mut peer = pds.accept().await;
+    peer.send_events([1]);
+    relay.settle(1).await;
+    peer.send(error("ConsumerTooSlow"));
+    peer.closed().await;
+    assert_eq!(pds.accept().await.cursor, Some(1));
+}
+
+#[tokio::test]
+async fn another_relay_is_refused_and_banned() {
+    let mut pds = Pds::start_as("Indigo-Relay (ATPROTO-relay)", false).await;
+    let relay = Relay::start().await;
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    pds.accept().await.closed().await;
+    until("it is banned", || host.state() == HostState::Banned).await;
+    relay.until_stored(&host, HostStatus::Banned).await;
+    assert!(matches!(relay.hosts.add(&pds.host()).await, Err(AddError::Banned(_))));
+}
+
+#[tokio::test]
+async fn rate_limits_hold_the_socket_back_and_drop_nothing() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let rates = RateOverrides { per_second: Some(40), ..RateOverrides::default() };
+    relay.hosts.set_rates(host.id(), rates).await.unwrap();
+    let peer = pds.accept().await;
+    let started = Instant::now();
+    peer.send_events(1..=100);
+    assert_eq!(relay.settle(100).await, (1..=100).collect::<Vec<_>>());
+    assert!(started.elapsed() > Duration::from_millis(1_200), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_raised_limit_is_in_force_at_once() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let rates = RateOverrides { per_day: Some(10), ..RateOverrides::default() };
+    relay.hosts.set_rates(host.id(), rates).await.unwrap();
+    let peer = pds.accept().await;
+    peer.send_events(1..=30);
+    relay.settle(10).await;
+    until("it is held back", || host.state() == HostState::HeldBack && host.status() == HostStatus::Throttled).await;
+    assert!(relay.events.try_recv().is_err());
+    relay.hosts.set_rates(host.id(), RateOverrides::default()).await.unwrap();
+    assert_eq!(relay.settle(20).await, (11..=30).collect::<Vec<_>>());
+    assert_eq!((host.state(), host.status()), (HostState::Connected, HostStatus::Active));
+}
+
+#[tokio::test]
+async fn what_is_under_way_is_bounded_per_host() {
+    let in_flight = InFlightLimits { events: 5, ..InFlightLimits::default() };
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start_with(HostsOptions { in_flight, ..options() }).await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let peer = pds.accept().await;
+    peer.send_events(1..=12);
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        held.push(relay.next().await);
+    }
+    assert_eq!(host.progress().in_flight().0, 5);
+    assert!(tokio::time::timeout(Duration::from_millis(100), relay.events.recv()).await.is_err());
+    held.pop().unwrap().permit.settle(Settled::Dropped);
+    assert_eq!(relay.next().await.seq, 6);
+    assert_eq!(host.progress().cursor(), None, "the first event is open");
+}
+
+#[tokio::test]
+async fn a_host_that_is_away_is_offline_and_still_tried() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let relay = Relay::start().await;
+    let name = PdsHost::parse(&format!("http://{address}"), &Guard::new(true)).unwrap();
+    let host = relay.hosts.add(&name).await.unwrap();
+    until("it is offline", || host.state() == HostState::Offline).await;
+    relay.until_stored(&host, HostStatus::Offline).await;
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let mut pds = Pds::serve(listener, "fake-pds", false);
+    let _peer = pds.accept().await;
+    until("it is active", || host.status() == HostStatus::Active && host.is_connected()).await;
+    relay.until_stored(&host, HostStatus::Active).await;
+}
+
+#[tokio::test]
+async fn a_banned_host_is_closed_and_refused_until_the_ban_is_lifted() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let mut peer = pds.accept().await;
+    peer.send_events([1]);
+    relay.settle(1).await;
+    relay.hosts.ban(host.id()).await.unwrap();
+    peer.closed().await;
+    assert_eq!((host.state(), relay.stored_status(&host).await), (HostState::Banned, HostStatus::Banned));
+    assert!(matches!(relay.hosts.add(&pds.host()).await, Err(AddError::Banned(_))));
+    relay.hosts.unban(host.id()).await.unwrap();
+    assert_eq!(pds.accept().await.cursor, Some(1));
+    assert_eq!(relay.stored_status(&host).await, HostStatus::Active);
+}
+
+#[tokio::test]
+async fn a_banned_domain_closes_its_hosts_and_refuses_new_ones() {
+    let (mut pds, relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let mut peer = pds.accept().await;
+    assert!(relay.hosts.ban_domain("127.0.0.1").await.unwrap());
+    peer.closed().await;
+    assert_eq!(host.state(), HostState::Banned);
+    let other = Pds::start().await;
+    assert!(matches!(relay.hosts.add(&other.host()).await, Err(AddError::Banned(_))));
+    assert!(relay.hosts.unban_domain("127.0.0.1").await.unwrap());
+    pds.accept().await;
+}
+
+#[tokio::test]
+async fn banned_hosts_and_domains_are_not_dialled_at_the_start() {
+    let (mut banned, mut below) = (Pds::start().await, Pds::start().await);
+    let (store, folder) = empty_store().await;
+    let row = store.add_host(&NewHost::new(banned.name(), false, false)).await.unwrap();
+    store.set_host_status(row.id, HostStatus::Banned).await.unwrap();
+    let name = format!("localhost:{}", below.port);
+    store.add_host(&NewHost::new(name, false, false)).await.unwrap();
+    let banned_domains = vec![DomainPattern::banned("localhost").unwrap()];
+    let relay = Relay::start_on(HostsOptions { banned_domains, ..options() }, store, folder, HashMap::new()).await;
+    assert!(relay.hosts.list().iter().all(|host| host.state() == HostState::Banned));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(banned.peers.try_recv().is_err() && below.peers.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn hosts_are_pinged_and_silence_ends_the_connection() {
+    let timing = HostsOptions {
+        ping_interval: Duration::from_millis(20),
+        idle_timeout: Duration::from_millis(100),
+        ..options()
+    };
+    let (mut pds, relay) = (Pds::start().await, Relay::start_with(timing.clone()).await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let mut peer = pds.accept().await;
+    for _ in 0..10 {
+        let message = within("a ping comes", peer.received.recv()).await.unwrap();
+        assert!(matches!(message, Message::Ping(_)), "{message:?}");
+    }
+    assert!(host.is_connected(), "pongs keep it");
+
+    let mut deaf = Pds::start_as("fake-pds", true).await;
+    relay.hosts.add(&deaf.host()).await.unwrap();
+    let _first = deaf.accept().await;
+    deaf.accept().await;
+}
+
+#[tokio::test]
+async fn pings_of_a_host_are_answered() {
+    let (mut pds, relay) = (Pds::start().await, Relay::start().await);
+    relay.hosts.add(&pds.host()).await.unwrap();
+    let mut peer = pds.accept().await;
+    peer.send.send(Message::Ping("are you there".into())).unwrap();
+    let answer = within("the pong comes", peer.received.recv()).await.unwrap();
+    assert_eq!(answer, Message::Pong("are you there".into()));
+}
+
+#[tokio::test]
+async fn going_down_closes_connections_and_moves_no_cursor_past_what_was_given_up() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let mut peer = pds.accept().await;
+    peer.send_events([1, 2]);
+    relay.settle(1).await;
+    let given_up = relay.next().await;
+    within("the hosts close", relay.hosts.shutdown()).await;
+    drop(given_up);
+    peer.closed().await;
+    assert_eq!((host.progress().cursor(), host.state()), (Some(1), HostState::Stopped));
+    assert!(relay.hosts.add(&Pds::start().await.host()).await.is_ok_and(|host| host.state() == HostState::Stopped));
+}
+
+#[tokio::test]
+async fn quotas_follow_trust_and_can_be_changed() {
+    let trusted_domains = vec![DomainPattern::trusted("localhost").unwrap()];
+    let relay = Relay::start_with(HostsOptions { trusted_domains, ..options() }).await;
+    let (one, other) = (Pds::start().await, Pds::start().await);
+    let plain = relay.hosts.add(&one.host()).await.unwrap();
+    let name = PdsHost::parse(&format!("localhost:{}", other.port), &Guard::new(true)).unwrap();
+    let trusted = relay.hosts.add(&name).await.unwrap();
+    assert_eq!((plain.account_limit(), trusted.account_limit()), (100, 10_000_000));
+    assert!(trusted.trusted() && !plain.trusted());
+    relay.hosts.set_account_limit(plain.id(), 5_000).await.unwrap();
+    assert_eq!((plain.account_limit(), plain.event_rates().per_hour), (5_000, 7_500));
+    assert_eq!(relay.store.host(plain.id()).await.unwrap().unwrap().account_limit, 5_000);
+}
+
+#[tokio::test]
+async fn sync11_is_remembered_in_the_database() {
+    let (pds, relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    host.mark_sync11();
+    within("it is stored", async {
+        while !relay.store.host(host.id()).await.unwrap().unwrap().sync11 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
