@@ -45,8 +45,10 @@ const MAX_OLD_IN_A_ROW: u32 = 1_000;
 pub(super) mod rule {
     /// A message is longer than [`super::MAX_FRAME_BYTES`].
     pub(in crate::upstream) const FRAME_TOO_LARGE: &str = "frame_too_large";
-    /// A frame is not two canonical CBOR objects, or not what its header says.
+    /// A frame is not two canonical CBOR objects.
     pub(in crate::upstream) const FRAME: &str = "frame";
+    /// A frame is canonical but lacks a field that routing needs, or has it with another type.
+    pub(in crate::upstream) const FRAME_FIELDS: &str = "frame_fields";
     /// A seq is not above the connection's last.
     pub(in crate::upstream) const UPSTREAM_SEQ: &str = "upstream_seq";
     /// The DID of an event does not follow the syntax.
@@ -270,21 +272,19 @@ impl<S: Sink> Connection<'_, S> {
     }
 
     async fn take(&mut self, frame: Bytes) -> Result<(), End> {
-        match read_frame(&frame).map_err(End::Malformed)? {
-            Incoming::Event(event) => self.take_event(event, frame.clone()).await,
-            Incoming::Info { name, message } => {
-                self.take_info(&name, &message);
-                Ok(())
-            }
-            Incoming::Error { error, message } if error == "FutureCursor" => {
-                Err(End::FutureCursor(message))
-            }
-            Incoming::Error { error, message } => Err(End::ErrorFrame { error, message }),
-            Incoming::Unknown => {
-                metrics().upstream_ignored.inc();
-                Ok(())
+        match read_frame(&frame) {
+            Ok(Incoming::Event(event)) => return self.take_event(event, frame.clone()).await,
+            Ok(Incoming::Info { name, message }) => self.take_info(&name, &message),
+            Ok(Incoming::Error { error, message }) if error == "FutureCursor" => return Err(End::FutureCursor(message)),
+            Ok(Incoming::Error { error, message }) => return Err(End::ErrorFrame { error, message }),
+            Ok(Incoming::Unknown) => metrics().upstream_ignored.inc(),
+            Err(error) if error.is_malformed() => return Err(End::Malformed(error)),
+            Err(error) => {
+                metrics().dropped(rule::FRAME_FIELDS).inc();
+                tracing::debug!(host = self.host.name(), %error, rule = rule::FRAME_FIELDS, "message dropped");
             }
         }
+        Ok(())
     }
 
     async fn take_event(&mut self, event: Event<'_>, frame: Bytes) -> Result<(), End> {
