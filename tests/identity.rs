@@ -42,16 +42,25 @@ impl Server {
             port: listener.local_addr().unwrap().port(),
         };
         let router = Router::new()
-            .route("/.well-known/did.json", get(|state: State<Server>| answer(state, "did.json".to_owned())))
+            .route(
+                "/.well-known/did.json",
+                get(|state: State<Server>| answer(state, "did.json".to_owned())),
+            )
             .route("/xrpc/com.atproto.sync.getRepoStatus", get(repo_status))
-            .route("/{did}", get(|state: State<Server>, Path(did): Path<String>| answer(state, did)))
+            .route(
+                "/{did}",
+                get(|state: State<Server>, Path(did): Path<String>| answer(state, did)),
+            )
             .with_state(server.clone());
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         server
     }
 
     fn set(&self, what: &str, status: StatusCode, body: impl ToString) {
-        self.answers.lock().unwrap().insert(what.to_owned(), (status, body.to_string()));
+        self.answers
+            .lock()
+            .unwrap()
+            .insert(what.to_owned(), (status, body.to_string()));
     }
 
     fn set_document(&self, did: &str, pds: &str) {
@@ -79,10 +88,15 @@ async fn answer(State(server): State<Server>, what: String) -> Response {
     server.requests.fetch_add(1, Ordering::SeqCst);
     server.gate.acquire().await.unwrap().forget();
     let answer = server.answers.lock().unwrap().get(&what).cloned();
-    answer.unwrap_or((StatusCode::NOT_FOUND, "{}".to_owned())).into_response()
+    answer
+        .unwrap_or((StatusCode::NOT_FOUND, "{}".to_owned()))
+        .into_response()
 }
 
-async fn repo_status(state: State<Server>, Query(query): Query<HashMap<String, String>>) -> Response {
+async fn repo_status(
+    state: State<Server>,
+    Query(query): Query<HashMap<String, String>>,
+) -> Response {
     answer(state, format!("status {}", query["did"])).await
 }
 
@@ -108,7 +122,9 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     });
-    waited.await.unwrap_or_else(|_| panic!("not within 10 s: {what}"));
+    waited
+        .await
+        .unwrap_or_else(|_| panic!("not within 10 s: {what}"));
 }
 
 #[tokio::test]
@@ -123,7 +139,10 @@ async fn a_plc_identity_is_read_once_and_cached() {
     assert_eq!(identity.handles, ["alice.example.com"]);
     assert!(identity.resolved_at > 1_700_000_000);
     assert_eq!(resolver.resolve(&did(ALICE)).await.unwrap(), identity);
-    assert_eq!((server.requests(), resolver.cached(&did(ALICE))), (1, Some(identity)));
+    assert_eq!(
+        (server.requests(), resolver.cached(&did(ALICE))),
+        (1, Some(identity))
+    );
 }
 
 #[tokio::test]
@@ -153,16 +172,28 @@ async fn absences_are_remembered_for_their_time() {
     let server = Server::start().await;
     server.set(BOB, StatusCode::GONE, "{}");
     let negative_ttl = Duration::from_millis(200);
-    let resolver = Resolver::new(ResolverOptions { negative_ttl, ..server.options() });
+    let resolver = Resolver::new(ResolverOptions {
+        negative_ttl,
+        ..server.options()
+    });
     for _ in 0..3 {
-        assert_eq!(resolver.resolve(&did(ALICE)).await, Err(ResolveError::NotFound));
-        assert_eq!(resolver.resolve(&did(BOB)).await, Err(ResolveError::Tombstoned));
+        assert_eq!(
+            resolver.resolve(&did(ALICE)).await,
+            Err(ResolveError::NotFound)
+        );
+        assert_eq!(
+            resolver.resolve(&did(BOB)).await,
+            Err(ResolveError::Tombstoned)
+        );
     }
     assert_eq!(server.requests(), 2);
     server.set_document(ALICE, "https://pds.example.com");
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while resolver.resolve(&did(ALICE)).await.is_err() {
-        assert!(tokio::time::Instant::now() < deadline, "the absence is never forgotten");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the absence is never forgotten"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(server.requests(), 3);
@@ -173,14 +204,28 @@ async fn a_forced_refresh_reads_anew_but_not_too_often() {
     let server = Server::start().await;
     server.set_document(ALICE, "https://old.example.com");
     let resolver = server.resolver();
-    let pds = |identity: &atproto_relay::identity::Identity| identity.pds.as_ref().unwrap().name().to_owned();
-    assert_eq!(pds(&resolver.resolve(&did(ALICE)).await.unwrap()), "old.example.com");
+    let pds = |identity: &atproto_relay::identity::Identity| {
+        identity.pds.as_ref().unwrap().name().to_owned()
+    };
+    assert_eq!(
+        pds(&resolver.resolve(&did(ALICE)).await.unwrap()),
+        "old.example.com"
+    );
     server.set_document(ALICE, "https://new.example.com");
-    assert_eq!(pds(&resolver.resolve(&did(ALICE)).await.unwrap()), "old.example.com");
-    assert_eq!(pds(&resolver.refresh(&did(ALICE)).await.unwrap()), "new.example.com");
+    assert_eq!(
+        pds(&resolver.resolve(&did(ALICE)).await.unwrap()),
+        "old.example.com"
+    );
+    assert_eq!(
+        pds(&resolver.refresh(&did(ALICE)).await.unwrap()),
+        "new.example.com"
+    );
     server.set_document(ALICE, "https://newer.example.com");
     for _ in 0..20 {
-        assert_eq!(pds(&resolver.refresh(&did(ALICE)).await.unwrap()), "new.example.com");
+        assert_eq!(
+            pds(&resolver.refresh(&did(ALICE)).await.unwrap()),
+            "new.example.com"
+        );
     }
     assert_eq!(server.requests(), 2);
 }
@@ -190,14 +235,29 @@ async fn a_refresh_that_came_too_early_is_made_up_for() {
     let server = Server::start().await;
     server.set_document(ALICE, "https://one.example.com");
     let refresh_interval = Duration::from_millis(300);
-    let resolver = Resolver::new(ResolverOptions { refresh_interval, ..server.options() });
+    let resolver = Resolver::new(ResolverOptions {
+        refresh_interval,
+        ..server.options()
+    });
     resolver.refresh(&did(ALICE)).await.unwrap();
     server.set_document(ALICE, "https://two.example.com");
     resolver.refresh(&did(ALICE)).await.unwrap();
     assert_eq!(server.requests(), 1);
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    while resolver.resolve(&did(ALICE)).await.unwrap().pds.as_ref().unwrap().name() != "two.example.com" {
-        assert!(tokio::time::Instant::now() < deadline, "the refresh is never made up for");
+    while resolver
+        .resolve(&did(ALICE))
+        .await
+        .unwrap()
+        .pds
+        .as_ref()
+        .unwrap()
+        .name()
+        != "two.example.com"
+    {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the refresh is never made up for"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(server.requests(), 2);
@@ -229,23 +289,40 @@ async fn a_refresh_does_not_trust_a_look_up_that_began_before_it() {
 async fn known_accounts_outlast_an_outage_of_the_directory() {
     let server = Server::start().await;
     server.set_document(ALICE, "https://pds.example.com");
-    let resolver = Resolver::new(ResolverOptions { ttl: Duration::ZERO, ..server.options() });
+    let resolver = Resolver::new(ResolverOptions {
+        ttl: Duration::ZERO,
+        ..server.options()
+    });
     let identity = resolver.resolve(&did(ALICE)).await.unwrap();
     server.set(ALICE, StatusCode::BAD_GATEWAY, "");
     assert_eq!(resolver.resolve(&did(ALICE)).await, Ok(identity));
-    assert!(matches!(resolver.refresh(&did(ALICE)).await, Err(ResolveError::Unavailable(_))));
+    assert!(matches!(
+        resolver.refresh(&did(ALICE)).await,
+        Err(ResolveError::Unavailable(_))
+    ));
     server.set(BOB, StatusCode::INTERNAL_SERVER_ERROR, "");
-    assert!(matches!(resolver.resolve(&did(BOB)).await, Err(ResolveError::Unavailable(_))));
+    assert!(matches!(
+        resolver.resolve(&did(BOB)).await,
+        Err(ResolveError::Unavailable(_))
+    ));
 }
 
 #[tokio::test]
 async fn the_rate_towards_the_directory_is_bounded_and_so_are_waits() {
     let server = Server::start().await;
-    let options = ResolverOptions { directory_rate: 5.0, max_wait: Duration::ZERO, ..server.options() };
+    let options = ResolverOptions {
+        directory_rate: 5.0,
+        max_wait: Duration::ZERO,
+        ..server.options()
+    };
     let resolver = Resolver::new(options);
     let mut refused = 0;
     for index in 0..20 {
-        let unknown = did(&format!("did:plc:aaaaaaaaaaaaaaaaaaaaaa{}{}", (b'a' + index) as char, "a"));
+        let unknown = did(&format!(
+            "did:plc:aaaaaaaaaaaaaaaaaaaaaa{}{}",
+            (b'a' + index) as char,
+            "a"
+        ));
         match resolver.resolve(&unknown).await {
             Err(ResolveError::RateLimited) => refused += 1,
             outcome => assert_eq!(outcome, Err(ResolveError::NotFound)),
@@ -258,12 +335,25 @@ async fn the_rate_towards_the_directory_is_bounded_and_so_are_waits() {
 #[tokio::test]
 async fn unusable_documents_are_refused() {
     let server = Server::start().await;
-    let resolver = Resolver::new(ResolverOptions { negative_ttl: Duration::ZERO, ..server.options() });
+    let resolver = Resolver::new(ResolverOptions {
+        negative_ttl: Duration::ZERO,
+        ..server.options()
+    });
     let huge = format!("{{\"id\":\"{ALICE}\",\"x\":\"{}\"}}", "x".repeat(300_000));
-    for body in [String::new(), "[]".to_owned(), "{}".to_owned(), document(BOB, "https://a.example.com").to_string(), huge] {
+    for body in [
+        String::new(),
+        "[]".to_owned(),
+        "{}".to_owned(),
+        document(BOB, "https://a.example.com").to_string(),
+        huge,
+    ] {
         server.set(ALICE, StatusCode::OK, &body);
         let outcome = resolver.resolve(&did(ALICE)).await;
-        assert!(matches!(outcome, Err(ResolveError::Invalid(_))), "{:.40}: {outcome:?}", body);
+        assert!(
+            matches!(outcome, Err(ResolveError::Invalid(_))),
+            "{:.40}: {outcome:?}",
+            body
+        );
     }
     let bare = json!({"id": ALICE});
     server.set(ALICE, StatusCode::OK, bare);
@@ -274,10 +364,20 @@ async fn unusable_documents_are_refused() {
 #[tokio::test]
 async fn a_pds_that_may_not_be_dialled_is_no_pds() {
     let server = Server::start().await;
-    let resolver = Resolver::new(ResolverOptions { guard: Guard::new(false), ..server.options() });
-    for (account, endpoint) in [(ALICE, "https://127.0.0.1"), (BOB, "http://pds.example.com")] {
+    let resolver = Resolver::new(ResolverOptions {
+        guard: Guard::new(false),
+        ..server.options()
+    });
+    for (account, endpoint) in [
+        (ALICE, "https://127.0.0.1"),
+        (BOB, "http://pds.example.com"),
+    ] {
         server.set_document(account, endpoint);
-        assert_eq!(resolver.resolve(&did(account)).await.unwrap().pds, None, "{endpoint}");
+        assert_eq!(
+            resolver.resolve(&did(account)).await.unwrap().pds,
+            None,
+            "{endpoint}"
+        );
     }
 }
 
@@ -285,13 +385,23 @@ async fn a_pds_that_may_not_be_dialled_is_no_pds() {
 async fn a_did_web_is_read_from_its_host() {
     let server = Server::start().await;
     let web = format!("did:web:localhost%3A{}", server.port);
-    server.set("did.json", StatusCode::OK, document(&web, "https://pds.example.com"));
+    server.set(
+        "did.json",
+        StatusCode::OK,
+        document(&web, "https://pds.example.com"),
+    );
     let web = Did::normalized(&web).unwrap();
     let identity = server.resolver().resolve(&web).await.unwrap();
     assert_eq!(identity.pds.as_ref().unwrap().name(), "pds.example.com");
 
-    let public = Resolver::new(ResolverOptions { guard: Guard::new(false), ..server.options() });
-    assert!(matches!(public.resolve(&web).await, Err(ResolveError::Invalid(_))));
+    let public = Resolver::new(ResolverOptions {
+        guard: Guard::new(false),
+        ..server.options()
+    });
+    assert!(matches!(
+        public.resolve(&web).await,
+        Err(ResolveError::Invalid(_))
+    ));
     assert_eq!(server.requests(), 1);
 }
 
@@ -303,20 +413,49 @@ async fn the_status_of_a_repository_is_asked_of_its_pds() {
     let pds = atproto_relay::dial::PdsHost::parse(&pds, &Guard::new(true)).unwrap();
     let key = format!("status {ALICE}");
 
-    server.set(&key, StatusCode::OK, json!({"did": ALICE, "active": true, "rev": "3l4nnuxvqvk2u"}));
+    server.set(
+        &key,
+        StatusCode::OK,
+        json!({"did": ALICE, "active": true, "rev": "3l4nnuxvqvk2u"}),
+    );
     let status = resolver.repo_status(&pds, &did(ALICE)).await.unwrap();
     assert_eq!((status.active, status.status), (true, None));
 
-    server.set(&key, StatusCode::BAD_REQUEST, json!({"error": "RepoNotFound", "message": "?"}));
-    assert_eq!(resolver.repo_status(&pds, &did(ALICE)).await, Err(RepoStatusError::NotFound));
-    server.set(&key, StatusCode::INTERNAL_SERVER_ERROR, json!({"error": "InternalServerError"}));
-    assert!(matches!(resolver.repo_status(&pds, &did(ALICE)).await, Err(RepoStatusError::Unavailable(_))));
+    server.set(
+        &key,
+        StatusCode::BAD_REQUEST,
+        json!({"error": "RepoNotFound", "message": "?"}),
+    );
+    assert_eq!(
+        resolver.repo_status(&pds, &did(ALICE)).await,
+        Err(RepoStatusError::NotFound)
+    );
+    server.set(
+        &key,
+        StatusCode::INTERNAL_SERVER_ERROR,
+        json!({"error": "InternalServerError"}),
+    );
+    assert!(matches!(
+        resolver.repo_status(&pds, &did(ALICE)).await,
+        Err(RepoStatusError::Unavailable(_))
+    ));
 
-    server.set(&key, StatusCode::OK, json!({"did": ALICE, "active": false, "status": "deactivated"}));
+    server.set(
+        &key,
+        StatusCode::OK,
+        json!({"did": ALICE, "active": false, "status": "deactivated"}),
+    );
     let before = server.requests();
     for _ in 0..5 {
         let status = resolver.repo_status(&pds, &did(ALICE)).await.unwrap();
-        assert_eq!((status.active, status.status.as_deref()), (false, Some("deactivated")));
+        assert_eq!(
+            (status.active, status.status.as_deref()),
+            (false, Some("deactivated"))
+        );
     }
-    assert_eq!(server.requests(), before + 1, "an inactive account is not asked about again at once");
+    assert_eq!(
+        server.requests(),
+        before + 1,
+        "an inactive account is not asked about again at once"
+    );
 }

@@ -10,8 +10,8 @@ use atproto_relay::config::DomainPattern;
 use atproto_relay::dial::{Guard, PdsHost};
 use atproto_relay::store::{HostStatus, NewHost, RateOverrides, Store};
 use atproto_relay::upstream::{
-    AddError, Backoff, Hosts, HostsOptions, HostHandle, HostState, InFlightLimits, Received, RecoveredHost, Settled,
-    Sink,
+    AddError, Backoff, HostHandle, HostState, Hosts, HostsOptions, InFlightLimits, Received,
+    RecoveredHost, Settled, Sink,
 };
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
@@ -36,7 +36,9 @@ struct Peer {
 
 impl Peer {
     fn send(&self, frame: Vec<u8>) {
-        self.send.send(Message::Binary(frame.into())).expect("the connection is open");
+        self.send
+            .send(Message::Binary(frame.into()))
+            .expect("the connection is open");
     }
 
     fn send_events(&self, seqs: impl IntoIterator<Item = i64>) {
@@ -47,7 +49,10 @@ impl Peer {
 
     /// Waits until the relay has closed the connection.
     async fn closed(&mut self) {
-        within("the relay closes the connection", async { while self.received.recv().await.is_some() {} }).await;
+        within("the relay closes the connection", async {
+            while self.received.recv().await.is_some() {}
+        })
+        .await;
     }
 }
 
@@ -78,9 +83,14 @@ impl Pds {
     fn serve(listener: tokio::net::TcpListener, server: &'static str, deaf: bool) -> Self {
         let port = listener.local_addr().unwrap().port();
         let (sender, peers) = mpsc::unbounded_channel();
-        let state = PdsState { peers: sender, server, deaf };
-        let router =
-            Router::new().route("/xrpc/com.atproto.sync.subscribeRepos", get(subscribe)).with_state(state);
+        let state = PdsState {
+            peers: sender,
+            server,
+            deaf,
+        };
+        let router = Router::new()
+            .route("/xrpc/com.atproto.sync.subscribeRepos", get(subscribe))
+            .with_state(state);
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self { port, peers }
     }
@@ -95,7 +105,9 @@ impl Pds {
 
     /// The relay's next connection.
     async fn accept(&mut self) -> Peer {
-        within("the relay connects", self.peers.recv()).await.unwrap()
+        within("the relay connects", self.peers.recv())
+            .await
+            .unwrap()
     }
 }
 
@@ -111,7 +123,15 @@ async fn subscribe(
     let response = upgrade.on_upgrade(move |socket| async move {
         let (send, outgoing) = mpsc::unbounded_channel();
         let (incoming, received) = mpsc::unbounded_channel();
-        state.peers.send(Peer { cursor, user_agent, send, received }).ok();
+        state
+            .peers
+            .send(Peer {
+                cursor,
+                user_agent,
+                send,
+                received,
+            })
+            .ok();
         if deaf {
             incoming.closed().await;
         } else {
@@ -173,7 +193,12 @@ fn options() -> HostsOptions {
 
 async fn empty_store() -> (Store, Arc<tempfile::TempDir>) {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(&format!("sqlite:{}", folder.path().join("relay.sqlite").display())).await.unwrap();
+    let store = Store::open(&format!(
+        "sqlite:{}",
+        folder.path().join("relay.sqlite").display()
+    ))
+    .await
+    .unwrap();
     (store, Arc::new(folder))
 }
 
@@ -194,13 +219,27 @@ impl Relay {
         recovered: HashMap<atproto_relay::store::HostId, RecoveredHost>,
     ) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
-        let hosts = Hosts::new(options, store.clone(), recovered, Arc::new(Collector(sender))).await.unwrap();
+        let hosts = Hosts::new(
+            options,
+            store.clone(),
+            recovered,
+            Arc::new(Collector(sender)),
+        )
+        .await
+        .unwrap();
         hosts.start();
-        Self { hosts, store, events, _folder: folder }
+        Self {
+            hosts,
+            store,
+            events,
+            _folder: folder,
+        }
     }
 
     async fn next(&mut self) -> Received {
-        within("an event comes through", self.events.recv()).await.unwrap()
+        within("an event comes through", self.events.recv())
+            .await
+            .unwrap()
     }
 
     /// Takes that many events and settles them as dropped.
@@ -229,7 +268,9 @@ impl Relay {
 }
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not within 10 s: {what}"))
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("not within 10 s: {what}"))
 }
 
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
@@ -257,11 +298,17 @@ fn identity_of(seq: i64, did: &str) -> Vec<u8> {
 }
 
 fn info(name: &str) -> Vec<u8> {
-    frame(ipld!({"op": 1, "t": "#info"}), ipld!({"name": name, "message": "as it is"}))
+    frame(
+        ipld!({"op": 1, "t": "#info"}),
+        ipld!({"name": name, "message": "as it is"}),
+    )
 }
 
 fn error(name: &str) -> Vec<u8> {
-    frame(ipld!({"op": -1}), ipld!({"error": name, "message": "as it is"}))
+    frame(
+        ipld!({"op": -1}),
+        ipld!({"error": name, "message": "as it is"}),
+    )
 }
 
 #[tokio::test]
@@ -270,18 +317,32 @@ async fn a_new_host_starts_live_and_its_events_come_through_in_order() {
     let host = relay.hosts.add(&pds.host()).await.unwrap();
     let peer = pds.accept().await;
     assert_eq!(peer.cursor, None);
-    assert!(peer.user_agent.starts_with("atproto-relay/") && peer.user_agent.ends_with("(atproto-relay)"));
+    assert!(
+        peer.user_agent.starts_with("atproto-relay/")
+            && peer.user_agent.ends_with("(atproto-relay)")
+    );
     peer.send_events([5, 6, 9]);
     for seq in [5, 6, 9] {
         let event = relay.next().await;
-        assert_eq!((event.seq, event.kind, event.did.as_str()), (seq, Kind::Identity, DID));
-        assert_eq!((event.host.id(), &event.frame[..]), (host.id(), &identity(seq)[..]));
+        assert_eq!(
+            (event.seq, event.kind, event.did.as_str()),
+            (seq, Kind::Identity, DID)
+        );
+        assert_eq!(
+            (event.host.id(), &event.frame[..]),
+            (host.id(), &identity(seq)[..])
+        );
         assert_eq!(event.frame[event.seq_span.clone()], [seq as u8]);
-        event.permit.settle(Settled::Durable { log_seq: seq as u64 + 100 });
+        event.permit.settle(Settled::Durable {
+            log_seq: seq as u64 + 100,
+        });
     }
     assert_eq!(relay.hosts.cursors(), [(host.id(), 9)]);
     assert_eq!(relay.hosts.cursors(), []);
-    assert_eq!((host.state(), host.events(), host.last_seq()), (HostState::Connected, 3, Some(9)));
+    assert_eq!(
+        (host.state(), host.events(), host.last_seq()),
+        (HostState::Connected, 3, Some(9))
+    );
 }
 
 #[tokio::test]
@@ -305,19 +366,38 @@ async fn a_connection_resumes_after_the_last_event_taken_even_if_it_is_not_settl
 async fn after_a_restart_it_resumes_from_the_stored_cursor_and_skips_what_is_durable() {
     let mut pds = Pds::start().await;
     let (store, folder) = empty_store().await;
-    let row = store.add_host(&NewHost::new(pds.name(), false, false)).await.unwrap();
-    let recovered = RecoveredHost { cursor: Some(40), already_durable: BTreeMap::from([(42, 7), (43, 8)]) };
-    let mut relay = Relay::start_on(options(), store, folder, HashMap::from([(row.id, recovered)])).await;
+    let row = store
+        .add_host(&NewHost::new(pds.name(), false, false))
+        .await
+        .unwrap();
+    let recovered = RecoveredHost {
+        cursor: Some(40),
+        already_durable: BTreeMap::from([(42, 7), (43, 8)]),
+    };
+    let mut relay = Relay::start_on(
+        options(),
+        store,
+        folder,
+        HashMap::from([(row.id, recovered)]),
+    )
+    .await;
     let peer = pds.accept().await;
     assert_eq!(peer.cursor, Some(40));
     assert_eq!(relay.hosts.replay_floor(20), 7);
     peer.send_events(41..=44);
     let first = relay.next().await;
     assert_eq!((first.seq, relay.settle(1).await), (41, vec![44]));
-    assert_eq!(relay.hosts.checkpoint(20).replay_from, 7, "42 and 43 are above the cursor");
+    assert_eq!(
+        relay.hosts.checkpoint(20).replay_from,
+        7,
+        "42 and 43 are above the cursor"
+    );
     first.permit.settle(Settled::Durable { log_seq: 9 });
     let checkpoint = relay.hosts.checkpoint(20);
-    assert_eq!((checkpoint.cursors, checkpoint.replay_from), (vec![(row.id, 44)], 21));
+    assert_eq!(
+        (checkpoint.cursors, checkpoint.replay_from),
+        (vec![(row.id, 44)], 21)
+    );
 }
 
 #[tokio::test]
@@ -339,7 +419,9 @@ async fn old_seqs_and_bad_dids_are_dropped_and_the_next_event_passes() {
 async fn dids_are_normalised() {
     let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
     relay.hosts.add(&pds.host()).await.unwrap();
-    pds.accept().await.send(identity_of(1, "did:web:Example.COM"));
+    pds.accept()
+        .await
+        .send(identity_of(1, "did:web:Example.COM"));
     assert_eq!(relay.next().await.did.as_str(), "did:web:example.com");
 }
 
@@ -348,11 +430,26 @@ async fn a_malformed_or_oversized_frame_closes_the_connection() {
     let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
     let host = relay.hosts.add(&pds.host()).await.unwrap();
     let third_value = [identity(2), vec![0xa0]].concat();
-    let non_minimal = [vec![0xa2, 0x61, b't', 0x69], b"#identity".to_vec(), vec![0x62, b'o', b'p', 0x18, 0x01, 0xa0]].concat();
-    let bad = [third_value, non_minimal, vec![], vec![0xff], vec![0; 5_000_001]];
+    let non_minimal = [
+        vec![0xa2, 0x61, b't', 0x69],
+        b"#identity".to_vec(),
+        vec![0x62, b'o', b'p', 0x18, 0x01, 0xa0],
+    ]
+    .concat();
+    let bad = [
+        third_value,
+        non_minimal,
+        vec![],
+        vec![0xff],
+        vec![0; 5_000_001],
+    ];
     for (index, frame) in bad.into_iter().enumerate() {
         let mut peer = pds.accept().await;
-        assert_eq!(peer.cursor, (index > 0).then_some(index as i64), "it resumes where it was");
+        assert_eq!(
+            peer.cursor,
+            (index > 0).then_some(index as i64),
+            "it resumes where it was"
+        );
         peer.send_events([index as i64 + 1]);
         peer.send(frame);
         assert_eq!(relay.settle(1).await, [index as i64 + 1]);
@@ -385,27 +482,56 @@ async fn a_stream_that_stays_unreadable_is_taken_up_live_and_the_gap_is_recorded
 async fn a_future_cursor_is_recorded_and_the_host_taken_up_live_without_a_hot_loop() {
     let mut pds = Pds::start().await;
     let (store, folder) = empty_store().await;
-    let row = store.add_host(&NewHost::new(pds.name(), false, false)).await.unwrap();
-    let recovered = RecoveredHost { cursor: Some(1_000), already_durable: BTreeMap::from([(1_001, 3)]) };
-    let mut relay = Relay::start_on(options(), store, folder, HashMap::from([(row.id, recovered)])).await;
+    let row = store
+        .add_host(&NewHost::new(pds.name(), false, false))
+        .await
+        .unwrap();
+    let recovered = RecoveredHost {
+        cursor: Some(1_000),
+        already_durable: BTreeMap::from([(1_001, 3)]),
+    };
+    let mut relay = Relay::start_on(
+        options(),
+        store,
+        folder,
+        HashMap::from([(row.id, recovered)]),
+    )
+    .await;
     let host = relay.hosts.get(row.id).unwrap();
     let peer = pds.accept().await;
     assert_eq!(peer.cursor, Some(1_000));
     peer.send(error("FutureCursor"));
     let peer = pds.accept().await;
-    assert_eq!((peer.cursor, host.gaps(), host.status()), (None, 1, HostStatus::Idle));
+    assert_eq!(
+        (peer.cursor, host.gaps(), host.status()),
+        (None, 1, HostStatus::Idle)
+    );
     relay.until_stored(&host, HostStatus::Idle).await;
     peer.send_events([1, 2]);
     assert_eq!(relay.settle(2).await, [1, 2]);
-    assert_eq!((relay.hosts.cursors(), host.status()), (vec![(row.id, 2)], HostStatus::Active));
+    assert_eq!(
+        (relay.hosts.cursors(), host.status()),
+        (vec![(row.id, 2)], HostStatus::Active)
+    );
     drop(peer);
     assert_eq!(pds.accept().await.cursor, Some(2));
 }
 
 #[tokio::test]
 async fn a_host_that_always_says_future_cursor_is_tried_ever_less_often() {
-    let backoff = Backoff { initial: Duration::from_millis(50), maximum: Duration::from_secs(60), ..Backoff::default() };
-    let (mut pds, relay) = (Pds::start().await, Relay::start_with(HostsOptions { backoff, ..options() }).await);
+    let backoff = Backoff {
+        initial: Duration::from_millis(50),
+        maximum: Duration::from_secs(60),
+        ..Backoff::default()
+    };
+    let (mut pds, relay) = (
+        Pds::start().await,
+        Relay::start_with(HostsOptions {
+            backoff,
+            ..options()
+        })
+        .await,
+    );
     relay.hosts.add(&pds.host()).await.unwrap();
     let started = Instant::now();
     for _ in 0..4 {
@@ -415,16 +541,32 @@ async fn a_host_that_always_says_future_cursor_is_tried_ever_less_often() {
     }
     pds.accept().await;
     // At least half of 50, 100, 200 and 400 ms.
-    assert!(started.elapsed() >= Duration::from_millis(375), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() >= Duration::from_millis(375),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 #[tokio::test]
 async fn an_outdated_cursor_is_recorded_and_the_stream_goes_on() {
     let mut pds = Pds::start().await;
     let (store, folder) = empty_store().await;
-    let row = store.add_host(&NewHost::new(pds.name(), false, false)).await.unwrap();
-    let recovered = RecoveredHost { cursor: Some(10), ..RecoveredHost::default() };
-    let mut relay = Relay::start_on(options(), store, folder, HashMap::from([(row.id, recovered)])).await;
+    let row = store
+        .add_host(&NewHost::new(pds.name(), false, false))
+        .await
+        .unwrap();
+    let recovered = RecoveredHost {
+        cursor: Some(10),
+        ..RecoveredHost::default()
+    };
+    let mut relay = Relay::start_on(
+        options(),
+        store,
+        folder,
+        HashMap::from([(row.id, recovered)]),
+    )
+    .await;
     let peer = pds.accept().await;
     peer.send(info("OutdatedCursor"));
     peer.send(info("SomethingElse"));
@@ -469,42 +611,75 @@ async fn another_relay_is_refused_and_banned() {
     pds.accept().await.closed().await;
     until("it is banned", || host.state() == HostState::Banned).await;
     relay.until_stored(&host, HostStatus::Banned).await;
-    assert!(matches!(relay.hosts.add(&pds.host()).await, Err(AddError::Banned(_))));
+    assert!(matches!(
+        relay.hosts.add(&pds.host()).await,
+        Err(AddError::Banned(_))
+    ));
 }
 
 #[tokio::test]
 async fn rate_limits_hold_the_socket_back_and_drop_nothing() {
     let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
     let host = relay.hosts.add(&pds.host()).await.unwrap();
-    let rates = RateOverrides { per_second: Some(40), ..RateOverrides::default() };
+    let rates = RateOverrides {
+        per_second: Some(40),
+        ..RateOverrides::default()
+    };
     relay.hosts.set_rates(host.id(), rates).await.unwrap();
     let peer = pds.accept().await;
     let started = Instant::now();
     peer.send_events(1..=100);
     assert_eq!(relay.settle(100).await, (1..=100).collect::<Vec<_>>());
-    assert!(started.elapsed() > Duration::from_millis(1_200), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() > Duration::from_millis(1_200),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 #[tokio::test]
 async fn a_raised_limit_is_in_force_at_once() {
     let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
     let host = relay.hosts.add(&pds.host()).await.unwrap();
-    let rates = RateOverrides { per_day: Some(10), ..RateOverrides::default() };
+    let rates = RateOverrides {
+        per_day: Some(10),
+        ..RateOverrides::default()
+    };
     relay.hosts.set_rates(host.id(), rates).await.unwrap();
     let peer = pds.accept().await;
     peer.send_events(1..=30);
     relay.settle(10).await;
-    until("it is held back", || host.state() == HostState::HeldBack && host.status() == HostStatus::Throttled).await;
+    until("it is held back", || {
+        host.state() == HostState::HeldBack && host.status() == HostStatus::Throttled
+    })
+    .await;
     assert!(relay.events.try_recv().is_err());
-    relay.hosts.set_rates(host.id(), RateOverrides::default()).await.unwrap();
+    relay
+        .hosts
+        .set_rates(host.id(), RateOverrides::default())
+        .await
+        .unwrap();
     assert_eq!(relay.settle(20).await, (11..=30).collect::<Vec<_>>());
-    assert_eq!((host.state(), host.status()), (HostState::Connected, HostStatus::Active));
+    assert_eq!(
+        (host.state(), host.status()),
+        (HostState::Connected, HostStatus::Active)
+    );
 }
 
 #[tokio::test]
 async fn what_is_under_way_is_bounded_per_host() {
-    let in_flight = InFlightLimits { events: 5, ..InFlightLimits::default() };
-    let (mut pds, mut relay) = (Pds::start().await, Relay::start_with(HostsOptions { in_flight, ..options() }).await);
+    let in_flight = InFlightLimits {
+        events: 5,
+        ..InFlightLimits::default()
+    };
+    let (mut pds, mut relay) = (
+        Pds::start().await,
+        Relay::start_with(HostsOptions {
+            in_flight,
+            ..options()
+        })
+        .await,
+    );
     let host = relay.hosts.add(&pds.host()).await.unwrap();
     let peer = pds.accept().await;
     peer.send_events(1..=12);
@@ -513,7 +688,11 @@ async fn what_is_under_way_is_bounded_per_host() {
         held.push(relay.next().await);
     }
     assert_eq!(host.progress().in_flight().0, 5);
-    assert!(tokio::time::timeout(Duration::from_millis(100), relay.events.recv()).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), relay.events.recv())
+            .await
+            .is_err()
+    );
     held.pop().unwrap().permit.settle(Settled::Dropped);
     assert_eq!(relay.next().await.seq, 6);
     assert_eq!(host.progress().cursor(), None, "the first event is open");
@@ -532,7 +711,10 @@ async fn a_host_that_is_away_is_offline_and_still_tried() {
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     let mut pds = Pds::serve(listener, "fake-pds", false);
     let _peer = pds.accept().await;
-    until("it is active", || host.status() == HostStatus::Active && host.is_connected()).await;
+    until("it is active", || {
+        host.status() == HostStatus::Active && host.is_connected()
+    })
+    .await;
     relay.until_stored(&host, HostStatus::Active).await;
 }
 
@@ -545,8 +727,14 @@ async fn a_banned_host_is_closed_and_refused_until_the_ban_is_lifted() {
     relay.settle(1).await;
     relay.hosts.ban(host.id()).await.unwrap();
     peer.closed().await;
-    assert_eq!((host.state(), relay.stored_status(&host).await), (HostState::Banned, HostStatus::Banned));
-    assert!(matches!(relay.hosts.add(&pds.host()).await, Err(AddError::Banned(_))));
+    assert_eq!(
+        (host.state(), relay.stored_status(&host).await),
+        (HostState::Banned, HostStatus::Banned)
+    );
+    assert!(matches!(
+        relay.hosts.add(&pds.host()).await,
+        Err(AddError::Banned(_))
+    ));
     relay.hosts.unban(host.id()).await.unwrap();
     assert_eq!(pds.accept().await.cursor, Some(1));
     assert_eq!(relay.stored_status(&host).await, HostStatus::Active);
@@ -561,7 +749,10 @@ async fn a_banned_domain_closes_its_hosts_and_refuses_new_ones() {
     peer.closed().await;
     assert_eq!(host.state(), HostState::Banned);
     let other = Pds::start().await;
-    assert!(matches!(relay.hosts.add(&other.host()).await, Err(AddError::Banned(_))));
+    assert!(matches!(
+        relay.hosts.add(&other.host()).await,
+        Err(AddError::Banned(_))
+    ));
     assert!(relay.hosts.unban_domain("127.0.0.1").await.unwrap());
     pds.accept().await;
 }
@@ -570,13 +761,37 @@ async fn a_banned_domain_closes_its_hosts_and_refuses_new_ones() {
 async fn banned_hosts_and_domains_are_not_dialled_at_the_start() {
     let (mut banned, mut below) = (Pds::start().await, Pds::start().await);
     let (store, folder) = empty_store().await;
-    let row = store.add_host(&NewHost::new(banned.name(), false, false)).await.unwrap();
-    store.set_host_status(row.id, HostStatus::Banned).await.unwrap();
+    let row = store
+        .add_host(&NewHost::new(banned.name(), false, false))
+        .await
+        .unwrap();
+    store
+        .set_host_status(row.id, HostStatus::Banned)
+        .await
+        .unwrap();
     let name = format!("localhost:{}", below.port);
-    store.add_host(&NewHost::new(name, false, false)).await.unwrap();
+    store
+        .add_host(&NewHost::new(name, false, false))
+        .await
+        .unwrap();
     let banned_domains = vec![DomainPattern::banned("localhost").unwrap()];
-    let relay = Relay::start_on(HostsOptions { banned_domains, ..options() }, store, folder, HashMap::new()).await;
-    assert!(relay.hosts.list().iter().all(|host| host.state() == HostState::Banned));
+    let relay = Relay::start_on(
+        HostsOptions {
+            banned_domains,
+            ..options()
+        },
+        store,
+        folder,
+        HashMap::new(),
+    )
+    .await;
+    assert!(
+        relay
+            .hosts
+            .list()
+            .iter()
+            .all(|host| host.state() == HostState::Banned)
+    );
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(banned.peers.try_recv().is_err() && below.peers.try_recv().is_err());
 }
@@ -608,8 +823,12 @@ async fn pings_of_a_host_are_answered() {
     let (mut pds, relay) = (Pds::start().await, Relay::start().await);
     relay.hosts.add(&pds.host()).await.unwrap();
     let mut peer = pds.accept().await;
-    peer.send.send(Message::Ping("are you there".into())).unwrap();
-    let answer = within("the pong comes", peer.received.recv()).await.unwrap();
+    peer.send
+        .send(Message::Ping("are you there".into()))
+        .unwrap();
+    let answer = within("the pong comes", peer.received.recv())
+        .await
+        .unwrap();
     assert_eq!(answer, Message::Pong("are you there".into()));
 }
 
@@ -624,23 +843,55 @@ async fn going_down_closes_connections_and_moves_no_cursor_past_what_was_given_u
     within("the hosts close", relay.hosts.shutdown()).await;
     drop(given_up);
     peer.closed().await;
-    assert_eq!((host.progress().cursor(), host.state()), (Some(1), HostState::Stopped));
-    assert!(relay.hosts.add(&Pds::start().await.host()).await.is_ok_and(|host| host.state() == HostState::Stopped));
+    assert_eq!(
+        (host.progress().cursor(), host.state()),
+        (Some(1), HostState::Stopped)
+    );
+    assert!(
+        relay
+            .hosts
+            .add(&Pds::start().await.host())
+            .await
+            .is_ok_and(|host| host.state() == HostState::Stopped)
+    );
 }
 
 #[tokio::test]
 async fn quotas_follow_trust_and_can_be_changed() {
     let trusted_domains = vec![DomainPattern::trusted("localhost").unwrap()];
-    let relay = Relay::start_with(HostsOptions { trusted_domains, ..options() }).await;
+    let relay = Relay::start_with(HostsOptions {
+        trusted_domains,
+        ..options()
+    })
+    .await;
     let (one, other) = (Pds::start().await, Pds::start().await);
     let plain = relay.hosts.add(&one.host()).await.unwrap();
     let name = PdsHost::parse(&format!("localhost:{}", other.port), &Guard::new(true)).unwrap();
     let trusted = relay.hosts.add(&name).await.unwrap();
-    assert_eq!((plain.account_limit(), trusted.account_limit()), (100, 10_000_000));
+    assert_eq!(
+        (plain.account_limit(), trusted.account_limit()),
+        (100, 10_000_000)
+    );
     assert!(trusted.trusted() && !plain.trusted());
-    relay.hosts.set_account_limit(plain.id(), 5_000).await.unwrap();
-    assert_eq!((plain.account_limit(), plain.event_rates().per_hour), (5_000, 7_500));
-    assert_eq!(relay.store.host(plain.id()).await.unwrap().unwrap().account_limit, 5_000);
+    relay
+        .hosts
+        .set_account_limit(plain.id(), 5_000)
+        .await
+        .unwrap();
+    assert_eq!(
+        (plain.account_limit(), plain.event_rates().per_hour),
+        (5_000, 7_500)
+    );
+    assert_eq!(
+        relay
+            .store
+            .host(plain.id())
+            .await
+            .unwrap()
+            .unwrap()
+            .account_limit,
+        5_000
+    );
 }
 
 #[tokio::test]

@@ -61,7 +61,9 @@ pub fn http_client(guard: &Guard) -> Client {
 fn guarded_client(addresses: Guard, redirects: Guard) -> Client {
     basic_client()
         .dns_resolver(Arc::new(GuardedDns(addresses)))
-        .redirect(Policy::custom(move |attempt| check_redirect(&redirects, attempt)))
+        .redirect(Policy::custom(move |attempt| {
+            check_redirect(&redirects, attempt)
+        }))
         .no_proxy()
         .https_only(!addresses.allow_private())
         .pool_max_idle_per_host(1)
@@ -210,7 +212,9 @@ mod tests {
         ))
         .await;
         let target = secret.to_string();
-        let door = serve(Router::new().route("/", on_get(async move || Redirect::temporary(&target)))).await;
+        let door =
+            serve(Router::new().route("/", on_get(async move || Redirect::temporary(&target))))
+                .await;
 
         let strict = guarded_client(Guard::new(true), Guard::new(false));
         let error = get(&strict, &door, 1_000).await.unwrap_err();
@@ -219,7 +223,10 @@ mod tests {
 
         let open = http_client(&Guard::new(true));
         let answer = fetch(&open, &Guard::new(true), &door, 1_000).await.unwrap();
-        assert_eq!((answer.body.as_slice(), reached.load(Ordering::SeqCst)), (b"secret".as_slice(), 1));
+        assert_eq!(
+            (answer.body.as_slice(), reached.load(Ordering::SeqCst)),
+            (b"secret".as_slice(), 1)
+        );
     }
 
     #[tokio::test]
@@ -234,7 +241,16 @@ mod tests {
             }),
         ))
         .await;
-        assert!(fetch(&http_client(&Guard::new(true)), &Guard::new(true), &circle, 1_000).await.is_err());
+        assert!(
+            fetch(
+                &http_client(&Guard::new(true)),
+                &Guard::new(true),
+                &circle,
+                1_000
+            )
+            .await
+            .is_err()
+        );
         assert_eq!(hits.load(Ordering::SeqCst), MAX_REDIRECTS + 1);
     }
 
@@ -242,14 +258,25 @@ mod tests {
     async fn bodies_are_bounded_whatever_length_they_claim() {
         let server = serve(Router::new().route("/", on_get(async || "x".repeat(1_001)))).await;
         let client = directory_client();
-        assert_eq!(get(&client, &server, 1_001).await.unwrap().body.len(), 1_001);
-        assert!(matches!(get(&client, &server, 1_000).await, Err(FetchError::TooLong { limit: 1_000, .. })));
+        assert_eq!(
+            get(&client, &server, 1_001).await.unwrap().body.len(),
+            1_001
+        );
+        assert!(matches!(
+            get(&client, &server, 1_000).await,
+            Err(FetchError::TooLong { limit: 1_000, .. })
+        ));
     }
 
     #[tokio::test]
     async fn names_that_lead_to_this_machine_are_refused_after_dns() {
         let dns = GuardedDns(Guard::new(false));
         assert!(dns.resolve("localhost".parse().unwrap()).await.is_err());
-        assert!(GuardedDns(Guard::new(true)).resolve("localhost".parse().unwrap()).await.is_ok());
+        assert!(
+            GuardedDns(Guard::new(true))
+                .resolve("localhost".parse().unwrap())
+                .await
+                .is_ok()
+        );
     }
 }

@@ -264,13 +264,18 @@ impl Inner {
     ) -> Outcome {
         let started = Instant::now();
         let document = document.await;
-        metrics().lookup_seconds.observe(started.elapsed().as_secs_f64());
-        let found = document.and_then(|document| identity(did, &document, &self.options.guard, unix_seconds()));
+        metrics()
+            .lookup_seconds
+            .observe(started.elapsed().as_secs_f64());
+        let found = document
+            .and_then(|document| identity(did, &document, &self.options.guard, unix_seconds()));
         let outcome = match &found {
             Ok(_) => DirectoryOutcome::Found,
             Err(ResolveError::NotFound | ResolveError::Tombstoned) => DirectoryOutcome::NotFound,
             Err(ResolveError::Invalid(_)) => DirectoryOutcome::Invalid,
-            Err(ResolveError::Unavailable(_) | ResolveError::RateLimited) => DirectoryOutcome::Unavailable,
+            Err(ResolveError::Unavailable(_) | ResolveError::RateLimited) => {
+                DirectoryOutcome::Unavailable
+            }
         };
         metrics().lookups(method, outcome).inc();
         found.map(Arc::new)

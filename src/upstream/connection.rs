@@ -275,8 +275,12 @@ impl<S: Sink> Connection<'_, S> {
         match read_frame(&frame) {
             Ok(Incoming::Event(event)) => return self.take_event(event, frame.clone()).await,
             Ok(Incoming::Info { name, message }) => self.take_info(&name, &message),
-            Ok(Incoming::Error { error, message }) if error == "FutureCursor" => return Err(End::FutureCursor(message)),
-            Ok(Incoming::Error { error, message }) => return Err(End::ErrorFrame { error, message }),
+            Ok(Incoming::Error { error, message }) if error == "FutureCursor" => {
+                return Err(End::FutureCursor(message));
+            }
+            Ok(Incoming::Error { error, message }) => {
+                return Err(End::ErrorFrame { error, message });
+            }
             Ok(Incoming::Unknown) => metrics().upstream_ignored.inc(),
             Err(error) if error.is_malformed() => return Err(End::Malformed(error)),
             Err(error) => {

@@ -44,15 +44,22 @@ pub(super) fn read_frame(bytes: &[u8]) -> Result<Incoming<'_>, FrameError> {
                 .get(event.did_span)
                 .and_then(|did| std::str::from_utf8(did).ok())
                 .unwrap_or_default();
-            Ok(Incoming::Event(Event { seq: event.seq, seq_span: event.seq_span, kind: event.kind, did }))
+            Ok(Incoming::Event(Event {
+                seq: event.seq,
+                seq_span: event.seq_span,
+                kind: event.kind,
+                did,
+            }))
         }
         Peek::Info | Peek::Error => match frame::decode(bytes)?.message {
-            Message::Info(info) => {
-                Ok(Incoming::Info { name: short(info.name), message: short(info.message.unwrap_or_default()) })
-            }
-            Message::Error(error) => {
-                Ok(Incoming::Error { error: short(error.error), message: short(error.message.unwrap_or_default()) })
-            }
+            Message::Info(info) => Ok(Incoming::Info {
+                name: short(info.name),
+                message: short(info.message.unwrap_or_default()),
+            }),
+            Message::Error(error) => Ok(Incoming::Error {
+                error: short(error.error),
+                message: short(error.message.unwrap_or_default()),
+            }),
             _ => Ok(Incoming::Unknown),
         },
         Peek::Unknown => Ok(Incoming::Unknown),
@@ -69,20 +76,36 @@ mod tests {
 
     #[test]
     fn messages_are_told_apart() {
-        let identity = frame::Identity { seq: 7, did: "did:plc:abc", time: "now", handle: None };
+        let identity = frame::Identity {
+            seq: 7,
+            did: "did:plc:abc",
+            time: "now",
+            handle: None,
+        };
         let bytes = frame::encode_identity(&identity);
-        let Ok(Incoming::Event(event)) = read_frame(&bytes) else { panic!("not an event") };
-        assert_eq!((event.seq, event.kind, event.did), (7, Kind::Identity, "did:plc:abc"));
+        let Ok(Incoming::Event(event)) = read_frame(&bytes) else {
+            panic!("not an event")
+        };
+        assert_eq!(
+            (event.seq, event.kind, event.did),
+            (7, Kind::Identity, "did:plc:abc")
+        );
         assert_eq!(bytes[event.seq_span], [7]);
         let long = "x".repeat(1_000);
         for (bytes, expected) in [
             (
                 frame::encode_info("OutdatedCursor", None),
-                Incoming::Info { name: "OutdatedCursor".into(), message: String::new() },
+                Incoming::Info {
+                    name: "OutdatedCursor".into(),
+                    message: String::new(),
+                },
             ),
             (
                 frame::encode_error("FutureCursor", Some(&long)),
-                Incoming::Error { error: "FutureCursor".into(), message: "x".repeat(MAX_TEXT) },
+                Incoming::Error {
+                    error: "FutureCursor".into(),
+                    message: "x".repeat(MAX_TEXT),
+                },
             ),
         ] {
             assert_eq!(read_frame(&bytes), Ok(expected));
