@@ -1,0 +1,475 @@
+//! The configuration from its outside: which source wins, and what a mistake is told.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use atproto_relay::config::{
+    Config, ConfigError, Durability, Environment, Flags, Loaded, LogFormat, Origin, Validation,
+    settings,
+};
+
+struct Case {
+    folder: tempfile::TempDir,
+    flags: Flags,
+    env: Vec<(String, String)>,
+}
+
+impl Case {
+    fn new() -> Case {
+        Case {
+            folder: tempfile::tempdir().unwrap(),
+            flags: Flags::default(),
+            env: Vec::new(),
+        }
+    }
+
+    fn file(mut self, text: &str) -> Case {
+        self.flags.config = Some(self.write("relay.toml", text));
+        self
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Case {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    fn flag(mut self, key: &'static str, values: &[&str]) -> Case {
+        self.flags
+            .settings
+            .insert(key, values.iter().map(|v| v.to_string()).collect());
+        self
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn load(&self) -> Result<Loaded, ConfigError> {
+        let env: Environment = self.env.iter().cloned().collect();
+        Config::load(&self.flags, &env)
+    }
+
+    fn config(&self) -> Config {
+        self.load().unwrap().config
+    }
+
+    fn error(&self) -> String {
+        let message = self.load().expect_err("this must be refused").to_string();
+        assert!(!message.contains('\n'), "one line: {message}");
+        message
+    }
+}
+
+#[test]
+fn nothing_configured_is_the_default() {
+    let loaded = Case::new().load().unwrap();
+    assert_eq!(loaded.config, Config::default());
+    assert!(loaded.warnings.is_empty());
+    let config = loaded.config;
+    assert_eq!(config.listen.to_string(), "127.0.0.1:2470");
+    assert_eq!(config.metrics_listen.to_string(), "127.0.0.1:2471");
+    assert_eq!(config.replay_window, Duration::from_secs(72 * 3600));
+    assert_eq!(config.database_url().expose(), "sqlite:./data/relay.sqlite");
+    assert!(config.hosts.is_empty() && config.admin_password.is_none());
+}
+
+#[test]
+fn flag_wins_over_environment_over_file_over_default() {
+    let case = Case::new()
+        .file("replay_window = \"1h\"\nlisten = \"127.0.0.1:1\"\nvalidation = \"ratchet\"");
+    let case = case
+        .env("RELAY_REPLAY_WINDOW", "2h")
+        .env("RELAY_LISTEN", "127.0.0.1:2")
+        .flag("replay_window", &["3h"]);
+    let loaded = case.load().unwrap();
+    assert_eq!(loaded.config.replay_window, Duration::from_secs(3 * 3600));
+    assert_eq!(
+        loaded.origin("replay_window"),
+        Origin::Flag("replay-window".into())
+    );
+    assert_eq!(loaded.config.listen.port(), 2);
+    assert_eq!(
+        loaded.origin("listen"),
+        Origin::Environment("RELAY_LISTEN".into())
+    );
+    assert_eq!(loaded.config.validation, Validation::Ratchet);
+    let path = case.flags.config.clone().unwrap();
+    assert_eq!(loaded.origin("validation"), Origin::File { path, line: 3 });
+    assert_eq!(loaded.origin("plc_host"), Origin::Default);
+}
+
+#[test]
+fn every_setting_is_read_from_file_environment_and_flag() {
+    let samples = |key: &str| match key {
+        "data_dir" => ("\"/srv/relay\"", "/srv/relay"),
+        "listen" => ("\"[::]:99\"", "[::]:99"),
+        "metrics_listen" => ("\"127.0.0.1:98\"", "127.0.0.1:98"),
+        "database_url" => (
+            "\"postgres:///x?host=/run/postgresql\"",
+            "postgres:///x?host=/run/postgresql",
+        ),
+        "plc_host" => ("\"http://localhost:2582\"", "http://localhost:2582"),
+        "hosts" => ("[\"pds.example.com\"]", "pds.example.com"),
+        "allow_private_hosts" => ("true", "true"),
+        "request_crawl" => ("false", "false"),
+        "validation" => ("\"lenient\"", "lenient"),
+        "log.durability" => ("\"none\"", "none"),
+        "log.max_bytes" => ("\"1TB\"", "1TB"),
+        "log.segment_bytes" => ("\"64MiB\"", "64MiB"),
+        "account_cache" => ("\"2GiB\"", "2GiB"),
+        "trusted_domains" => ("[\"*.example.com\"]", "*.example.com"),
+        "banned_domains" => ("[\"spam.example.com\"]", "spam.example.com"),
+        "replay_window" | "desync.period" | "identity.ttl" | "identity.negative_ttl" => {
+            ("\"7m\"", "7m")
+        }
+        "log_level" => ("\"debug\"", "debug"),
+        "log_format" => ("\"json\"", "json"),
+        _ => ("7", "7"),
+    };
+    for setting in settings() {
+        let (in_file, as_text) = samples(setting.key);
+        let default = (setting.show)(&Config::default());
+        let name = setting.variables[0].name();
+        let from_file = Case::new()
+            .file(&format!("{} = {in_file}", setting.key))
+            .config();
+        let from_env = Case::new().env(name, as_text).config();
+        let from_flag = Case::new().flag(setting.key, &[as_text]).config();
+        assert_ne!((setting.show)(&from_file), default, "{}", setting.key);
+        assert_eq!(from_file, from_env, "{}", setting.key);
+        assert_eq!(from_file, from_flag, "{}", setting.key);
+        // What is shown is what would be written.
+        let shown = Case::new()
+            .file(&format!("{} = {}", setting.key, (setting.show)(&from_file)))
+            .config();
+        assert_eq!(shown, from_file, "{}", setting.key);
+    }
+}
+
+#[test]
+fn tables_and_dotted_keys_are_the_same() {
+    let table = Case::new()
+        .file("[log]\nmax_bytes = \"300GB\"\ndurability = \"interval\"\n[limits]\naccounts = 5\n");
+    let dotted = Case::new().file(
+        "log.max_bytes = 300_000_000_000\nlog.durability = \"interval\"\nlimits.accounts = 5\n",
+    );
+    assert_eq!(table.config(), dotted.config());
+    assert_eq!(table.config().log_durability, Durability::Interval);
+    assert_eq!(table.config().host_limits.accounts, 5);
+}
+
+#[test]
+fn the_reference_relays_names_are_known() {
+    let config = Case::new()
+        .env("DATABASE_URL", "postgres://relay@db/relay")
+        .env("RELAY_API_BIND", ":2470")
+        .env("RELAY_EVENT_PLAYBACK_TTL", "48h0m0s")
+        .env("RELAY_DEFAULT_REPO_LIMIT", "7")
+        .env(
+            "RELAY_TRUSTED_DOMAINS",
+            "*.host.bsky.network, pds.example.com",
+        )
+        .env("RELAY_LENIENT_SYNC_VALIDATION", "true")
+        .env("RELAY_DISABLE_REQUEST_CRAWL", "1")
+        .env("RELAY_ADMIN_KEY", "hunter2")
+        .env("ATP_PLC_HOST", "https://plc.example.com")
+        .env("LOG_LEVEL", "WARN")
+        .config();
+    assert_eq!(config.database_url().expose(), "postgres://relay@db/relay");
+    assert_eq!(config.listen.to_string(), "[::]:2470");
+    assert_eq!(config.replay_window, Duration::from_secs(48 * 3600));
+    assert_eq!(config.host_limits.accounts, 7);
+    assert!(config.is_trusted("a.host.bsky.network") && config.is_trusted("pds.example.com"));
+    assert_eq!(config.validation, Validation::Lenient);
+    assert!(!config.request_crawl);
+    assert_eq!(config.admin_password.unwrap().expose(), "hunter2");
+    assert_eq!(config.plc_host.as_str(), "https://plc.example.com/");
+    assert_eq!(config.log_level, "warn");
+    assert_eq!(config.log_format, LogFormat::Text);
+    // A switch that is off says nothing, and an empty variable is not set.
+    let off = Case::new()
+        .env("RELAY_LENIENT_SYNC_VALIDATION", "false")
+        .env("RELAY_LISTEN", "")
+        .config();
+    assert_eq!(off, Config::default());
+}
+
+#[test]
+fn an_unknown_variable_is_a_warning_with_the_nearest_name() {
+    let case = Case::new()
+        .env("RELAY_REPLAY_WINDOWS", "1h")
+        .env("RELAY_SIBLING_RELAYS", "x")
+        .env("OTHER", "x");
+    let loaded = case.load().unwrap();
+    assert_eq!(loaded.config, Config::default());
+    assert_eq!(loaded.warnings.len(), 2, "{:?}", loaded.warnings);
+    assert!(
+        loaded.warnings[0].contains("did you mean RELAY_REPLAY_WINDOW?"),
+        "{:?}",
+        loaded.warnings
+    );
+    assert!(loaded.warnings[1].contains("RELAY_SIBLING_RELAYS"));
+}
+
+#[test]
+fn an_unknown_key_names_file_line_and_the_nearest_key() {
+    for (text, line, key, nearest) in [
+        ("listne = \":1\"", 1, "listne", "did you mean `listen`?"),
+        (
+            "\n\n[log]\nmax_byte = 1",
+            4,
+            "log.max_byte",
+            "did you mean `log.max_bytes`?",
+        ),
+        (
+            "max_bytes = 1",
+            1,
+            "max_bytes",
+            "did you mean `log.max_bytes`?",
+        ),
+        (
+            "trusted_domain = []",
+            1,
+            "trusted_domain",
+            "did you mean `trusted_domains`?",
+        ),
+        ("host = \"x\"", 1, "host", "did you mean `hosts`?"),
+        (
+            "[identity]\nttll = 1",
+            2,
+            "identity.ttll",
+            "did you mean `identity.ttl`?",
+        ),
+        (
+            "data-dir = \"x\"",
+            1,
+            "data-dir",
+            "did you mean `data_dir`?",
+        ),
+        ("zzzz = 1", 1, "zzzz", "serve --help"),
+        (
+            "listen.port = 1",
+            1,
+            "listen.port",
+            "did you mean `listen`?",
+        ),
+        (
+            "admin_password = \"hunter2\"",
+            1,
+            "admin_password",
+            "use `admin_password_file`",
+        ),
+    ] {
+        let error = Case::new().file(text).error();
+        assert!(
+            error.contains(&format!("relay.toml:{line}: unknown key `{key}`")),
+            "{text}: {error}"
+        );
+        assert!(error.contains(nearest), "{text}: {error}");
+        assert!(!error.contains("hunter2"));
+    }
+}
+
+#[test]
+fn a_bad_value_names_place_key_value_and_form() {
+    for (text, parts) in [
+        ("listen = 2470", vec![":1: listen = 2470", "in quotes"]),
+        (
+            "listen = \"localhost\"",
+            vec!["listen", "an address and a port"],
+        ),
+        ("replay_window = 72", vec!["replay_window = 72", "no unit"]),
+        ("replay_window = \"0s\"", vec!["longer than zero"]),
+        (
+            "log.max_bytes = \"many\"",
+            vec!["log.max_bytes = \"many\"", "not a size"],
+        ),
+        ("log.max_bytes = -1", vec!["0 or more"]),
+        ("log.segment_bytes = \"1MB\"", vec!["too small", "8MiB"]),
+        (
+            "log.max_bytes = \"100MB\"",
+            vec![":1: log.max_bytes", "two segments"],
+        ),
+        ("shards = 0", vec!["shards = 0", "from 1 to 1024"]),
+        ("shards = 99999999999999999999", vec!["64 bits"]),
+        ("validation = \"Strict\"", vec!["strict, ratchet, lenient"]),
+        ("allow_private_hosts = \"perhaps\"", vec!["true or false"]),
+        (
+            "plc_host = \"plc.directory/x\"",
+            vec!["only a scheme, a host and a port"],
+        ),
+        ("plc_host = \"ftp://plc.directory\"", vec!["http or https"]),
+        (
+            "hosts = [\"http://pds.example.com\"]",
+            vec![":1: ", "http://pds.example.com", "allow_private_hosts"],
+        ),
+        (
+            "hosts = [\"127.0.0.1:2583\"]",
+            vec!["127.0.0.1:2583", "allow_private_hosts"],
+        ),
+        (
+            "hosts = [\"https://pds.example.com/xrpc\"]",
+            vec!["more than a scheme, a host and a port"],
+        ),
+        ("hosts = [[[\"a\"]]]", vec!["in quotes"]),
+        ("trusted_domains = [\"*\"]", vec!["is not a domain"]),
+        ("limits.events_per_second = nan", vec!["above 0"]),
+        ("log_level = \"loud\"", vec!["error, warn, info, debug"]),
+        ("data_dir = \"\"", vec!["empty"]),
+        (
+            "data_dir = 1979-05-27",
+            vec!["data_dir = a date", "in quotes"],
+        ),
+        (
+            "metrics_listen = \"127.0.0.1:2470\"",
+            vec![":1: ", "different ports"],
+        ),
+        (
+            "database_url = \"mysql://u:geheim@h/d\"",
+            vec!["sqlite: or postgres://"],
+        ),
+        ("listen = ", vec![":1: not valid TOML"]),
+        ("a = 1\na = 2", vec![":2: not valid TOML"]),
+        ("\n\nreplay_window = \"1h", vec![":3: not valid TOML"]),
+    ] {
+        let error = Case::new().file(text).error();
+        for part in parts {
+            assert!(error.contains(part), "{text}: `{part}` is not in: {error}");
+        }
+        assert!(
+            error.contains("relay.toml:") && !error.contains("geheim"),
+            "{text}: {error}"
+        );
+    }
+    let error = Case::new().env("RELAY_REPLAY_WINDOW", "soon").error();
+    assert!(
+        error.starts_with("environment variable RELAY_REPLAY_WINDOW: replay_window = \"soon\""),
+        "{error}"
+    );
+    let error = Case::new().flag("replay_window", &["soon"]).error();
+    assert!(error.starts_with("--replay-window: "), "{error}");
+}
+
+#[test]
+fn a_value_that_is_overridden_is_checked_all_the_same() {
+    let error = Case::new()
+        .file("replay_window = \"soon\"")
+        .flag("replay_window", &["1h"])
+        .error();
+    assert!(error.contains("relay.toml:1"), "{error}");
+}
+
+#[test]
+fn private_hosts_need_to_be_allowed() {
+    let case = Case::new().flag("hosts", &["http://localhost:2583", "pds.example.com"]);
+    assert!(
+        case.error()
+            .starts_with("--host: the host http://localhost:2583")
+    );
+    let config = case.flag("allow_private_hosts", &["true"]).config();
+    let hosts: Vec<String> = config.hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(hosts, ["http://localhost:2583", "https://pds.example.com"]);
+}
+
+#[test]
+fn the_admin_password_comes_from_a_file_a_variable_or_a_credential() {
+    let case = Case::new();
+    let file = case.write("password", "from file\n");
+    fs::create_dir(case.folder.path().join("credentials")).unwrap();
+    case.write("credentials/admin-password", "from credential");
+    case.write(
+        "credentials/database-url",
+        "postgres://relay:geheim@db/relay\n",
+    );
+    let credentials = case.folder.path().join("credentials");
+
+    let mut case = case.env("CREDENTIALS_DIRECTORY", credentials.to_str().unwrap());
+    let loaded = case.load().unwrap();
+    assert_eq!(
+        loaded.config.admin_password.as_ref().unwrap().expose(),
+        "from credential"
+    );
+    assert_eq!(
+        loaded.config.database_url().expose(),
+        "postgres://relay:geheim@db/relay"
+    );
+    assert!(!format!("{:?}", loaded.config).contains("geheim"));
+    assert!(!format!("{:?}", loaded.config).contains("from credential"));
+
+    case = case
+        .env("RELAY_ADMIN_PASSWORD", "from variable")
+        .env("DATABASE_URL", "sqlite:x");
+    assert_eq!(
+        case.config().admin_password.unwrap().expose(),
+        "from variable"
+    );
+    assert_eq!(case.config().database_url().expose(), "sqlite:x");
+
+    case.flags.admin_password_file = Some(file);
+    assert_eq!(case.config().admin_password.unwrap().expose(), "from file");
+}
+
+#[test]
+fn the_files_admin_password_file_is_read() {
+    let case = Case::new();
+    let path = case.write("password", "hunter2\r\n");
+    let case = case.file(&format!("admin_password_file = {path:?}"));
+    assert_eq!(case.config().admin_password.unwrap().expose(), "hunter2");
+}
+
+#[test]
+fn a_bad_secret_file_is_named_with_what_to_do() {
+    let mut case = Case::new();
+    case.flags.admin_password_file = Some(case.folder.path().join("absent"));
+    let error = case.error();
+    assert!(
+        error.starts_with("--admin-password-file: cannot read the admin password from"),
+        "{error}"
+    );
+    assert!(
+        error.contains("absent") && error.contains("check that the file exists"),
+        "{error}"
+    );
+
+    case.flags.admin_password_file = Some(case.write("empty", "\n"));
+    assert!(case.error().contains("is empty"));
+
+    case.flags.admin_password_file = Some(case.write("large", &"x".repeat(70_000)));
+    assert!(case.error().contains("more than 64 KiB"));
+
+    let both = Case::new()
+        .env("RELAY_ADMIN_PASSWORD", "a")
+        .env("RELAY_ADMIN_PASSWORD_FILE", "/b");
+    assert!(both.error().contains("set only one of the two"));
+}
+
+#[test]
+fn an_unreadable_file_is_named_with_what_to_do() {
+    let mut case = Case::new();
+    case.flags.config = Some(case.folder.path().join("absent.toml"));
+    let error = case.error();
+    assert!(
+        error.contains("cannot read the configuration file") && error.contains("absent.toml"),
+        "{error}"
+    );
+    assert!(error.contains("--config"), "{error}");
+    let by_variable = Case::new().env("RELAY_CONFIG", "/absent.toml");
+    assert!(by_variable.error().contains("/absent.toml"));
+}
+
+#[test]
+fn a_password_on_the_command_line_is_warned_of() {
+    let loaded = Case::new()
+        .flag("database_url", &["postgres://relay:geheim@db/relay"])
+        .load()
+        .unwrap();
+    assert!(
+        loaded.warnings[0].contains("process list"),
+        "{:?}",
+        loaded.warnings
+    );
+    assert!(!loaded.warnings[0].contains("geheim"));
+}
