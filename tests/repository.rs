@@ -6,9 +6,11 @@ mod support;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use atproto_relay::atproto::car::Car;
 use atproto_relay::atproto::cid::Cid;
 use atproto_relay::atproto::commit::SignedCommit;
 use atproto_relay::atproto::did_doc::DidDocument;
+use atproto_relay::atproto::frame::{self, Action, Message};
 use atproto_relay::atproto::key::{Curve, PublicKey, SignatureError, VerifyingKey};
 use atproto_relay::atproto::mst::{self, Change, InvertOp, MstError, Tree, Visit};
 use data_encoding::{BASE64_NOPAD, HEXLOWER};
@@ -452,7 +454,7 @@ fn every_diff_of_the_mst_test_suite_inverts() {
     }
 }
 
-/// The blocks of a CAR file, and its first root, as the iroh-car crate reads them.
+/// The blocks of a CAR file, and its first root, as our reader and the iroh-car crate agree.
 struct Repo {
     root: Cid,
     blocks: HashMap<Cid, Vec<u8>>,
@@ -471,22 +473,20 @@ impl Repo {
             while let Some((cid, block)) = car.next_block().await.unwrap() {
                 blocks.insert(ours(&cid), block);
             }
+            let read = Car::parse(bytes).unwrap();
+            assert_eq!(read.roots()[0], root);
+            assert!(blocks.keys().all(|cid| read.blocks().contains(cid)));
+            for (cid, block) in read.blocks().iter() {
+                assert_eq!(blocks.get(&cid).map(Vec::as_slice), Some(block));
+            }
             Self { root, blocks }
         })
     }
 
     fn open(path: impl AsRef<Path>) -> Self {
-        let repo = Self::read(&std::fs::read(path).unwrap());
-        assert_eq!(repo.wrong_blocks(), 0);
-        repo
-    }
-
-    /// How many blocks do not hash to their CID.
-    fn wrong_blocks(&self) -> usize {
-        self.blocks
-            .iter()
-            .filter(|(cid, block)| !cid.matches(block))
-            .count()
+        let bytes = std::fs::read(path).unwrap();
+        Car::parse(&bytes).unwrap().verify_hashes().unwrap();
+        Self::read(&bytes)
     }
 
     fn block(&self, cid: &Cid) -> Option<&[u8]> {
@@ -654,172 +654,136 @@ fn real_repositories_are_read_and_verify() {
     }
 }
 
-#[cfg(feature = "devnet")]
-mod frames {
-    //! Captured frames, decoded by libipld.
+/// A commit event as it goes through the relay: its frame, its CAR, its signed commit.
+struct CommitEvent<'a> {
+    message: frame::Commit<'a>,
+    car: Car<'a>,
+}
 
-    use std::io::Cursor;
-
-    use super::*;
-    use libipld::Ipld;
-    use libipld::cbor::DagCborCodec;
-    use libipld::codec::Decode;
-
-    pub fn decode(bytes: &mut Cursor<&[u8]>) -> Ipld {
-        Ipld::decode(DagCborCodec, bytes).unwrap()
-    }
-
-    pub fn field<'a>(body: &'a Ipld, name: &str) -> &'a Ipld {
-        body.get(name).unwrap_or(&Ipld::Null)
-    }
-
-    pub fn string<'a>(body: &'a Ipld, name: &str) -> &'a str {
-        let Ipld::String(text) = field(body, name) else {
-            panic!("{name} is no text")
+impl<'a> CommitEvent<'a> {
+    fn read(bytes: &'a [u8]) -> Option<Self> {
+        let Message::Commit(message) = frame::decode(bytes).unwrap().message else {
+            return None;
         };
-        text
+        let car = Car::parse(message.blocks).unwrap();
+        assert_eq!(car.roots().first(), Some(&message.commit));
+        Some(Self { message, car })
     }
 
-    pub fn link(body: &Ipld, name: &str) -> Option<Cid> {
-        match field(body, name) {
-            Ipld::Link(cid) => Some(Cid::from_bytes(&cid.to_bytes()).unwrap()),
-            Ipld::Null => None,
-            other => panic!("{name}: {other:?}"),
-        }
+    fn commit(&self) -> SignedCommit<'a> {
+        let commit =
+            SignedCommit::parse(self.car.blocks().get(&self.message.commit).unwrap()).unwrap();
+        assert_eq!(
+            (commit.did, commit.rev),
+            (self.message.repo, self.message.rev)
+        );
+        commit
     }
 
-    pub fn blocks(body: &Ipld) -> Repo {
-        let Ipld::Bytes(car) = field(body, "blocks") else {
-            panic!("no blocks")
-        };
-        Repo::read(car)
-    }
-
-    pub fn ops(body: &Ipld) -> Vec<InvertOp<'_>> {
-        let Ipld::List(ops) = field(body, "ops") else {
-            panic!("no ops")
-        };
-        let op = |op| {
-            let (cid, prev) = (link(op, "cid"), link(op, "prev"));
-            let change = match string(op, "action") {
-                "create" => Change::Create { cid: cid.unwrap() },
-                "update" => Change::Update {
-                    cid: cid.unwrap(),
-                    prev: prev.unwrap(),
-                },
-                "delete" => Change::Delete {
-                    prev: prev.unwrap(),
-                },
-                other => panic!("{other}"),
+    fn ops(&self) -> Vec<InvertOp<'a>> {
+        let op = |op: &frame::Op<'a>| {
+            let change = match (op.action, op.cid, op.prev) {
+                (Action::Create, Some(cid), None) => Change::Create { cid },
+                (Action::Update, Some(cid), Some(prev)) => Change::Update { cid, prev },
+                (Action::Delete, None, Some(prev)) => Change::Delete { prev },
+                _ => panic!("{op:?}"),
             };
             InvertOp {
-                path: string(op, "path"),
+                path: op.path,
                 change,
             }
         };
-        ops.iter().map(op).collect()
+        self.message.ops.iter().map(op).collect()
     }
 
-    /// The type and the body of a frame.
-    pub fn frame(bytes: &[u8]) -> (String, Ipld) {
-        let mut bytes = Cursor::new(bytes);
-        let header = decode(&mut bytes);
-        let kind = match field(&header, "t") {
-            Ipld::String(kind) => kind.clone(),
-            _ => String::new(),
-        };
-        let body = decode(&mut bytes);
-        (kind, body)
+    fn inverted(&self) -> Cid {
+        mst::invert(&self.ops(), self.commit().data, |cid| {
+            self.car.blocks().get(cid)
+        })
+        .unwrap()
     }
+}
 
-    /// Inverts a commit frame from its own blocks.
-    pub fn invert(body: &Ipld) -> Cid {
-        let repo = blocks(body);
-        assert_eq!(repo.wrong_blocks(), 0);
-        assert_eq!(Some(repo.root), link(body, "commit"));
-        mst::invert(&ops(body), repo.commit().data, |cid| repo.block(cid)).unwrap()
-    }
-
-    #[test]
-    fn production_commits_invert_and_verify() {
-        let Some(set) = support::fixtures("horizon-frames") else {
-            return;
-        };
-        let expected = json(set.join("derived_expected.json"));
-        let mut checked = 0;
-        for (name, facts) in expected["frames"].as_object().unwrap() {
-            if facts["trailing_bytes"] == true {
-                continue;
-            }
-            let (kind, body) = frame(&std::fs::read(set.join(name)).unwrap());
-            assert_eq!(kind, "#commit");
-            let before = invert(&body);
-            assert_eq!(Some(before), link(&body, "prevData"), "{name}");
-            assert_eq!(before, cid(&facts["prevData"]), "{name}");
-            let repo = blocks(&body);
-            let commit = repo.commit();
+#[test]
+fn production_commits_invert_and_verify() {
+    let Some(set) = support::fixtures("horizon-frames") else {
+        return;
+    };
+    let expected = json(set.join("derived_expected.json"));
+    let mut checked = 0;
+    for (name, facts) in expected["frames"].as_object().unwrap() {
+        let bytes = std::fs::read(set.join(name)).unwrap();
+        if facts["trailing_bytes"] == true {
+            assert!(frame::decode(&bytes).is_err(), "{name}");
+            continue;
+        }
+        let event = CommitEvent::read(&bytes).unwrap();
+        event.car.verify_hashes().unwrap();
+        assert_eq!(event.inverted(), cid(&facts["prevData"]), "{name}");
+        assert_eq!(event.message.prev_data, Some(event.inverted()), "{name}");
+        let commit = event.commit();
+        assert_eq!(commit.did, text(facts, "did"), "{name}");
+        assert_eq!(commit.data, cid(&facts["data"]), "{name}");
+        for key in list(facts, "signing_key_candidates_k256") {
+            let key = PublicKey::parse_did_key(key.as_str().unwrap()).unwrap();
             assert_eq!(
-                (commit.did, commit.rev),
-                (text(facts, "did"), text(facts, "rev"))
+                commit.verify_signature(&verifying_key(&key)),
+                Ok(()),
+                "{name}"
             );
-            assert_eq!(commit.data, cid(&facts["data"]), "{name}");
-            for key in list(facts, "signing_key_candidates_k256") {
-                let key = PublicKey::parse_did_key(key.as_str().unwrap()).unwrap();
-                assert_eq!(
-                    commit.verify_signature(&verifying_key(&key)),
-                    Ok(()),
-                    "{name}"
-                );
-            }
-            checked += 1;
         }
-        assert_eq!(checked, 21);
+        checked += 1;
     }
+    assert_eq!(checked, 21);
+}
 
-    #[test]
-    fn commits_of_real_hosts_invert() {
-        let Some(set) = support::fixtures("real-pds") else {
-            return;
-        };
-        let (mut inverted, mut first) = (0, 0);
-        for host in ["pds1.frames", "pds2.frames"] {
-            let captured = std::fs::read(set.join(host)).unwrap();
-            let mut rest = captured.as_slice();
-            while let Some((len, after)) = rest.split_first_chunk() {
-                let (bytes, after) = after.split_at(u32::from_be_bytes(*len) as usize);
-                rest = after;
-                let (kind, body) = frame(bytes);
-                if kind != "#commit" {
-                    continue;
-                }
-                let before = invert(&body);
-                match link(&body, "prevData") {
-                    Some(expected) => {
-                        assert_eq!(before, expected, "{host} {:?}", field(&body, "seq"));
-                        inverted += 1;
-                    }
-                    None => {
-                        assert_eq!(before, mst::empty_root());
-                        first += 1;
-                    }
-                }
+#[test]
+fn commits_of_real_hosts_invert() {
+    let Some(set) = support::fixtures("real-pds") else {
+        return;
+    };
+    let (mut inverted, mut first) = (0, 0);
+    for host in ["pds1.frames", "pds2.frames"] {
+        let captured = std::fs::read(set.join(host)).unwrap();
+        let mut rest = captured.as_slice();
+        while let Some((len, after)) = rest.split_first_chunk() {
+            let (bytes, after) = after.split_at(u32::from_be_bytes(*len) as usize);
+            rest = after;
+            let Some(event) = CommitEvent::read(bytes) else {
+                continue;
+            };
+            event.car.verify_hashes().unwrap();
+            let expected = event.message.prev_data.unwrap_or_else(mst::empty_root);
+            assert_eq!(event.inverted(), expected, "{host} {}", event.message.seq);
+            match event.message.prev_data {
+                Some(_) => inverted += 1,
+                None => first += 1,
             }
         }
-        assert_eq!((inverted, first), (54, 8));
     }
+    assert_eq!((inverted, first), (54, 8));
+}
 
-    #[test]
-    fn a_block_under_a_wrong_hash_is_found() {
-        let Some(set) = support::fixtures("atrium-commit-pair") else {
-            return;
-        };
-        let body = |name: &str| decode(&mut Cursor::new(&std::fs::read(set.join(name)).unwrap()));
-        let good = body("commit_body.cbor");
-        assert_eq!(blocks(&good).wrong_blocks(), 0);
-        // From before sync 1.1: the op is undone, but there is no root to compare with.
-        assert_eq!(ops(&good).len(), 1);
-        assert_eq!(link(&good, "prevData"), None);
-        let bad = body("commit_body_bad_block_hash.cbor");
-        assert_eq!(blocks(&bad).wrong_blocks(), 1);
-    }
+#[test]
+fn a_block_under_a_wrong_hash_is_found() {
+    let Some(set) = support::fixtures("atrium-commit-pair") else {
+        return;
+    };
+    // The pair are bodies; this is the header that goes before them.
+    let header = b"\xa2atg#commitbop\x01";
+    let framed = |name: &str| [&header[..], &std::fs::read(set.join(name)).unwrap()].concat();
+    let good = framed("commit_body.cbor");
+    let good = CommitEvent::read(&good).unwrap();
+    assert_eq!(good.car.verify_hashes(), Ok(()));
+    // From before sync 1.1: the op can be undone, but there is no root to compare with.
+    assert_eq!(good.message.prev_data, None);
+    assert_eq!(good.ops().len(), 1);
+    let bad = framed("commit_body_bad_block_hash.cbor");
+    assert!(
+        CommitEvent::read(&bad)
+            .unwrap()
+            .car
+            .verify_hashes()
+            .is_err()
+    );
 }
