@@ -8,6 +8,7 @@
 //! written to. `lock` keeps a second relay out; `redactions` lists what must yet be punched out.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -32,7 +33,6 @@ pub use entry::{Entry, UNKNOWN_HOST};
 pub use reader::{Entries, ReadError, Reader};
 pub use sequencer::Append;
 
-use recovery::FolderLock;
 use redaction::Redactions;
 use segment::{Segment, Writer};
 use upkeep::Upkeep;
@@ -98,6 +98,8 @@ pub enum LogError {
     },
     #[error("data folder {} already has a sequencer", .0.display())]
     SequencerRuns(PathBuf),
+    #[error("reading the event log: {0}")]
+    Read(#[from] ReadError),
 }
 
 fn owner_text(owner: &Option<u32>) -> String {
@@ -150,7 +152,7 @@ struct Shared {
     redactions: Redactions,
     /// Wakes the upkeep thread.
     wake: mpsc::SyncSender<upkeep::Call>,
-    _lock: FolderLock,
+    _lock: File,
 }
 
 impl EventLog {

@@ -1,0 +1,432 @@
+//! The operator's routes, with the paths and JSON of the reference relay (cmd/relay), so that its
+//! tools work here. Who may come in is decided in `auth`.
+
+use super::State;
+use super::error::ApiError;
+use super::input::{Parameters, json, parse_did, parse_hostname, quoted};
+use super::operations::{HostActivity, OperationError};
+use super::sync::crawl;
+use super::timestamp::rfc3339;
+use crate::atproto::did::Did;
+use crate::config::Validation;
+use crate::discovery::Requester;
+use crate::firehose::ConsumerInfo;
+use crate::store::{HostRow, HostStatus, RateOverrides};
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State as Extract;
+use axum::extract::rejection::BytesRejection;
+use http::{HeaderMap, StatusCode, Uri};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::time::UNIX_EPOCH;
+
+/// Accounts of one page of the takedown list (the reference relay's).
+const TAKEDOWNS_PAGE: u32 = 500;
+
+/// Longest DNS name.
+const MAX_DOMAIN_BYTES: usize = 253;
+
+/// What the reference relay answers to every change: the word, not the value.
+#[derive(Serialize)]
+pub(super) struct Success {
+    success: &'static str,
+}
+
+const SUCCESS: Json<Success> = Json(Success { success: "true" });
+
+type Changed = Result<Json<Success>, ApiError>;
+
+impl From<OperationError> for ApiError {
+    fn from(error: OperationError) -> Self {
+        match error {
+            OperationError::UnknownAccount => Self::repo_not_found(error.to_string()),
+            OperationError::ShuttingDown => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "ShuttingDown",
+                error.to_string(),
+            ),
+            OperationError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// A rate limit as the reference relay shows it. -1: not known, the host is not connected.
+#[derive(Serialize)]
+struct Rate {
+    #[serde(rename = "Max")]
+    max: f64,
+    #[serde(rename = "Window")]
+    window_seconds: f64,
+}
+
+/// A host as the reference relay shows it.
+#[derive(Serialize)]
+pub(super) struct HostInfo {
+    #[serde(rename = "ID")]
+    id: u32,
+    #[serde(rename = "CreatedAt")]
+    created_at: String,
+    #[serde(rename = "Host")]
+    host: String,
+    #[serde(rename = "SSL")]
+    ssl: bool,
+    /// -1: none yet.
+    #[serde(rename = "Cursor")]
+    cursor: i64,
+    #[serde(rename = "Registered")]
+    registered: bool,
+    #[serde(rename = "Blocked")]
+    blocked: bool,
+    #[serde(rename = "Status")]
+    status: &'static str,
+    #[serde(rename = "Trusted")]
+    trusted: bool,
+    #[serde(rename = "Validation")]
+    validation: Option<&'static str>,
+    #[serde(rename = "RepoCount")]
+    repo_count: i64,
+    #[serde(rename = "RepoLimit")]
+    repo_limit: i64,
+    #[serde(rename = "HasActiveConnection")]
+    has_active_connection: bool,
+    #[serde(rename = "EventsSeenSinceStartup")]
+    events_seen_since_startup: u64,
+    #[serde(rename = "PerSecondEventRate")]
+    per_second: Rate,
+    #[serde(rename = "PerHourEventRate")]
+    per_hour: Rate,
+    #[serde(rename = "PerDayEventRate")]
+    per_day: Rate,
+    #[serde(rename = "UserCount")]
+    user_count: i64,
+}
+
+impl HostInfo {
+    fn of(row: HostRow, activity: Option<HostActivity>) -> Self {
+        let connected = activity.filter(|activity| activity.connected);
+        let rate = |max: fn(HostActivity) -> f64, window_seconds| Rate {
+            max: connected.map_or(-1.0, max),
+            window_seconds,
+        };
+        Self {
+            id: row.id.0,
+            created_at: rfc3339(row.created_at),
+            host: row.hostname,
+            ssl: row.tls,
+            cursor: row.cursor.unwrap_or(-1),
+            registered: row.status == HostStatus::Active,
+            blocked: row.status == HostStatus::Banned,
+            status: row.status.as_str(),
+            trusted: row.trusted,
+            validation: row.validation.map(validation_word),
+            repo_count: row.account_count,
+            repo_limit: row.account_limit,
+            has_active_connection: connected.is_some(),
+            events_seen_since_startup: activity.map_or(0, |activity| activity.events),
+            per_second: rate(|activity| activity.per_second, 1.0),
+            per_hour: rate(|activity| activity.per_hour, 3_600.0),
+            per_day: rate(|activity| activity.per_day, 86_400.0),
+            user_count: row.account_count,
+        }
+    }
+}
+
+/// `GET /admin/pds/list`: all hosts, the oldest first.
+pub(super) async fn list_hosts(
+    Extract(state): Extract<State>,
+) -> Result<Json<Vec<HostInfo>>, ApiError> {
+    let rows = state.store.hosts().await?;
+    let info = |row: HostRow| {
+        let activity = state.operations.activity(row.id);
+        HostInfo::of(row, activity)
+    };
+    Ok(Json(rows.into_iter().map(info).collect()))
+}
+
+/// `POST /admin/pds/requestCrawl`: as the public method, without its limits.
+pub(super) async fn request_crawl(
+    Extract(state): Extract<State>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Changed {
+    crawl(&state, &headers, body, Requester::Operator).await?;
+    Ok(SUCCESS)
+}
+
+/// `POST /admin/pds/block?host=…`.
+pub(super) async fn block_host(Extract(state): Extract<State>, uri: Uri) -> Changed {
+    let host = known_host(&state, &Parameters::of(&uri).hostname("host")?).await?;
+    state.operations.ban_host(host.id).await?;
+    Ok(SUCCESS)
+}
+
+/// `POST /admin/pds/unblock?host=…`.
+pub(super) async fn unblock_host(Extract(state): Extract<State>, uri: Uri) -> Changed {
+    let host = known_host(&state, &Parameters::of(&uri).hostname("host")?).await?;
+    state.operations.unban_host(host.id).await?;
+    Ok(SUCCESS)
+}
+
+/// A change of limits. What is absent stays; `null` puts the host under the general rule again.
+#[derive(Deserialize)]
+struct LimitChange {
+    host: String,
+    repo_limit: Option<i64>,
+    #[serde(default, deserialize_with = "present")]
+    per_second: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "present")]
+    per_hour: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "present")]
+    per_day: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "present")]
+    validation: Option<Option<String>>,
+}
+
+/// Tells a field that is `null` from one that is absent.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+impl LimitChange {
+    /// The host's rates after the change, if it names any.
+    fn rates(&self, now: RateOverrides) -> Option<RateOverrides> {
+        let named = self.per_second.is_some() || self.per_hour.is_some() || self.per_day.is_some();
+        named.then(|| RateOverrides {
+            per_second: self.per_second.unwrap_or(now.per_second),
+            per_hour: self.per_hour.unwrap_or(now.per_hour),
+            per_day: self.per_day.unwrap_or(now.per_day),
+        })
+    }
+
+    fn validation(&self) -> Result<Option<Option<Validation>>, ApiError> {
+        match &self.validation {
+            None => Ok(None),
+            Some(None) => Ok(Some(None)),
+            Some(Some(word)) => MODES
+                .into_iter()
+                .find(|mode| validation_word(*mode) == word)
+                .map(|mode| Some(Some(mode)))
+                .ok_or_else(|| {
+                    ApiError::invalid(format!(
+                        "{} is no validation mode: strict, ratchet or lenient",
+                        quoted(word)
+                    ))
+                }),
+        }
+    }
+}
+
+const MODES: [Validation; 3] = [Validation::Strict, Validation::Ratchet, Validation::Lenient];
+
+fn validation_word(mode: Validation) -> &'static str {
+    match mode {
+        Validation::Strict => "strict",
+        Validation::Ratchet => "ratchet",
+        Validation::Lenient => "lenient",
+    }
+}
+
+/// `POST /admin/pds/changeLimits`.
+pub(super) async fn change_limits(
+    Extract(state): Extract<State>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Changed {
+    let change: LimitChange = json(&headers, body)?;
+    let hostname = parse_hostname(&change.host)?;
+    let validation = change.validation()?;
+    if change.repo_limit.is_some_and(|limit| limit < 0) {
+        return Err(ApiError::invalid("\"repo_limit\" must not be negative"));
+    }
+    let host = known_host(&state, &hostname).await?;
+    let rates = change.rates(host.rates);
+    if change.repo_limit.is_none() && rates.is_none() && validation.is_none() {
+        return Err(ApiError::invalid(
+            "nothing to change: give \"repo_limit\", \"per_second\", \"per_hour\", \"per_day\" or \"validation\"",
+        ));
+    }
+    if let Some(rates) = rates {
+        state.operations.set_rates(host.id, rates).await?;
+    }
+    if let Some(mode) = validation {
+        state.operations.set_validation(host.id, mode).await?;
+    }
+    if let Some(limit) = change.repo_limit {
+        state.operations.set_account_limit(host.id, limit).await?;
+    }
+    Ok(SUCCESS)
+}
+
+async fn known_host(state: &State, hostname: &str) -> Result<HostRow, ApiError> {
+    let row = state.store.host_by_name(hostname).await?;
+    row.ok_or_else(|| {
+        ApiError::host_not_found(format!("the host {} is not known here", quoted(hostname)))
+    })
+}
+
+#[derive(Deserialize)]
+struct AccountName {
+    did: String,
+}
+
+/// `POST /admin/repo/takeDown`.
+pub(super) async fn take_down(
+    Extract(state): Extract<State>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Changed {
+    let did = account_name(&headers, body)?;
+    state.operations.take_down(did).await?;
+    Ok(SUCCESS)
+}
+
+/// `POST /admin/repo/reverseTakedown`.
+pub(super) async fn reverse_takedown(
+    Extract(state): Extract<State>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Changed {
+    let did = account_name(&headers, body)?;
+    state.operations.reverse_takedown(did).await?;
+    Ok(SUCCESS)
+}
+
+fn account_name(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Did, ApiError> {
+    let name: AccountName = json(headers, body)?;
+    parse_did(&name.did)
+}
+
+#[derive(Serialize)]
+pub(super) struct Takedowns {
+    dids: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cursor: Option<i64>,
+}
+
+/// `GET /admin/repo/takedowns`.
+pub(super) async fn list_takedowns(
+    Extract(state): Extract<State>,
+    uri: Uri,
+) -> Result<Json<Takedowns>, ApiError> {
+    let after = Parameters::of(&uri).account_cursor()?;
+    let rows = state.store.list_taken_down(after, TAKEDOWNS_PAGE).await?;
+    let full = rows.len() == TAKEDOWNS_PAGE as usize;
+    Ok(Json(Takedowns {
+        cursor: rows.last().filter(|_| full).map(|row| row.uid),
+        dids: rows.into_iter().map(|row| row.did.to_string()).collect(),
+    }))
+}
+
+#[derive(Serialize)]
+pub(super) struct BannedDomains {
+    banned_domains: Vec<String>,
+}
+
+/// `GET /admin/subs/listDomainBans`.
+pub(super) async fn list_domain_bans(
+    Extract(state): Extract<State>,
+) -> Result<Json<BannedDomains>, ApiError> {
+    Ok(Json(BannedDomains {
+        banned_domains: state.store.domain_bans().await?,
+    }))
+}
+
+#[derive(Deserialize)]
+struct DomainName {
+    #[serde(alias = "Domain")]
+    domain: String,
+}
+
+/// `POST /admin/subs/banDomain`.
+pub(super) async fn ban_domain(
+    Extract(state): Extract<State>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Changed {
+    let domain = domain_name(&headers, body)?;
+    state.operations.ban_domain(&domain).await?;
+    Ok(SUCCESS)
+}
+
+/// `POST /admin/subs/unbanDomain`.
+pub(super) async fn unban_domain(
+    Extract(state): Extract<State>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Changed {
+    let domain = domain_name(&headers, body)?;
+    state.operations.unban_domain(&domain).await?;
+    Ok(SUCCESS)
+}
+
+/// The domain of a ban, in lower case: `example.com`, also written `*.example.com`, or a whole
+/// top-level domain.
+fn domain_name(
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<String, ApiError> {
+    let name: DomainName = json(headers, body)?;
+    let domain = name
+        .domain
+        .trim()
+        .trim_start_matches("*.")
+        .trim_end_matches('.')
+        .to_ascii_lowercase();
+    let label_fits = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if domain.len() > MAX_DOMAIN_BYTES || !domain.split('.').all(label_fits) {
+        return Err(ApiError::invalid(format!(
+            "{} is not a domain",
+            quoted(&name.domain)
+        )));
+    }
+    Ok(domain)
+}
+
+/// A consumer as the reference relay shows it, and what it was sent.
+#[derive(Serialize)]
+pub(super) struct Consumer {
+    id: u64,
+    remote_addr: String,
+    user_agent: String,
+    events_consumed: u64,
+    connected_at: String,
+    bytes_sent: u64,
+    cursor: u64,
+}
+
+impl From<ConsumerInfo> for Consumer {
+    fn from(info: ConsumerInfo) -> Self {
+        let connected_at = info
+            .connected_at
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        Self {
+            id: info.id,
+            remote_addr: info.remote_addr.to_string(),
+            user_agent: info.user_agent,
+            events_consumed: info.events,
+            connected_at: rfc3339(i64::try_from(connected_at).unwrap_or(i64::MAX)),
+            bytes_sent: info.bytes,
+            cursor: info.position,
+        }
+    }
+}
+
+/// `GET /admin/consumers/list`.
+pub(super) async fn list_consumers(Extract(state): Extract<State>) -> Json<Vec<Consumer>> {
+    Json(
+        state
+            .operations
+            .consumers()
+            .into_iter()
+            .map(Consumer::from)
+            .collect(),
+    )
+}

@@ -1,0 +1,98 @@
+//! What the API asks of the running relay, beside reading the database. The relay's wiring answers;
+//! a test can answer in its place.
+
+use crate::atproto::did::Did;
+use crate::config::Validation;
+use crate::discovery::{CrawlError, Requester};
+use crate::firehose::ConsumerInfo;
+use crate::store::{HostId, RateOverrides, StoreError};
+use futures_util::future::BoxFuture;
+
+/// The relay at work, as the operator's requests change it.
+///
+/// Every change is stored when its future resolves with `Ok`, and in force for the next event.
+pub trait Operations: Send + Sync + 'static {
+    /// Checks a host and subscribes to it.
+    fn request_crawl<'a>(
+        &'a self,
+        hostname: &'a str,
+        requester: Requester,
+    ) -> BoxFuture<'a, Result<(), CrawlError>>;
+
+    /// Bans a host and cuts its connection.
+    fn ban_host(&self, host: HostId) -> BoxFuture<'_, Result<(), OperationError>>;
+
+    /// Lifts the ban of a host and connects to it.
+    fn unban_host(&self, host: HostId) -> BoxFuture<'_, Result<(), OperationError>>;
+
+    /// Sets a host's account quota, and releases the throttled accounts that now have room.
+    fn set_account_limit(
+        &self,
+        host: HostId,
+        limit: i64,
+    ) -> BoxFuture<'_, Result<(), OperationError>>;
+
+    /// Sets a host's event rates.
+    fn set_rates(
+        &self,
+        host: HostId,
+        rates: RateOverrides,
+    ) -> BoxFuture<'_, Result<(), OperationError>>;
+
+    /// Sets a host's validation mode; `None` is the general one.
+    fn set_validation(
+        &self,
+        host: HostId,
+        mode: Option<Validation>,
+    ) -> BoxFuture<'_, Result<(), OperationError>>;
+
+    /// Bans a domain, and cuts the connections of hosts below it. Says whether it was not banned before.
+    fn ban_domain<'a>(&'a self, domain: &'a str) -> BoxFuture<'a, Result<bool, OperationError>>;
+
+    /// Lifts the ban of a domain, and connects to its hosts. Says whether there was one.
+    fn unban_domain<'a>(&'a self, domain: &'a str) -> BoxFuture<'a, Result<bool, OperationError>>;
+
+    /// Takes an account down, tells consumers, and removes its events from what is served.
+    fn take_down(&self, did: Did) -> BoxFuture<'_, Result<(), OperationError>>;
+
+    /// Lifts the takedown of an account, and tells consumers. Another status stays as it is.
+    fn reverse_takedown(&self, did: Did) -> BoxFuture<'_, Result<(), OperationError>>;
+
+    /// What a host's connection is doing; `None` for a host that is not known.
+    fn activity(&self, host: HostId) -> Option<HostActivity>;
+
+    /// Who is connected to the firehose, the oldest first.
+    fn consumers(&self) -> Vec<ConsumerInfo>;
+
+    /// What keeps the relay from doing its work, such as a full disk; `None` when all is well.
+    fn trouble(&self) -> Option<String>;
+}
+
+/// What a host's connection is doing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HostActivity {
+    /// Whether there is a connection now.
+    pub connected: bool,
+    /// Events received since the start of the process.
+    pub events: u64,
+    /// Events allowed in a second, an hour, and a day.
+    pub per_second: f64,
+    /// See `per_second`.
+    pub per_hour: f64,
+    /// See `per_second`.
+    pub per_day: f64,
+}
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum OperationError {
+    /// No event of the account was ever seen.
+    #[error("the account is not known to this relay")]
+    UnknownAccount,
+    /// The relay is going down.
+    #[error("the relay is shutting down")]
+    ShuttingDown,
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
