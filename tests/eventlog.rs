@@ -5,13 +5,19 @@ mod event;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use atproto_relay::atproto::car;
+use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
-use atproto_relay::atproto::frame::Kind;
-use atproto_relay::eventlog::{Durability, EventLog, Faults, Health, LogOptions, ReadError};
+use atproto_relay::atproto::frame::{self, Kind};
+use atproto_relay::eventlog::{
+    Append, Durability, EventLog, Faults, Health, LogOptions, ReadError, UNKNOWN_HOST,
+};
 use bytes::BytesMut;
 use event::{Event, RunningLog, did, eventually, quick_folder};
 use proptest::prelude::*;
@@ -371,6 +377,121 @@ fn an_index_that_is_gone_is_rebuilt_from_the_frames() {
             torn.reopen(&torn.frames, Some(&torn.index[..cut]), &context),
             all
         );
+    }
+}
+
+/// The frame of a commit whose CAR holds one block.
+fn commit(seq: i64) -> Append<i64> {
+    let block = format!("the record of commit {seq}").into_bytes();
+    let cid = Cid::of(Codec::Raw, &block);
+    let blocks = car::write(&[cid], [(cid, block.as_slice())]);
+    let did = did(1);
+    let frame = frame::encode_commit(&frame::Commit {
+        seq,
+        repo: &did,
+        rev: "3kao2cl6lyj2p",
+        since: None,
+        commit: cid,
+        blocks: &blocks,
+        ops: Vec::new(),
+        prev_data: None,
+        time: "2026-01-01T00:00:00.000Z",
+        too_big: false,
+        rebase: false,
+    });
+    let seq_span = frame::decode(&frame)
+        .expect("a frame")
+        .seq_span
+        .expect("a seq");
+    Append {
+        frame: frame.into(),
+        seq_span,
+        host: 7,
+        upstream_seq: seq,
+        did: Did::parse(&did).expect("a DID"),
+        kind: Kind::Commit,
+        payload: seq,
+    }
+}
+
+#[test]
+fn commits_are_rebuilt_only_where_their_blocks_hash() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 1 << 20));
+    log.sender
+        .send((1..=9).map(commit).collect())
+        .expect("the sequencer runs");
+    log.await_durable(9);
+    let whole = read_all(&log.log, 1, 1000);
+    log.close();
+    fs::remove_file(&files(folder.path(), "idx")[0]).expect("an index");
+    let reopened = EventLog::open(options(folder.path(), 1 << 20)).expect("opens");
+    assert!(read_all(&reopened, 1, 1000) == whole);
+    assert!(reopened.entries(1).all(|entry| {
+        let (entry, _) = entry.expect("an entry");
+        entry.host == UNKNOWN_HOST && entry.kind == Kind::Commit
+    }));
+    drop(reopened);
+    fs::remove_file(&files(folder.path(), "idx")[0]).expect("an index");
+    let path = &files(folder.path(), "seg")[0];
+    let mut frames = fs::read(path).expect("frames");
+    let record = b"record of commit 6";
+    let at = frames
+        .windows(record.len())
+        .position(|it| it == record)
+        .expect("the record");
+    frames[at] ^= 1;
+    fs::write(path, frames).expect("frames");
+    let reopened = EventLog::open(options(folder.path(), 1 << 20)).expect("opens");
+    assert_eq!(reopened.head(), 5);
+}
+
+/// Run by [`a_killed_process_leaves_what_it_reported`] in a process of its own: appends without end and
+/// prints the sequence numbers that are durable.
+#[test]
+fn append_until_killed() {
+    let Some(dir) = std::env::var_os("APPEND_UNTIL_KILLED") else {
+        return;
+    };
+    let log = RunningLog::open(options(Path::new(&dir), 32 * 1024));
+    for n in log.log.head() as i64 + 1.. {
+        log.send(&[Event::identity(n as u64 % 5, n as usize * 31 % 900, n)]);
+        for (seq, _) in log.durable.try_iter().flatten() {
+            println!("durable {seq}");
+        }
+    }
+}
+
+#[test]
+fn a_killed_process_leaves_what_it_reported() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut reported = 0;
+    for round in 0..12 {
+        let mut child = Command::new(std::env::current_exe().expect("this test"))
+            .args(["append_until_killed", "--exact", "--nocapture"])
+            .env("APPEND_UNTIL_KILLED", folder.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a process");
+        let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+        let durable =
+            lines.filter_map(|line| line.expect("a line").strip_prefix("durable ")?.parse().ok());
+        let wanted = reported + 20 + round * 37;
+        let mut durable = durable.inspect(|seq: &u64| reported = *seq);
+        durable.find(|seq| *seq >= wanted).expect("events");
+        child.kill().expect("kills");
+        durable.for_each(drop);
+        child.wait().expect("the end of the process");
+        let log = EventLog::open(options(folder.path(), 32 * 1024)).expect("opens");
+        assert!(
+            log.head() >= reported,
+            "{reported} were reported, {} are left",
+            log.head()
+        );
+        let all: Vec<_> = (1..=log.head() as i64)
+            .map(|n| Event::identity(n as u64 % 5, n as usize * 31 % 900, n))
+            .collect();
+        assert_holds(&log, &all, &format!("round {round}"));
     }
 }
 

@@ -8,7 +8,6 @@
 //! written to. `lock` keeps a second relay out; `redactions` lists what must yet be punched out.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -33,6 +32,7 @@ pub use entry::{Entry, UNKNOWN_HOST};
 pub use reader::{Entries, ReadError, Reader};
 pub use sequencer::Append;
 
+use recovery::FolderLock;
 use redaction::Redactions;
 use segment::{Segment, Writer};
 use upkeep::Upkeep;
@@ -98,8 +98,6 @@ pub enum LogError {
     },
     #[error("data folder {} already has a sequencer", .0.display())]
     SequencerRuns(PathBuf),
-    #[error("reading the event log: {0}")]
-    Read(#[from] ReadError),
 }
 
 fn owner_text(owner: &Option<u32>) -> String {
@@ -152,7 +150,7 @@ struct Shared {
     redactions: Redactions,
     /// Wakes the upkeep thread.
     wake: mpsc::SyncSender<upkeep::Call>,
-    _lock: File,
+    _lock: FolderLock,
 }
 
 impl EventLog {

@@ -26,6 +26,7 @@ use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES, State, UNKNOWN_HOST};
 use super::segment::{Segment, Writer, frames_path, index_path};
 use super::sequencer::now_us;
 use super::{LogError, LogOptions, wire};
+use crate::atproto::car::Car;
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, MAX_FRAME_BYTES, Message, Peek};
 
@@ -40,8 +41,19 @@ const MAX_LOST: u64 = 1 << 20;
 /// A frame that ends in this many zeros under a checksum that says otherwise was not written.
 const UNWRITTEN_TAIL: usize = 16;
 
+/// The hold on a folder, given up when dropped.
+#[derive(Debug)]
+pub(super) struct FolderLock(File);
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing alone would leave the lock to a child process that is just being started.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// Takes the folder for this process.
-pub(super) fn lock_folder(dir: &Path) -> Result<File, LogError> {
+pub(super) fn lock_folder(dir: &Path) -> Result<FolderLock, LogError> {
     let path = dir.join(LOCK);
     let mut file = OpenOptions::new()
         .read(true)
@@ -70,7 +82,7 @@ pub(super) fn lock_folder(dir: &Path) -> Result<File, LogError> {
     let _ = file
         .set_len(0)
         .and_then(|()| writeln!(file, "{}", std::process::id()));
-    Ok(file)
+    Ok(FolderLock(file))
 }
 
 /// A log that is ready to be read and appended to.
@@ -429,14 +441,16 @@ impl Facts {
     }
 }
 
-/// True where the frame's own structure vouches for its bytes.
+/// True where the frame vouches for its own bytes: whole, and its blocks hash to their CIDs.
 fn is_sound(frame: &[u8]) -> bool {
     let Ok(frame) = frame::decode(frame) else {
         return false;
     };
-    match frame.message {
-        Message::Identity(_) | Message::Account(_) => true,
-        Message::Commit(_) | Message::Sync(_) => false,
-        Message::Info(_) | Message::Error(_) | Message::Unknown => false,
-    }
+    let blocks = match frame.message {
+        Message::Commit(commit) => commit.blocks,
+        Message::Sync(sync) => sync.blocks,
+        Message::Identity(_) | Message::Account(_) => return true,
+        Message::Info(_) | Message::Error(_) | Message::Unknown => return false,
+    };
+    Car::parse(blocks).is_ok_and(|car| car.verify_hashes().is_ok())
 }

@@ -49,7 +49,8 @@ pub struct FirehoseOptions {
     pub ping_interval: Duration,
     /// A consumer that takes no byte for so long while some wait is cut.
     pub write_timeout: Duration,
-    /// A consumer that says nothing for so long, not even a pong, is cut.
+    /// A consumer that says nothing for so long, not even a pong, is cut where there were no events for
+    /// it either.
     pub idle_timeout: Duration,
     /// How long a connection may take to become a WebSocket once we accepted.
     pub handshake_timeout: Duration,

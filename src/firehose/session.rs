@@ -100,6 +100,7 @@ impl Session {
             ping_due: false,
             progress: now,
             heard: now,
+            fed: now,
         };
         let end = match self.begin(start, &mut stream.out) {
             Ok(reader) => self.serve(&mut stream, reader).await,
@@ -209,7 +210,7 @@ impl Session {
         let events = reader.events();
         while stream.out.is_empty() {
             match reader.read(&mut stream.out, CHUNK_BYTES).await {
-                Ok(Some(_)) => {}
+                Ok(Some(_)) => stream.fed = Instant::now(),
                 Ok(None) => {
                     // An idle consumer holds no buffer.
                     stream.out = BytesMut::new();
@@ -258,6 +259,8 @@ struct Stream<S> {
     progress: Instant,
     /// When the client said something last.
     heard: Instant,
+    /// When there was room for events last.
+    fed: Instant,
 }
 
 impl<S: AsyncRead + AsyncWrite + Send> Stream<S> {
@@ -282,7 +285,8 @@ impl<S: AsyncRead + AsyncWrite + Send> Stream<S> {
         if !self.out.is_empty() && self.progress.elapsed() >= options.write_timeout {
             return Err(End::Cut("does not read"));
         }
-        if self.heard.elapsed() >= options.idle_timeout {
+        // Who is slow to find our pings behind many events is not idle.
+        if self.heard.max(self.fed).elapsed() >= options.idle_timeout {
             return Err(End::Cut("does not answer"));
         }
         Ok(())
