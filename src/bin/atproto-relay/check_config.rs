@@ -1,0 +1,41 @@
+//! `check-config`: what `serve` would run with, and where each value is from. Connects to nothing.
+
+use atproto_relay::config::{ADMIN_PASSWORD_FILE_KEY, Loaded, settings};
+
+use super::config_args::ConfigArgs;
+use super::failure::Failure;
+use super::output::write_all;
+
+pub const LONG_ABOUT: &str = "\
+Reads the configuration as `serve` would: the file, the environment, the flags and the secrets they \
+name. Shows every setting with where its value is from, or the first mistake. Nothing is connected \
+to or created. The output is a configuration file itself, except for passwords, which are not shown.";
+
+pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
+    let loaded = args.load()?;
+    for warning in &loaded.warnings {
+        eprintln!("warning: {warning}");
+    }
+    write_all(describe(&loaded).as_bytes())?;
+    Ok(())
+}
+
+/// `key = value  # origin` for each setting, as TOML with dotted keys.
+fn describe(loaded: &Loaded) -> String {
+    let mut text = String::new();
+    for setting in settings() {
+        let assignment = format!("{} = {}", setting.key, (setting.show)(&loaded.config));
+        text.push_str(&format!(
+            "{assignment:<58} # {}\n",
+            loaded.origin(setting.key)
+        ));
+    }
+    text.push_str(&match loaded.config.admin_password {
+        Some(_) => format!(
+            "# admin API: on, password from {}\n",
+            loaded.origin(ADMIN_PASSWORD_FILE_KEY)
+        ),
+        None => "# admin API: off, because no password is configured\n".to_owned(),
+    });
+    text
+}

@@ -1,0 +1,114 @@
+//! The flags of the configuration, made from the table of settings, so that none is missing or
+//! documented twice. Values are read by the configuration itself, with the file's and the
+//! environment's, so that one mistake has one message wherever it is made.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueHint, value_parser};
+
+use atproto_relay::config::{
+    Config, ConfigError, Environment, Flags, Group, Loaded, Setting, settings,
+};
+
+const CONFIG: &str = "config";
+const ADMIN_PASSWORD_FILE: &str = "admin-password-file";
+
+/// `--config` and all settings.
+pub struct ConfigArgs(Flags);
+
+impl ConfigArgs {
+    /// The configuration of these flags, this process's environment, and the file they name.
+    pub fn load(&self) -> Result<Loaded, ConfigError> {
+        Config::load(&self.0, &Environment::current())
+    }
+}
+
+impl FromArgMatches for ConfigArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<ConfigArgs, clap::Error> {
+        let mut given = BTreeMap::new();
+        for setting in settings() {
+            if let Some(values) = matches.get_many::<String>(setting.key) {
+                given.insert(setting.key, values.cloned().collect());
+            }
+        }
+        Ok(ConfigArgs(Flags {
+            config: matches.get_one::<PathBuf>(CONFIG).cloned(),
+            admin_password_file: matches.get_one::<PathBuf>(ADMIN_PASSWORD_FILE).cloned(),
+            settings: given,
+        }))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = ConfigArgs::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Args for ConfigArgs {
+    fn augment_args(command: Command) -> Command {
+        let command = command.arg(
+            Arg::new(CONFIG)
+                .long(CONFIG)
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .value_hint(ValueHint::FilePath)
+                .help_heading(Group::Common.heading())
+                .help("TOML file with settings [env: RELAY_CONFIG]"),
+        );
+        settings().iter().fold(command, |command, setting| {
+            let command = command.arg(argument(setting));
+            if setting.key == "allow_private_hosts" {
+                command.arg(admin_password_file())
+            } else {
+                command
+            }
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        ConfigArgs::augment_args(command)
+    }
+}
+
+fn admin_password_file() -> Arg {
+    Arg::new(ADMIN_PASSWORD_FILE)
+        .long(ADMIN_PASSWORD_FILE)
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .value_hint(ValueHint::FilePath)
+        .help_heading(Group::Common.heading())
+        .help(
+            "File with the password of the admin API; without a password the admin API is off. The password itself \
+             may be in RELAY_ADMIN_PASSWORD or in the systemd credential `admin-password` \
+             [env: RELAY_ADMIN_PASSWORD_FILE]",
+        )
+}
+
+fn argument(setting: &'static Setting) -> Arg {
+    let help = format!(
+        "{} [default: {}] [env: {}]",
+        setting.help,
+        setting.default,
+        setting.variables[0].name()
+    );
+    let argument = Arg::new(setting.key)
+        .long(setting.flag)
+        .help(help)
+        .help_heading(setting.group.heading())
+        // `-h` shows what most operators set, `--help` everything.
+        .hide_short_help(!matches!(setting.group, Group::Common | Group::Log));
+    if setting.placeholder.is_empty() {
+        return argument
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .value_name("BOOL");
+    }
+    let argument = argument.value_name(setting.placeholder);
+    if setting.list {
+        argument.action(ArgAction::Append)
+    } else {
+        argument
+    }
+}

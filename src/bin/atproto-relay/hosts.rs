@@ -1,0 +1,389 @@
+//! `hosts pull`: the hosts of another relay, shown, put into the database, or asked of a running relay.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use reqwest::Client;
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use url::Url;
+
+use atproto_relay::config::{Config, HostEntry, Loaded, Secret};
+use atproto_relay::discovery::{RemoteHost, pull_hosts};
+use atproto_relay::store::{NewHost, Store};
+
+use super::config_args::ConfigArgs;
+use super::failure::Failure;
+use super::output::{printable, write_all};
+use super::progress::Progress;
+
+const PULL_EXAMPLES: &str = "\
+Examples:
+  Show them:
+    atproto-relay hosts pull https://relay1.us-east.bsky.network
+  Put them into the database that `serve` with the same settings uses; a relay takes them up when it starts:
+    atproto-relay hosts pull https://relay1.us-east.bsky.network --add --data-dir /var/lib/atproto-relay
+  Have a running relay check and add each one now:
+    RELAY_ADMIN_PASSWORD=... atproto-relay hosts pull https://relay1.us-east.bsky.network --to http://localhost:2470";
+
+/// Requests under way at a running relay; each makes it ask one host.
+const CONCURRENT_REQUESTS: usize = 8;
+/// Longest wait for one answer: the relay itself waits ten seconds for the host.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Subcommand)]
+pub enum HostsCommand {
+    /// Read the list of hosts of another relay (com.atproto.sync.listHosts)
+    ///
+    /// Prints one host a line: name, status, number of accounts. With --add or --to, those that are
+    /// active or idle there and are public are added, and the line says what became of each.
+    #[command(after_help = PULL_EXAMPLES)]
+    Pull(Box<PullArgs>),
+}
+
+#[derive(Args)]
+pub struct PullArgs {
+    /// The other relay, a name or a URL
+    #[arg(value_name = "URL")]
+    relay: String,
+    /// Add the hosts to the database of these settings
+    #[arg(long, conflicts_with = "to")]
+    add: bool,
+    /// Have the running relay at this URL add the hosts; needs its admin password
+    #[arg(long, value_name = "RELAY_URL")]
+    to: Option<String>,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+pub fn run(command: &HostsCommand) -> Result<(), Failure> {
+    let HostsCommand::Pull(args) = command;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?
+        .block_on(async {
+            tokio::select! {
+                done = pull(args) => done,
+                _ = tokio::signal::ctrl_c() => Err(Failure::failed("stopped by Ctrl-C; what was added stays")),
+            }
+        })
+}
+
+async fn pull(args: &PullArgs) -> Result<(), Failure> {
+    let Loaded { config, .. } = args.config.load()?;
+    let relay = relay_url(&args.relay)?;
+    let target = args
+        .to
+        .as_deref()
+        .map(|to| Target::new(to, &config))
+        .transpose()?;
+    let hosts = {
+        let progress = Progress::spinner("reading the list");
+        pull_hosts(&relay, |read| {
+            progress.message(format!("{read} hosts read"))
+        })
+        .await
+    }
+    .map_err(Failure::failed)?;
+    let outcomes = match target {
+        Some(target) => target.add(&hosts, &config).await?,
+        None if args.add => add_to_database(&hosts, &config).await?,
+        None => vec![None; hosts.len()],
+    };
+    write_all(lines(&hosts, &outcomes, args.json).as_bytes())?;
+    summary(&outcomes)
+}
+
+/// What became of a host that was to be added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Outcome {
+    Added,
+    Known,
+    /// Not to be added, for this reason.
+    Skipped(&'static str),
+    /// The relay refused it.
+    Refused(String),
+}
+
+impl Outcome {
+    fn describe(&self) -> String {
+        match self {
+            Outcome::Added => "added".to_owned(),
+            Outcome::Known => "known".to_owned(),
+            Outcome::Skipped(reason) => format!("skipped: {reason}"),
+            Outcome::Refused(reason) => format!("refused: {reason}"),
+        }
+    }
+}
+
+/// The host to add, or why it is not added: what the other relay does not hear from, we would not either.
+fn wanted(host: &RemoteHost, config: &Config) -> Result<HostEntry, Outcome> {
+    match host.status.as_deref() {
+        Some("active" | "idle") | None => {}
+        Some("banned") => return Err(Outcome::Skipped("banned there")),
+        Some(_) => return Err(Outcome::Skipped("not active there")),
+    }
+    let entry =
+        HostEntry::parse(&host.hostname).map_err(|_| Outcome::Skipped("not a host name"))?;
+    if !entry.is_public() && !config.allow_private_hosts {
+        return Err(Outcome::Skipped("not a public https host"));
+    }
+    if config.is_banned(&entry.hostname) {
+        return Err(Outcome::Skipped("in banned_domains"));
+    }
+    Ok(entry)
+}
+
+async fn add_to_database(
+    hosts: &[RemoteHost],
+    config: &Config,
+) -> Result<Vec<Option<Outcome>>, Failure> {
+    std::fs::create_dir_all(&config.data_dir).map_err(|error| {
+        Failure::Failed(format!(
+            "cannot create the data folder {}: {error}",
+            config.data_dir.display()
+        ))
+    })?;
+    let store = Store::open(config.database_url().expose())
+        .await
+        .map_err(Failure::failed)?;
+    let progress = Progress::steps("adding hosts", hosts.len() as u64);
+    let mut outcomes = Vec::with_capacity(hosts.len());
+    for host in hosts {
+        outcomes.push(Some(match wanted(host, config) {
+            Ok(entry) => add_one(&store, entry, config).await?,
+            Err(skipped) => skipped,
+        }));
+        progress.step();
+    }
+    store.close().await;
+    Ok(outcomes)
+}
+
+async fn add_one(store: &Store, entry: HostEntry, config: &Config) -> Result<Outcome, Failure> {
+    if store
+        .is_domain_banned(&entry.hostname)
+        .await
+        .map_err(Failure::failed)?
+    {
+        return Ok(Outcome::Skipped("its domain is banned"));
+    }
+    if store
+        .host_by_name(&entry.hostname)
+        .await
+        .map_err(Failure::failed)?
+        .is_some()
+    {
+        return Ok(Outcome::Known);
+    }
+    let limit = config.default_account_limit(&entry.hostname);
+    let host = NewHost {
+        tls: entry.tls,
+        trusted: config.is_trusted(&entry.hostname),
+        account_limit: i64::try_from(limit).unwrap_or(i64::MAX),
+        hostname: entry.hostname,
+    };
+    store.add_host(&host).await.map_err(Failure::failed)?;
+    Ok(Outcome::Added)
+}
+
+/// A running relay and the right to add hosts to it.
+#[derive(Clone)]
+struct Target {
+    url: Url,
+    password: Secret,
+    client: Client,
+}
+
+impl Target {
+    fn new(to: &str, config: &Config) -> Result<Target, Failure> {
+        let mut url = relay_url(to)?;
+        url.set_path("/admin/pds/requestCrawl");
+        let password = config.admin_password.clone().ok_or_else(|| {
+            Failure::Usage(
+                "--to needs the admin password of that relay; set RELAY_ADMIN_PASSWORD or --admin-password-file".into(),
+            )
+        })?;
+        let client = Client::builder()
+            .timeout(REQUEST_TIMEOUT)
+            .build()
+            .map_err(|error| Failure::Failed(format!("cannot set up HTTP: {error}")))?;
+        Ok(Target {
+            url,
+            password,
+            client,
+        })
+    }
+
+    async fn add(
+        &self,
+        hosts: &[RemoteHost],
+        config: &Config,
+    ) -> Result<Vec<Option<Outcome>>, Failure> {
+        let progress = Progress::steps("asking the relay", hosts.len() as u64);
+        let slots = Arc::new(Semaphore::new(CONCURRENT_REQUESTS));
+        let mut requests = JoinSet::new();
+        let mut outcomes = vec![None; hosts.len()];
+        for (index, host) in hosts.iter().enumerate() {
+            match wanted(host, config) {
+                Ok(entry) => {
+                    let (target, slots) = (self.clone(), Arc::clone(&slots));
+                    requests.spawn(async move {
+                        let _slot = slots.acquire_owned().await;
+                        (index, target.request_crawl(&entry).await)
+                    });
+                }
+                Err(skipped) => {
+                    outcomes[index] = Some(skipped);
+                    progress.step();
+                }
+            }
+        }
+        while let Some(answer) = requests.join_next().await {
+            let (index, outcome) = answer.map_err(Failure::failed)?;
+            outcomes[index] = Some(outcome?);
+            progress.step();
+        }
+        Ok(outcomes)
+    }
+
+    async fn request_crawl(&self, host: &HostEntry) -> Result<Outcome, Failure> {
+        let hostname = if host.tls {
+            host.hostname.clone()
+        } else {
+            host.to_string()
+        };
+        let answer = self
+            .client
+            .post(self.url.clone())
+            .basic_auth("admin", Some(self.password.expose()))
+            .json(&json!({ "hostname": hostname }))
+            .send()
+            .await
+            .map_err(|error| {
+                Failure::Failed(format!("the relay at {} did not answer: {error}", self.url))
+            })?;
+        match answer.status().as_u16() {
+            200..=299 => Ok(Outcome::Added),
+            401 | 403 | 404 => Err(Failure::Failed(format!(
+                "the relay at {} does not let us in (status {}); check the admin password, and that the relay has one",
+                self.url,
+                answer.status().as_u16()
+            ))),
+            status => {
+                let body = answer.json::<serde_json::Value>().await.unwrap_or_default();
+                let message = body["message"]
+                    .as_str()
+                    .map_or_else(|| format!("status {status}"), str::to_owned);
+                Ok(Outcome::Refused(message))
+            }
+        }
+    }
+}
+
+/// The base URL of a relay; a bare name means https, a bare localhost http.
+fn relay_url(text: &str) -> Result<Url, Failure> {
+    let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
+    let entry = HostEntry::parse(text).map_err(|error| usage(&error))?;
+    Url::parse(&entry.to_string()).map_err(|error| usage(&error))
+}
+
+fn lines(hosts: &[RemoteHost], outcomes: &[Option<Outcome>], as_json: bool) -> String {
+    let mut text = String::new();
+    for (host, outcome) in hosts.iter().zip(outcomes) {
+        let outcome = outcome.as_ref().map(Outcome::describe);
+        if as_json {
+            let line = json!({
+                "hostname": host.hostname,
+                "status": host.status,
+                "accountCount": host.account_count,
+                "seq": host.seq,
+                "outcome": outcome,
+            });
+            text.push_str(&line.to_string());
+        } else {
+            let status = host.status.as_deref().unwrap_or("unknown");
+            let accounts = host
+                .account_count
+                .map_or_else(|| "?".to_owned(), |n| n.to_string());
+            let shown = format!(
+                "{:<48} {status:<10} {accounts:>9}  {}",
+                host.hostname,
+                outcome.unwrap_or_default()
+            );
+            text.push_str(printable(&shown).trim_end());
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn summary(outcomes: &[Option<Outcome>]) -> Result<(), Failure> {
+    let count =
+        |wanted: fn(&Outcome) -> bool| outcomes.iter().flatten().filter(|o| wanted(o)).count();
+    let added = count(|o| *o == Outcome::Added);
+    let known = count(|o| *o == Outcome::Known);
+    let refused = count(|o| matches!(o, Outcome::Refused(_)));
+    let skipped = count(|o| matches!(o, Outcome::Skipped(_)));
+    if outcomes.iter().any(Option::is_some) {
+        eprintln!("{added} added, {known} known before, {skipped} skipped, {refused} refused");
+    } else {
+        eprintln!("{} hosts; add them with --add or --to", outcomes.len());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(hostname: &str, status: Option<&str>) -> RemoteHost {
+        RemoteHost {
+            hostname: hostname.into(),
+            seq: None,
+            account_count: Some(3),
+            status: status.map(Into::into),
+        }
+    }
+
+    #[test]
+    fn only_public_and_living_hosts_are_wanted() {
+        let config = Config::default();
+        for (name, status, good) in [
+            ("pds.example.com", Some("active"), true),
+            ("pds.example.com", Some("idle"), true),
+            ("pds.example.com", None, true),
+            ("pds.example.com", Some("offline"), false),
+            ("pds.example.com", Some("banned"), false),
+            ("localhost:2583", Some("active"), false),
+            ("10.0.0.1", Some("active"), false),
+            ("not a host", Some("active"), false),
+        ] {
+            assert_eq!(
+                wanted(&host(name, status), &config).is_ok(),
+                good,
+                "{name} {status:?}"
+            );
+        }
+        let private = Config {
+            allow_private_hosts: true,
+            ..Config::default()
+        };
+        assert!(wanted(&host("localhost:2583", Some("active")), &private).is_ok());
+    }
+
+    #[test]
+    fn a_hostile_name_cannot_drive_the_terminal() {
+        let text = lines(&[host("a\x1b[2Jb\nc", Some("active"))], &[None], false);
+        assert!(
+            !text.contains('\x1b') && text.lines().count() == 1,
+            "{text:?}"
+        );
+    }
+}
