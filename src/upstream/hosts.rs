@@ -66,10 +66,10 @@ impl Default for HostsOptions {
             banned_domains: Vec::new(),
             in_flight: InFlightLimits::default(),
             backoff: Backoff::default(),
-            handshake_timeout: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(15),
             ping_interval: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(90),
-            handshakes: 64,
+            handshakes: 256,
         }
     }
 }

@@ -31,7 +31,7 @@ impl Default for InFlightLimits {
     fn default() -> Self {
         Self {
             events: 1_000,
-            bytes: 16 * 1024 * 1024,
+            bytes: 8 * 1024 * 1024,
             span: 20_000,
         }
     }
