@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use atproto_relay::dial::Guard;
-use atproto_relay::discovery::{CrawlError, Crawler, CrawlerOptions, PullError, Requester, pull_hosts};
+use atproto_relay::discovery::{
+    CrawlError, Crawler, CrawlerOptions, PullError, Requester, pull_hosts,
+};
 use atproto_relay::store::{HostStatus, Store};
 use atproto_relay::upstream::{Hosts, HostsOptions, Received, Sink};
 use axum::extract::Query;
@@ -38,13 +40,18 @@ impl Server {
             counter.fetch_add(1, Ordering::SeqCst);
             answer()
         };
-        let port = serve(Router::new().route("/xrpc/com.atproto.server.describeServer", get(describe))).await;
+        let port =
+            serve(Router::new().route("/xrpc/com.atproto.server.describeServer", get(describe)))
+                .await;
         Self { port, asked }
     }
 
     async fn pds() -> Self {
-        Self::answering(|| Json(json!({"did": "did:web:pds.example.com", "availableUserDomains": []})).into_response())
-            .await
+        Self::answering(|| {
+            Json(json!({"did": "did:web:pds.example.com", "availableUserDomains": []}))
+                .into_response()
+        })
+        .await
     }
 
     fn url(&self) -> String {
@@ -88,13 +95,31 @@ impl Relay {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("relay.sqlite").display());
         let store = Store::open(&url).await.unwrap();
-        let hosts_options = HostsOptions { guard: options.guard, ..HostsOptions::default() };
-        let hosts = Hosts::new(hosts_options, store.clone(), HashMap::new(), Arc::new(Nothing)).await.unwrap();
-        Self { crawler: Crawler::new(options, hosts.clone()), hosts, store, _folder: folder }
+        let hosts_options = HostsOptions {
+            guard: options.guard,
+            ..HostsOptions::default()
+        };
+        let hosts = Hosts::new(
+            hosts_options,
+            store.clone(),
+            HashMap::new(),
+            Arc::new(Nothing),
+        )
+        .await
+        .unwrap();
+        Self {
+            crawler: Crawler::new(options, hosts.clone()),
+            hosts,
+            store,
+            _folder: folder,
+        }
     }
 
     async fn request(&self, hostname: &str) -> Result<(), CrawlError> {
-        self.crawler.request_crawl(hostname, Requester::Public).await.map(drop)
+        self.crawler
+            .request_crawl(hostname, Requester::Public)
+            .await
+            .map(drop)
     }
 }
 
@@ -103,8 +128,16 @@ async fn a_pds_is_added_once_and_asked_once() {
     let (relay, pds) = (Relay::start(options()).await, Server::pds().await);
     relay.request(&pds.url()).await.unwrap();
     relay.request(&pds.url()).await.unwrap();
-    let row = relay.store.host_by_name(&pds.name()).await.unwrap().unwrap();
-    assert_eq!((row.status, row.cursor, row.tls, row.account_limit), (HostStatus::Active, None, false, 100));
+    let row = relay
+        .store
+        .host_by_name(&pds.name())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (row.status, row.cursor, row.tls, row.account_limit),
+        (HostStatus::Active, None, false, 100)
+    );
     assert_eq!((pds.asked(), relay.hosts.list().len()), (1, 1));
 }
 
@@ -118,10 +151,16 @@ async fn what_is_no_pds_is_refused_and_remembered() {
     for server in [&not_found, &no_json, &no_did, &endless] {
         for _ in 0..3 {
             let outcome = relay.request(&server.url()).await;
-            assert!(matches!(outcome, Err(CrawlError::NotAPds { .. })), "{outcome:?}");
+            assert!(
+                matches!(outcome, Err(CrawlError::NotAPds { .. })),
+                "{outcome:?}"
+            );
         }
         assert_eq!(server.asked(), 1);
-        let again = relay.crawler.request_crawl(&server.url(), Requester::Operator).await;
+        let again = relay
+            .crawler
+            .request_crawl(&server.url(), Requester::Operator)
+            .await;
         assert!(again.is_err());
         assert_eq!(server.asked(), 2, "the operator's word makes it look again");
     }
@@ -132,60 +171,111 @@ async fn what_is_no_pds_is_refused_and_remembered() {
 async fn a_relay_is_refused() {
     let relay = Relay::start(options()).await;
     let other = Server::answering(|| {
-        ([("server", "indigo-relay (atproto-relay)")], Json(json!({"did": "did:web:relay.example.com"}))).into_response()
+        (
+            [("server", "indigo-relay (atproto-relay)")],
+            Json(json!({"did": "did:web:relay.example.com"})),
+        )
+            .into_response()
     })
     .await;
-    assert!(matches!(relay.request(&other.url()).await, Err(CrawlError::IsRelay(_))));
+    assert!(matches!(
+        relay.request(&other.url()).await,
+        Err(CrawlError::IsRelay(_))
+    ));
 }
 
 #[tokio::test]
 async fn banned_hosts_and_domains_are_refused_without_being_asked() {
     let (relay, pds) = (Relay::start(options()).await, Server::pds().await);
     relay.hosts.ban_domain("127.0.0.1").await.unwrap();
-    assert!(matches!(relay.request(&pds.url()).await, Err(CrawlError::Banned(_))));
+    assert!(matches!(
+        relay.request(&pds.url()).await,
+        Err(CrawlError::Banned(_))
+    ));
     relay.hosts.unban_domain("127.0.0.1").await.unwrap();
     relay.request(&pds.url()).await.unwrap();
     let host = relay.hosts.by_name(&pds.name()).unwrap();
     relay.hosts.ban(host.id()).await.unwrap();
-    assert!(matches!(relay.request(&pds.url()).await, Err(CrawlError::Banned(_))));
+    assert!(matches!(
+        relay.request(&pds.url()).await,
+        Err(CrawlError::Banned(_))
+    ));
     assert_eq!(pds.asked(), 1);
 }
 
 #[tokio::test]
 async fn private_names_and_addresses_are_refused_without_being_asked() {
-    let relay = Relay::start(CrawlerOptions { guard: Guard::new(false), ..options() }).await;
+    let relay = Relay::start(CrawlerOptions {
+        guard: Guard::new(false),
+        ..options()
+    })
+    .await;
     let pds = Server::pds().await;
-    for name in [pds.url(), pds.name(), format!("localhost:{}", pds.port), "10.0.0.1".into(), "a.internal".into()] {
-        assert!(matches!(relay.request(&name).await, Err(CrawlError::Name(_))), "{name}");
+    for name in [
+        pds.url(),
+        pds.name(),
+        format!("localhost:{}", pds.port),
+        "10.0.0.1".into(),
+        "a.internal".into(),
+    ] {
+        assert!(
+            matches!(relay.request(&name).await, Err(CrawlError::Name(_))),
+            "{name}"
+        );
     }
     assert_eq!(pds.asked(), 0);
 }
 
 #[tokio::test]
 async fn the_public_adds_only_so_many_new_hosts_a_day() {
-    let relay = Relay::start(CrawlerOptions { new_hosts_per_day: 2, ..options() }).await;
-    let (one, two, three) = (Server::pds().await, Server::pds().await, Server::pds().await);
+    let relay = Relay::start(CrawlerOptions {
+        new_hosts_per_day: 2,
+        ..options()
+    })
+    .await;
+    let (one, two, three) = (
+        Server::pds().await,
+        Server::pds().await,
+        Server::pds().await,
+    );
     relay.request(&one.url()).await.unwrap();
     relay.request(&two.url()).await.unwrap();
-    assert_eq!(relay.request(&three.url()).await, Err(CrawlError::RateLimited));
+    assert_eq!(
+        relay.request(&three.url()).await,
+        Err(CrawlError::RateLimited)
+    );
     assert_eq!(three.asked(), 0);
     relay.request(&one.url()).await.unwrap();
-    relay.crawler.request_crawl(&three.url(), Requester::Operator).await.unwrap();
+    relay
+        .crawler
+        .request_crawl(&three.url(), Requester::Operator)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn a_closed_relay_takes_new_hosts_from_its_operator_only() {
-    let relay = Relay::start(CrawlerOptions { public_requests: false, ..options() }).await;
+    let relay = Relay::start(CrawlerOptions {
+        public_requests: false,
+        ..options()
+    })
+    .await;
     let pds = Server::pds().await;
     assert_eq!(relay.request(&pds.url()).await, Err(CrawlError::Closed));
-    relay.crawler.request_crawl(&pds.url(), Requester::Operator).await.unwrap();
+    relay
+        .crawler
+        .request_crawl(&pds.url(), Requester::Operator)
+        .await
+        .unwrap();
     relay.request(&pds.url()).await.unwrap();
 }
 
 #[tokio::test]
 async fn the_list_of_another_relay_is_read_page_by_page() {
     let list = async |Query(query): Query<HashMap<String, String>>| {
-        let start: usize = query.get("cursor").map_or(0, |cursor| cursor.parse().unwrap());
+        let start: usize = query
+            .get("cursor")
+            .map_or(0, |cursor| cursor.parse().unwrap());
         let host = |index: usize| json!({"hostname": format!("pds{index}.example.com"), "seq": index, "status": "active"});
         let hosts: Vec<_> = (start..(start + 2).min(5)).map(host).collect();
         let cursor = (start + 2 < 5).then(|| (start + 2).to_string());
@@ -197,20 +287,36 @@ async fn the_list_of_another_relay_is_read_page_by_page() {
     let port = serve(Router::new().route("/xrpc/com.atproto.sync.listHosts", get(list))).await;
     let mut progress = Vec::new();
     let relay = Url::parse(&format!("http://127.0.0.1:{port}")).unwrap();
-    let hosts = pull_hosts(&relay, |so_far| progress.push(so_far)).await.unwrap();
+    let hosts = pull_hosts(&relay, |so_far| progress.push(so_far))
+        .await
+        .unwrap();
     assert_eq!((hosts.len(), progress), (5, vec![2, 4, 5]));
-    assert_eq!((hosts[4].hostname.as_str(), hosts[4].seq, hosts[4].account_count), ("pds4.example.com", Some(4), None));
+    assert_eq!(
+        (
+            hosts[4].hostname.as_str(),
+            hosts[4].seq,
+            hosts[4].account_count
+        ),
+        ("pds4.example.com", Some(4), None)
+    );
 }
 
 #[tokio::test]
 async fn lists_that_do_not_end_or_are_none_are_errors() {
-    let circle = async || Json(json!({"hosts": [{"hostname": "pds.example.com"}], "cursor": "again"}));
+    let circle =
+        async || Json(json!({"hosts": [{"hostname": "pds.example.com"}], "cursor": "again"}));
     let port = serve(Router::new().route("/xrpc/com.atproto.sync.listHosts", get(circle))).await;
     let relay = Url::parse(&format!("http://127.0.0.1:{port}")).unwrap();
-    assert!(matches!(pull_hosts(&relay, |_| {}).await, Err(PullError::Endless(_))));
+    assert!(matches!(
+        pull_hosts(&relay, |_| {}).await,
+        Err(PullError::Endless(_))
+    ));
 
     let port = serve(Router::new()).await;
     let relay = Url::parse(&format!("http://127.0.0.1:{port}")).unwrap();
     let error = pull_hosts(&relay, |_| {}).await.unwrap_err();
-    assert!(matches!(error, PullError::Status { status, .. } if status == 404), "{error}");
+    assert!(
+        matches!(error, PullError::Status { status, .. } if status == 404),
+        "{error}"
+    );
 }
