@@ -20,6 +20,12 @@ pub(super) type Outcome = Result<Arc<Identity>, ResolveError>;
 /// accounts that are known.
 const MAX_STALE: Duration = Duration::from_secs(3 * 24 * 3_600);
 
+/// How long such an identity is used before whoever knows better is asked again.
+const STALE_RETRY: Duration = Duration::from_secs(60);
+
+/// Shortest time between two forced look-ups of one DID when the first one reached nobody.
+const FAILED_REFRESH_PAUSE: Duration = Duration::from_secs(1);
+
 /// How long results are kept.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lifetimes {
@@ -57,7 +63,10 @@ struct Entry {
     /// When the outcome was fetched; unchanged while a stale one is kept.
     fetched: Instant,
     fresh_until: Instant,
-    forced_at: Option<Instant>,
+    /// Until when a forced look-up is not made.
+    paused_until: Option<Instant>,
+    /// Why the last forced look-up said nothing; whoever distrusts the outcome is told this.
+    refresh_failed: Option<ResolveError>,
     /// A forced look-up was asked for too early; the next request after the pause makes up for it.
     refresh_due: bool,
 }
@@ -83,11 +92,10 @@ impl Cache {
 
     /// A request that takes what is known.
     pub(super) fn resolve(&mut self, did: &Did, now: Instant) -> Step {
-        let pause = self.lifetimes.refresh;
         let due = self
             .entries
             .get(did)
-            .map(|entry| entry.refresh_due && !paused(entry, pause, now));
+            .map(|entry| entry.refresh_due && !entry.is_paused(now));
         match (due, self.fresh(did, now)) {
             (Some(false), Some(outcome)) => Step::Answer(outcome),
             (due, _) => self.fly(did, due == Some(true)),
@@ -104,15 +112,17 @@ impl Cache {
 
     /// A request that distrusts what is known.
     pub(super) fn refresh(&mut self, did: &Did, now: Instant) -> Step {
-        let pause = self.lifetimes.refresh;
         if let Some(flight) = self.flights.get(did) {
             return Step::Join(flight.clone());
         }
         if let Some(entry) = self.entries.get_mut(did)
-            && paused(entry, pause, now)
+            && entry.is_paused(now)
         {
             entry.refresh_due = true;
-            return Step::Answer(entry.outcome.clone());
+            return Step::Answer(match &entry.refresh_failed {
+                Some(error) => Err(error.clone()),
+                None => entry.outcome.clone(),
+            });
         }
         self.fly(did, true)
     }
@@ -133,35 +143,51 @@ impl Cache {
     /// Enters what a look-up came to; `jitter` in 0..1 spreads the ends of lifetimes.
     pub(super) fn land(&mut self, did: &Did, outcome: &Outcome, now: Instant, jitter: f64) {
         let forced = self.flights.get(did).is_some_and(|flight| flight.forced);
-        let known = self.entries.get_mut(did);
-        let forced_at = if forced {
-            Some(now)
-        } else {
-            known.as_ref().and_then(|entry| entry.forced_at)
+        match outcome {
+            Err(error) if error.is_temporary() && self.keep_stale(did, error, forced, now) => {}
+            Err(ResolveError::RateLimited) => {}
+            _ => self.enter(did, outcome, forced, now, jitter),
+        }
+    }
+
+    /// Keeps a known identity although nobody could be asked; `false` if there is none, or none young enough.
+    fn keep_stale(&mut self, did: &Did, error: &ResolveError, forced: bool, now: Instant) -> bool {
+        let limit = self.lifetimes.found + MAX_STALE;
+        let Some(entry) = self.entries.get_mut(did) else {
+            return false;
         };
+        if entry.outcome.is_err() || now >= entry.fetched + limit {
+            return false;
+        }
+        entry.fresh_until = entry.fresh_until.max(now + STALE_RETRY);
+        if forced {
+            entry.paused_until = Some(now + FAILED_REFRESH_PAUSE.min(self.lifetimes.refresh));
+            entry.refresh_failed = Some(error.clone());
+        }
+        true
+    }
+
+    fn enter(&mut self, did: &Did, outcome: &Outcome, forced: bool, now: Instant, jitter: f64) {
         let lifetime = match outcome {
             Ok(_) => self.lifetimes.found.mul_f64(1.0 - jitter / 10.0),
-            Err(ResolveError::Unavailable(_)) => self.lifetimes.unavailable,
-            Err(ResolveError::RateLimited) => Duration::ZERO,
+            Err(error) if error.is_temporary() => self.lifetimes.unavailable,
             Err(_) => self.lifetimes.absent,
         };
-        if let (Err(error), Some(entry)) = (outcome, known)
-            && error.is_temporary()
-            && entry.outcome.is_ok()
-            && now < entry.fetched + self.lifetimes.found + MAX_STALE
-        {
-            entry.fresh_until = entry.fresh_until.max(now + self.lifetimes.unavailable);
-            entry.forced_at = forced_at;
-            return;
-        }
-        if *outcome == Err(ResolveError::RateLimited) {
-            return;
-        }
+        let earlier_pause = self.entries.get(did).and_then(|entry| entry.paused_until);
+        let pause = match outcome {
+            Err(error) if error.is_temporary() => FAILED_REFRESH_PAUSE.min(self.lifetimes.refresh),
+            _ => self.lifetimes.refresh,
+        };
         let entry = Entry {
             outcome: outcome.clone(),
             fetched: now,
             fresh_until: now + lifetime,
-            forced_at,
+            paused_until: if forced {
+                Some(now + pause)
+            } else {
+                earlier_pause
+            },
+            refresh_failed: None,
             refresh_due: false,
         };
         self.entries.put(did.clone(), entry);
@@ -181,8 +207,10 @@ impl Cache {
     }
 }
 
-fn paused(entry: &Entry, pause: Duration, now: Instant) -> bool {
-    entry.forced_at.is_some_and(|at| now < at + pause)
+impl Entry {
+    fn is_paused(&self, now: Instant) -> bool {
+        self.paused_until.is_some_and(|until| now < until)
+    }
 }
 
 #[cfg(test)]
@@ -300,6 +328,39 @@ mod tests {
         let step = cache.refresh(&did, much_later);
         complete(&mut cache, &did, step, &gone, much_later);
         assert_eq!(answer(cache.resolve(&did, much_later)), gone);
+    }
+
+    #[tokio::test]
+    async fn a_forced_look_up_that_reached_nobody_proves_nothing_and_is_repeated_soon() {
+        let now = Instant::now();
+        let (mut cache, did) = (cache(), did("a"));
+        let down = Err(ResolveError::Unavailable("down".into()));
+        let step = cache.resolve(&did, now);
+        complete(&mut cache, &did, step, &found(&did, 0), now);
+        let step = cache.refresh(&did, now);
+        complete(&mut cache, &did, step, &down, now);
+        assert_eq!(
+            answer(cache.refresh(&did, now)),
+            down,
+            "the known identity would pass for a fresh one"
+        );
+        assert_eq!(answer(cache.resolve(&did, now)), found(&did, 0));
+        let later = now + FAILED_REFRESH_PAUSE;
+        let step = cache.refresh(&did, later);
+        complete(&mut cache, &did, step, &found(&did, 1), later);
+        assert_eq!(answer(cache.refresh(&did, later)), found(&did, 1));
+
+        let (mut cache, now) = (self::cache(), later);
+        let step = cache.refresh(&did, now);
+        complete(&mut cache, &did, step, &down, now);
+        let step = cache.refresh(&did, now + FAILED_REFRESH_PAUSE);
+        complete(
+            &mut cache,
+            &did,
+            step,
+            &found(&did, 2),
+            now + FAILED_REFRESH_PAUSE,
+        );
     }
 
     #[tokio::test]

@@ -33,7 +33,8 @@ pub struct ResolverOptions {
     pub ttl: Duration,
     /// How long a definite absence is remembered.
     pub negative_ttl: Duration,
-    /// How long a failure to reach the directory or a host is remembered.
+    /// How long a failure to reach the directory or a host is remembered: short, because a caller that tries again
+    /// after a moment should reach it.
     pub unavailable_ttl: Duration,
     /// Shortest time between two forced look-ups of one DID.
     pub refresh_interval: Duration,
@@ -55,7 +56,7 @@ impl Default for ResolverOptions {
             cache_entries: 200_000,
             ttl: Duration::from_secs(24 * 3_600),
             negative_ttl: Duration::from_secs(120),
-            unavailable_ttl: Duration::from_secs(10),
+            unavailable_ttl: Duration::from_secs(1),
             refresh_interval: Duration::from_secs(30),
             directory_rate: 100.0,
             max_wait: Duration::from_secs(10),
