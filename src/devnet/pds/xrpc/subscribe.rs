@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::response::Response;
 use bytes::Bytes;
@@ -38,8 +39,10 @@ impl From<axum::Error> for Gone {
 pub(super) async fn subscribe_repos(
     State(pds): State<Pds>,
     Params(params): Params<Subscribe>,
-    upgrade: WebSocketUpgrade,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, XrpcError> {
+    let upgrade = upgrade
+        .map_err(|error| XrpcError::new(error.status(), "InvalidRequest", error.body_text()))?;
     let cursor = params.cursor.map(|text| text.parse::<i64>()).transpose();
     Ok(upgrade.on_upgrade(move |socket| async move {
         // Subscribed before the cursor is looked up: no event in between is missed.
