@@ -1,6 +1,6 @@
 //! Data of the devnet in libipld's terms: DAG-CBOR blocks, their CIDs, and the JSON form of records
-//! (`$link`, `$bytes`). Not for bytes from the network: libipld overflows the stack on deeply nested
-//! input.
+//! (`$link`, `$bytes`). Decodes only what our own reader has checked first: libipld overflows the
+//! stack on deeply nested input.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +11,7 @@ use libipld::{Cid as IpldCid, Ipld, Multihash};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use crate::atproto::cbor;
 use crate::atproto::cid::Cid;
 
 /// Multicodec of DAG-CBOR.
@@ -42,6 +43,7 @@ pub fn encode(value: &Ipld) -> Vec<u8> {
 
 /// Reads a DAG-CBOR block.
 pub fn decode(block: &[u8]) -> Result<Ipld, DagError> {
+    cbor::validate(block).map_err(|error| DagError::Cbor(error.to_string()))?;
     DagCborCodec
         .decode(block)
         .map_err(|error| DagError::Cbor(error.to_string()))

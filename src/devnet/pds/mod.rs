@@ -27,6 +27,7 @@ use self::frames::Stamp;
 pub use self::repo::{Action, Commit, Op, RepoError, Repository, Swap, SyncState, Write};
 use crate::atproto::cid::Cid;
 use crate::atproto::did::Did;
+use crate::atproto::handle::Handle;
 use crate::atproto::tid::Tid;
 use crate::devnet::keys::{Curve, SigningKey};
 use crate::devnet::plc::{LogError, LookupError, Operation, Plc, Service, Update};
@@ -289,9 +290,7 @@ impl Pds {
     /// The normalised handle, if nobody here has it.
     fn free_handle(&self, handle: &str) -> Result<String, PdsError> {
         let handle = handle.to_ascii_lowercase();
-        if !handle.contains('.') {
-            return Err(PdsError::Handle(handle));
-        }
+        Handle::parse(&handle).map_err(|error| PdsError::Handle(error.to_string()))?;
         if self.accounts().by_handle.contains_key(&handle) {
             return Err(PdsError::HandleTaken(handle));
         }

@@ -14,6 +14,7 @@ use crate::atproto::cid::Cid;
 use crate::atproto::commit::SignedCommit;
 use crate::atproto::did::Did;
 use crate::atproto::mst::{Change, InvertOp, MstError, Tree, Visit};
+use crate::atproto::record_key::{RecordPath, RecordPathError};
 use crate::atproto::tid::Tid;
 use crate::devnet::dag::{self, DagError, link, map, text};
 use crate::devnet::keys::SigningKey;
@@ -120,8 +121,8 @@ pub enum RepoError {
     TooManyBytes,
     #[error("the record of {path} has {bytes} bytes, more than {MAX_RECORD_BYTES}")]
     RecordTooLarge { path: String, bytes: usize },
-    #[error("Invalid collection or record key: {0}")]
-    Path(String),
+    #[error("{path} is not a record's path: {cause}")]
+    Path { path: String, cause: RecordPathError },
     #[error("Invalid $type: expected {expected}, got {found}")]
     Type { expected: String, found: String },
     #[error("a record is a JSON object")]
@@ -239,10 +240,7 @@ impl Write {
             | Write::Delete { rkey, .. } => rkey.clone(),
         };
         let path = format!("{}/{rkey}", self.collection());
-        if self.collection().is_empty() || rkey.is_empty() || rkey.contains('/') {
-            return Err(RepoError::Path(path));
-        }
-        Ok(path)
+        match RecordPath::parse(&path) { Ok(_) => Ok(path), Err(cause) => Err(RepoError::Path { path, cause }) }
     }
 }
 
