@@ -122,7 +122,10 @@ pub enum RepoError {
     #[error("the record of {path} has {bytes} bytes, more than {MAX_RECORD_BYTES}")]
     RecordTooLarge { path: String, bytes: usize },
     #[error("{path} is not a record's path: {cause}")]
-    Path { path: String, cause: RecordPathError },
+    Path {
+        path: String,
+        cause: RecordPathError,
+    },
     #[error("Invalid $type: expected {expected}, got {found}")]
     Type { expected: String, found: String },
     #[error("a record is a JSON object")]
@@ -240,7 +243,10 @@ impl Write {
             | Write::Delete { rkey, .. } => rkey.clone(),
         };
         let path = format!("{}/{rkey}", self.collection());
-        match RecordPath::parse(&path) { Ok(_) => Ok(path), Err(cause) => Err(RepoError::Path { path, cause }) }
+        match RecordPath::parse(&path) {
+            Ok(_) => Ok(path),
+            Err(cause) => Err(RepoError::Path { path, cause }),
+        }
     }
 }
 
