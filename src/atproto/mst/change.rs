@@ -48,19 +48,8 @@ impl Tree {
             self.set_root(leaf, Some(key_height));
             return Ok(());
         };
-        let root_height = self.node(root).height;
-        if key_height > root_height {
-            let (left, right) = self.split(source, Child::Node(root), path, &Place::default())?;
-            let left = self.raise(left, root_height, key_height - 1);
-            let right = self.raise(right, root_height, key_height - 1);
-            let entry = Entry {
-                key: self.push_key(path),
-                value,
-                right,
-            };
-            let root = self.add_node(key_height, left, vec![entry]);
-            self.set_root(Child::Node(root), Some(key_height));
-            return Ok(());
+        if key_height > self.node(root).height {
+            return self.insert_above(source, root, path, value, key_height);
         }
         let descent = self.descend(source, root, path, key_height)?;
         match descent.end {
@@ -88,6 +77,25 @@ impl Tree {
             }
         }
         self.touch(&descent.path);
+        Ok(())
+    }
+
+    /// Puts a record above the whole tree, which is cut in two by it.
+    fn insert_above(
+        &mut self,
+        source: &impl Source,
+        root: NodeId,
+        path: &[u8],
+        value: Cid,
+        key_height: u8,
+    ) -> Result<(), MstError> {
+        let below = self.node(root).height;
+        let (left, right) = self.split(source, Child::Node(root), path, &Place::default())?;
+        let left = self.raise(left, below, key_height - 1);
+        let right = self.raise(right, below, key_height - 1);
+        let key = self.push_key(path);
+        let root = self.add_node(key_height, left, vec![Entry { key, value, right }]);
+        self.set_root(Child::Node(root), Some(key_height));
         Ok(())
     }
 

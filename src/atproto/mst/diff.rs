@@ -43,7 +43,7 @@ impl Tree {
     /// Applies a commit's ops in their order, and gathers the blocks the commit has to carry.
     ///
     /// # Errors
-    /// As [`super::invert`], where an op contradicts the tree or a partial tree lacks a node; the
+    /// As [`super::invert()`], where an op contradicts the tree or a partial tree lacks a node; the
     /// tree is then as it was.
     pub fn apply(&mut self, ops: &[InvertOp<'_>]) -> Result<Diff, MstError> {
         let before = self.root_cid();
@@ -89,7 +89,7 @@ impl Tree {
     }
 
     /// The nodes of this tree, hashed and with `ops` applied, that undoing them reads: in reverse
-    /// order and in the reference relay's (see [`super::invert`]), so that either verifier succeeds;
+    /// order and in the reference relay's (see [`super::invert()`]), so that either verifier succeeds;
     /// and those around each op's record, which other verifiers rely on.
     fn covering(&self, ops: &[InvertOp<'_>]) -> Result<HashSet<Cid>, MstError> {
         let lender = Lender {

@@ -214,7 +214,7 @@ fn start_records() -> impl Strategy<Value = Records> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(192))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn a_batch_inverts_from_the_blocks_it_carries(

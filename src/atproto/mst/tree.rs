@@ -51,7 +51,7 @@ impl Child {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Link {
     pub(super) cid: Cid,
-    /// Where the node is in the tree that is being copied, see [`Source`]; else [`Link::NOWHERE`].
+    /// Where the node is in the tree that is being copied, see `load`; else [`Link::NOWHERE`].
     pub(super) origin: NodeId,
 }
 
