@@ -473,3 +473,24 @@ fn a_password_on_the_command_line_is_warned_of() {
     );
     assert!(!loaded.warnings[0].contains("geheim"));
 }
+
+#[test]
+fn the_readme_has_every_setting() {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let missing: Vec<String> = settings()
+        .iter()
+        .map(|s| {
+            let (flag, variable) = (s.flag, s.variables[0].name());
+            format!(
+                "| `{}` | `--{flag}` | `{variable}` | {} | {} |",
+                s.key, s.default, s.help
+            )
+        })
+        .filter(|row| !readme.lines().any(|line| line == row))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "README.md lacks these rows:\n{}",
+        missing.join("\n")
+    );
+}

@@ -667,7 +667,7 @@ const SETTINGS: &[Setting] = &[
         placeholder: "SIZE",
         default: "512MiB",
         group: Group::Machine,
-        help: "Memory for the state of accounts, about 70 bytes each; the others are read from the database",
+        help: "Memory for the state of accounts; those that do not fit are read from the database",
         list: false,
         secret: false,
         set: |c, raw| {

@@ -144,12 +144,15 @@ async fn add_to_database(
     hosts: &[RemoteHost],
     config: &Config,
 ) -> Result<Vec<Option<Outcome>>, Failure> {
-    std::fs::create_dir_all(&config.data_dir).map_err(|error| {
-        Failure::Failed(format!(
-            "cannot create the data folder {}: {error}",
-            config.data_dir.display()
-        ))
-    })?;
+    if config.database_url.is_none() {
+        // The default database lies in the data folder, which `serve` makes likewise.
+        std::fs::create_dir_all(&config.data_dir).map_err(|error| {
+            Failure::Failed(format!(
+                "cannot create the data folder {}: {error}; create it, or choose another with --data-dir",
+                config.data_dir.display()
+            ))
+        })?;
+    }
     let store = Store::open(config.database_url().expose())
         .await
         .map_err(Failure::failed)?;
