@@ -5,6 +5,7 @@ pub mod car;
 pub mod cbor;
 pub mod cid;
 pub mod commit;
+pub mod datetime;
 pub mod did;
 pub mod did_doc;
 mod fixed;

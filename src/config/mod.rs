@@ -283,6 +283,8 @@ pub struct IdentityConfig {
     pub ttl: Duration,
     /// How long a failed look-up is remembered.
     pub negative_ttl: Duration,
+    /// Shortest time between two forced look-ups of one DID, and of one account's status at its PDS.
+    pub refresh_interval: Duration,
     /// Look-ups per second sent to the PLC directory.
     pub directory_rate: f64,
     /// Identities kept in memory.
@@ -294,6 +296,7 @@ impl Default for IdentityConfig {
         IdentityConfig {
             ttl: Duration::from_secs(24 * 3600),
             negative_ttl: Duration::from_secs(120),
+            refresh_interval: Duration::from_secs(30),
             directory_rate: 100.0,
             cache_entries: 200_000,
         }

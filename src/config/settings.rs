@@ -609,6 +609,22 @@ const SETTINGS: &[Setting] = &[
         show: |c| quoted(format_duration(c.identity.negative_ttl)),
     },
     Setting {
+        key: "identity.refresh_interval",
+        flag: "identity-refresh-interval",
+        variables: &[Value("RELAY_IDENTITY_REFRESH_INTERVAL")],
+        placeholder: "TIME",
+        default: "30s",
+        group: Group::Identity,
+        help: "Shortest time between two forced look-ups of one DID, and of one account's status at its PDS",
+        list: false,
+        secret: false,
+        set: |c, raw| {
+            c.identity.refresh_interval = positive_duration(raw)?;
+            Ok(())
+        },
+        show: |c| quoted(format_duration(c.identity.refresh_interval)),
+    },
+    Setting {
         key: "identity.directory_rate",
         flag: "identity-directory-rate",
         variables: &[Value("RELAY_IDENTITY_DIRECTORY_RATE")],

@@ -1,1 +1,261 @@
-//! verify
+//! Every event is verified here, or refused under the name of a rule.
+//!
+//! [`rules`] are pure functions. The [`Pipeline`] runs them: one DID is always handled by one shard, in arrival
+//! order; shards are plain threads, one per core; what they accept goes to the event log's sequencer. Nothing
+//! unverified leaves, and nothing waits without a bound.
+
+mod account;
+mod judge;
+mod lookup;
+mod rule;
+pub mod rules;
+mod shard;
+pub mod signature;
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::atproto::did::Did;
+use crate::config::{DesyncLimits, Validation};
+use crate::eventlog::Append;
+use crate::identity::Resolver;
+use crate::store::{AccountUpdate, Batch, HostId, LocalStatus, Writer};
+use crate::telemetry::metrics;
+use crate::upstream::{HostHandle, Hosts, Received, Settled, Sink};
+
+pub use rule::Rule;
+pub use shard::Settlement;
+
+use lookup::Lookups;
+use shard::{Command, Outlets, Shard, Work};
+
+/// Memory for the frames of all events under way, in permits of [`MEMORY_UNIT`]: 256 MiB.
+const MEMORY_PERMITS: usize = 256 * 1024;
+/// What one permit stands for, in bytes.
+const MEMORY_UNIT: usize = 1024;
+
+/// Settings of the pipeline.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Threads that verify.
+    pub shards: usize,
+    /// Accounts that one shard keeps in memory.
+    pub resident_accounts: usize,
+    /// After this long a known identity is resolved again.
+    pub identity_ttl: Duration,
+    /// A PDS is asked for one account's status at most this often.
+    pub status_interval: Duration,
+    /// How strictly commits are checked where the host has no setting of its own.
+    pub validation: Validation,
+    /// How often an account may break its chain before it is throttled.
+    pub desync: DesyncLimits,
+}
+
+/// What the pipeline works with.
+pub struct Surroundings {
+    /// Resolves identities.
+    pub resolver: Resolver,
+    /// Reads account rows, including those still to be written, and takes changes.
+    pub writer: Writer,
+    /// The sequencer's queue.
+    pub log: SyncSender<Vec<Append<Settlement>>>,
+    /// The known hosts, which start after the pipeline they feed.
+    pub hosts: KnownHosts,
+}
+
+/// The supervisor of the hosts, once it is there: no event comes before.
+#[derive(Clone, Default)]
+pub struct KnownHosts(Arc<OnceLock<Hosts>>);
+
+impl KnownHosts {
+    /// Makes the supervisor known; the first one stays.
+    pub fn set(&self, hosts: Hosts) {
+        let _ = self.0.set(hosts);
+    }
+
+    fn by_name(&self, name: &str) -> Option<Arc<HostHandle>> {
+        self.0.get()?.by_name(name)
+    }
+
+    fn get(&self, id: HostId) -> Option<Arc<HostHandle>> {
+        self.0.get()?.get(id)
+    }
+}
+
+/// Why a decision on an account could not be carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// No event of the account was ever seen.
+    #[error("the account is not known to this relay")]
+    UnknownAccount,
+    /// The relay is going down.
+    #[error("the relay is shutting down")]
+    ShuttingDown,
+}
+
+/// The shards. Clones share them; they end when the last clone is gone.
+#[derive(Clone)]
+pub struct Pipeline {
+    shards: Arc<[UnboundedSender<Work>]>,
+    memory: Arc<Semaphore>,
+    settled: Arc<[Arc<AtomicU64>]>,
+}
+
+impl Pipeline {
+    /// Starts the shards and the look-ups. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// The system starts no more threads.
+    pub fn start(
+        options: Options,
+        surroundings: Surroundings,
+    ) -> io::Result<(Self, Vec<JoinHandle<()>>)> {
+        let (lookups, questions) = mpsc::unbounded_channel();
+        let (senders, inboxes): (Vec<_>, Vec<_>) = (0..options.shards)
+            .map(|_| mpsc::unbounded_channel())
+            .unzip();
+        let settled: Arc<[Arc<AtomicU64>]> = (0..options.shards)
+            .map(|_| Arc::new(AtomicU64::new(0)))
+            .collect();
+        let mut threads = Vec::new();
+        for (index, inbox) in inboxes.into_iter().enumerate() {
+            let writer = surroundings.writer.clone();
+            let outlets = Outlets {
+                log: surroundings.log.clone(),
+                lookups: lookups.clone(),
+                updates: Box::new(move |update: AccountUpdate| writer.update(update)),
+                hosts: surroundings.hosts.clone(),
+                settled: settled[index].clone(),
+            };
+            let shard = Shard::new(index, options, inbox, outlets);
+            let thread = std::thread::Builder::new().name(format!("shard-{index}"));
+            threads.push(thread.spawn(move || shard.run())?);
+        }
+        let shards: Vec<_> = senders.iter().map(UnboundedSender::downgrade).collect();
+        let answers = Lookups {
+            resolver: surroundings.resolver,
+            writer: surroundings.writer,
+            shards,
+        };
+        tokio::spawn(Arc::new(answers).run(questions));
+        let memory = Arc::new(Semaphore::new(MEMORY_PERMITS));
+        Ok((
+            Self {
+                shards: senders.into(),
+                memory,
+                settled,
+            },
+            threads,
+        ))
+    }
+
+    /// Sets an account's local status, stores it and tells consumers; returns when that event is durable. With
+    /// `only_from`, an account whose local status is another one stays as it is.
+    ///
+    /// # Errors
+    /// The account is unknown, or the relay is shutting down.
+    pub async fn set_local_status(
+        &self,
+        did: Did,
+        local: LocalStatus,
+        only_from: Option<LocalStatus>,
+    ) -> Result<(), CommandError> {
+        let (reply, done) = oneshot::channel();
+        let shard = self.shard(&did);
+        self.shards[shard]
+            .send(Work::Command(Command {
+                did,
+                local,
+                only_from,
+                reply,
+            }))
+            .map_err(|_| CommandError::ShuttingDown)?;
+        done.await.unwrap_or(Err(CommandError::ShuttingDown))
+    }
+
+    /// What the sequencer calls with durable events.
+    pub fn settler(&self, writer: Writer) -> Settler {
+        Settler {
+            settled: self.settled.clone(),
+            writer,
+        }
+    }
+
+    /// Ends the shards, once they have worked off what was submitted before.
+    pub fn stop(&self) {
+        for shard in self.shards.iter() {
+            // A shard that has ended needs no end.
+            let _ = shard.send(Work::Stop);
+        }
+    }
+
+    fn shard(&self, did: &Did) -> usize {
+        (did.hash64() % self.shards.len() as u64) as usize
+    }
+}
+
+/// Settles what the log holds on disk.
+pub struct Settler {
+    settled: Arc<[Arc<AtomicU64>]>,
+    writer: Writer,
+}
+
+impl Settler {
+    /// Account changes go to the store's writer, in log order, then the hosts' cursors move. Called outside the
+    /// runtime; waits while the database is far behind. Returns the accounts whose events up to a seq are to be
+    /// redacted.
+    pub fn settle(&self, mut durable: Vec<(u64, Settlement)>) -> Vec<(Did, u64)> {
+        let accounts: Vec<_> = durable
+            .iter_mut()
+            .filter_map(|(_, settlement)| settlement.update.take())
+            .collect();
+        // After a shutdown nothing is written any more: the log still has it.
+        let _ = self.writer.send_blocking(Batch {
+            accounts,
+            ..Batch::default()
+        });
+        let mut redact = Vec::new();
+        for (seq, settlement) in durable {
+            self.settled[settlement.shard].store(settlement.ticket, Ordering::Release);
+            if let Some(in_flight) = settlement.in_flight {
+                in_flight.settle(Settled::Durable { log_seq: seq });
+            }
+            if let Some(reply) = settlement.reply {
+                // Whoever asked may have gone away; the decision stands.
+                let _ = reply.send(Ok(()));
+            }
+            if let Some(did) = settlement.redact {
+                redact.push((did, seq));
+            }
+            metrics().events_forwarded(settlement.kind.as_str()).inc();
+            metrics()
+                .time_to_firehose
+                .observe(settlement.received.elapsed().as_secs_f64());
+        }
+        redact
+    }
+}
+
+impl Sink for Pipeline {
+    /// Hands an event to its shard. Waits while too much is under way.
+    async fn submit(&self, received: Received) {
+        let permits = received
+            .frame
+            .len()
+            .div_ceil(MEMORY_UNIT)
+            .min(MEMORY_PERMITS) as u32;
+        let Ok(memory) = self.memory.clone().acquire_many_owned(permits).await else {
+            return;
+        };
+        let shard = self.shard(&received.did);
+        // A shard that is gone settles nothing: the host sends the event again after the restart.
+        let _ = self.shards[shard].send(Work::Event(received, memory));
+    }
+}

@@ -1,0 +1,469 @@
+//! The wiring of a whole relay: what the binary, the demo and the tests start.
+//!
+//! Here the rooms are joined in the order of an event's path, started from the end of that path and stopped from its
+//! beginning, so that nothing is ever handed to a room that is not there.
+
+mod operations;
+mod recovery;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc as sync_mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task;
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::config::{Config, Durability};
+use crate::dial::{Guard, PdsHost};
+use crate::discovery::{Crawler, CrawlerOptions};
+use crate::eventlog::{self, EventLog, LogError, LogOptions};
+use crate::firehose::{self, Firehose, FirehoseOptions};
+use crate::identity::{Resolver, ResolverOptions};
+use crate::store::{Batch, Store, StoreError, Writer};
+use crate::upstream::{AddError, Hosts, HostsOptions};
+use crate::verify::{self, KnownHosts, Pipeline, Rule, Settlement, Surroundings};
+use crate::{api, telemetry};
+
+use operations::Running;
+pub use recovery::RecoveryError;
+
+/// Batches of accepted events that may wait for the sequencer.
+const LOG_QUEUE: usize = 64;
+/// How often cursors and the replay position are handed to the database's writer.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
+/// fdatasync interval of `log.durability = "interval"`.
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a failed crawl request is remembered.
+const REMEMBER_FAILED_CRAWL: Duration = Duration::from_secs(60);
+/// How long the database may take for the last changes at a stop; the log has them anyway.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+/// Memory of one resident account in bytes, measured.
+const ACCOUNT_BYTES: u64 = 512;
+
+/// Why a relay did not start. Each is one line for the operator: what, where, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener.
+    #[error("cannot listen on {address} ({what}): {source}; choose another address with --{flag}")]
+    Listen {
+        address: SocketAddr,
+        what: &'static str,
+        flag: &'static str,
+        source: io::Error,
+    },
+    /// The data folder.
+    #[error(
+        "cannot create the data folder {folder}: {source}; create it, or choose another with --data-dir"
+    )]
+    DataFolder { folder: String, source: io::Error },
+    /// The event log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The log and the database do not fit.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    /// A configured host.
+    #[error("host {host:?}: {reason}")]
+    Host { host: String, reason: String },
+    /// Threads.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A running relay. [`Relay::shutdown`] ends it in order; dropping it leaves that to the process's end.
+pub struct Relay {
+    public_addr: SocketAddr,
+    metrics_addr: SocketAddr,
+    hosts: Hosts,
+    pipeline: Pipeline,
+    shards: Vec<JoinHandle<()>>,
+    sequencer: eventlog::sequencer::Sequencer<Settlement>,
+    settled: Arc<AtomicU64>,
+    writer: Writer,
+    firehose: Firehose,
+    log: EventLog,
+    closing: CancellationToken,
+    failed: watch::Receiver<Option<String>>,
+    servers: Vec<task::JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Starts a relay: listeners first, so that nothing is written where they fail, then log, database, recovery, and
+    /// last the hosts.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: Config) -> Result<Relay, StartError> {
+        telemetry::metrics().register_rules(Rule::ALL.iter().map(|rule| rule.name()));
+        let public = listen(config.listen, "the public API", "listen").await?;
+        let private = listen(config.metrics_listen, "metrics", "metrics-listen").await?;
+        let log = open_log(&config).await?;
+        let store = Store::open(config.database_url().expose()).await?;
+        let recovered = recovery::replay(&log, &store).await?;
+
+        let guard = Guard::new(config.allow_private_hosts);
+        let writer = Writer::spawn(store.clone());
+        let (to_log, from_shards) = sync_mpsc::sync_channel(LOG_QUEUE);
+        let known_hosts = KnownHosts::default();
+        let surroundings = Surroundings {
+            resolver: Resolver::new(resolver_options(&config, guard)),
+            writer: writer.clone(),
+            log: to_log,
+            hosts: known_hosts.clone(),
+        };
+        let (failing, failed) = watch::channel(None);
+        let (pipeline, shards) =
+            Pipeline::start(pipeline_options(&config), surroundings).map_err(StartError::Thread)?;
+        let settled = Arc::new(AtomicU64::new(log.head()));
+        let sequencer = eventlog::sequencer::spawn(
+            log.clone(),
+            from_shards,
+            on_durable(&log, &pipeline, &writer, &settled),
+        )?;
+        let hosts = Hosts::new(
+            hosts_options(&config, guard),
+            store.clone(),
+            recovered,
+            Arc::new(pipeline.clone()),
+        )
+        .await?;
+        known_hosts.set(hosts.clone());
+
+        let closing = CancellationToken::new();
+        let firehose = Firehose::new(log.clone(), firehose_options(&config));
+        let running = Arc::new(Running {
+            log: log.clone(),
+            hosts: hosts.clone(),
+            pipeline: pipeline.clone(),
+            crawler: Crawler::new(crawler_options(&config, guard), hosts.clone()),
+            firehose: firehose.clone(),
+        });
+        let public_addr = local_addr(&public, config.listen);
+        let metrics_addr = local_addr(&private, config.metrics_listen);
+        let state = api::State {
+            store,
+            operations: running.clone(),
+            admin_password: config.admin_password.clone(),
+        };
+        let servers = vec![
+            serve(
+                public,
+                api::router(state, firehose::router(firehose.clone())),
+                closing.clone(),
+                failing.clone(),
+            ),
+            serve(
+                private,
+                telemetry::router(running),
+                closing.clone(),
+                failing,
+            ),
+        ];
+        tokio::spawn(checkpoints(
+            hosts.clone(),
+            writer.clone(),
+            settled.clone(),
+            closing.clone(),
+        ));
+        add_configured_hosts(&config, guard, &hosts).await?;
+        hosts.start();
+        info!(listen = %public_addr, metrics = %metrics_addr, head = log.head(), "the relay is up");
+        Ok(Relay {
+            public_addr,
+            metrics_addr,
+            hosts,
+            pipeline,
+            shards,
+            sequencer,
+            settled,
+            writer,
+            firehose,
+            log,
+            closing,
+            failed,
+            servers,
+        })
+    }
+
+    /// Where the public API and the firehose listen.
+    pub fn public_addr(&self) -> SocketAddr {
+        self.public_addr
+    }
+
+    /// Where metrics and health listen.
+    pub fn metrics_addr(&self) -> SocketAddr {
+        self.metrics_addr
+    }
+
+    /// The supervisor of the hosts, for a status line.
+    pub fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    /// The event log, for a status line.
+    pub fn log(&self) -> &EventLog {
+        &self.log
+    }
+
+    /// Who is connected, for a status line.
+    pub fn firehose(&self) -> &Firehose {
+        &self.firehose
+    }
+
+    /// Resolves with the reason when a part of the relay ended that never should.
+    pub fn failed(&self) -> impl Future<Output = String> + Send + use<> {
+        let mut failed = self.failed.clone();
+        async move {
+            let reason = failed
+                .wait_for(Option::is_some)
+                .await
+                .ok()
+                .and_then(|reason| reason.clone());
+            match reason {
+                Some(reason) => reason,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Ends the relay: hosts first, then what is under way, then consumers and the database. Nothing is lost: what was
+    /// not durable comes again from its host.
+    pub async fn shutdown(self) {
+        self.hosts.shutdown().await;
+        self.pipeline.stop();
+        let (shards, sequencer) = (self.shards, self.sequencer);
+        let stopped = task::spawn_blocking(move || {
+            for shard in shards {
+                if shard.join().is_err() {
+                    error!("a shard panicked");
+                }
+            }
+            sequencer.stop().len()
+        });
+        match stopped.await {
+            Ok(0) => {}
+            Ok(waiting) => warn!(
+                events = waiting,
+                "events that the disk did not take will come again from their hosts"
+            ),
+            Err(failure) => error!(%failure, "stopping the shards"),
+        }
+        checkpoint(&self.hosts, &self.writer, &self.settled).await;
+        self.closing.cancel();
+        self.firehose.shutdown().await;
+        if let Err(failure) = self.writer.shutdown(LAST_WRITES).await {
+            warn!(%failure, "the database did not take the last changes; they are in the log");
+        }
+        for server in self.servers {
+            server.abort();
+            // Cancelled, as just asked.
+            let _ = server.await;
+        }
+        info!("the relay is down");
+    }
+}
+
+async fn listen(
+    address: SocketAddr,
+    what: &'static str,
+    flag: &'static str,
+) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| StartError::Listen {
+            address,
+            what,
+            flag,
+            source,
+        })
+}
+
+fn local_addr(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(configured)
+}
+
+/// Opens the log on a thread of its own: recovery reads files.
+async fn open_log(config: &Config) -> Result<EventLog, StartError> {
+    let folder = |source| StartError::DataFolder {
+        folder: config.data_dir.display().to_string(),
+        source,
+    };
+    std::fs::create_dir_all(&config.data_dir).map_err(folder)?;
+    let options = LogOptions {
+        segment_bytes: config.log_segment_bytes,
+        durability: match config.log_durability {
+            Durability::Sync => eventlog::Durability::Sync,
+            Durability::Interval => eventlog::Durability::Interval(SYNC_INTERVAL),
+            Durability::None => eventlog::Durability::None,
+        },
+        window: config.replay_window,
+        max_bytes: config.log_max_bytes,
+        ..LogOptions::new(config.log_dir())
+    };
+    match task::spawn_blocking(move || EventLog::open(options)).await {
+        Ok(log) => Ok(log?),
+        Err(failure) => Err(StartError::Thread(io::Error::other(failure))),
+    }
+}
+
+/// What the sequencer calls with events that are on disk. Redactions wait for the disk, so they have a thread.
+fn on_durable(
+    log: &EventLog,
+    pipeline: &Pipeline,
+    writer: &Writer,
+    settled: &Arc<AtomicU64>,
+) -> impl FnMut(Vec<(u64, Settlement)>) + Send + use<> {
+    let settler = pipeline.settler(writer.clone());
+    let settled = settled.clone();
+    let (redactions, redact) = sync_mpsc::channel::<(crate::atproto::did::Did, u64)>();
+    let log = log.clone();
+    task::spawn_blocking(move || {
+        for (did, seq) in redact {
+            if let Err(failure) = log.redact(&did, seq.saturating_sub(1)) {
+                error!(%did, %failure, "the events of an account could not be taken out of the log");
+            }
+        }
+    });
+    move |durable| {
+        let last = durable.last().map(|(seq, _)| *seq);
+        for redaction in settler.settle(durable) {
+            // The thread ends only with this closure.
+            let _ = redactions.send(redaction);
+        }
+        if let Some(last) = last {
+            settled.store(last, Ordering::Release);
+        }
+    }
+}
+
+fn pipeline_options(config: &Config) -> verify::Options {
+    let shards = config.shards.max(1);
+    verify::Options {
+        shards,
+        resident_accounts: (config.account_cache_bytes / ACCOUNT_BYTES) as usize / shards,
+        identity_ttl: config.identity.ttl,
+        status_interval: config.identity.refresh_interval,
+        validation: config.validation,
+        desync: config.desync,
+    }
+}
+
+fn resolver_options(config: &Config, guard: Guard) -> ResolverOptions {
+    ResolverOptions {
+        plc_url: config.plc_host.clone(),
+        guard,
+        cache_entries: config.identity.cache_entries,
+        ttl: config.identity.ttl,
+        negative_ttl: config.identity.negative_ttl,
+        refresh_interval: config.identity.refresh_interval,
+        directory_rate: config.identity.directory_rate,
+        ..ResolverOptions::default()
+    }
+}
+
+fn hosts_options(config: &Config, guard: Guard) -> HostsOptions {
+    HostsOptions {
+        guard,
+        limits: config.host_limits,
+        trusted_domains: config.trusted_domains.clone(),
+        banned_domains: config.banned_domains.clone(),
+        ..HostsOptions::default()
+    }
+}
+
+fn crawler_options(config: &Config, guard: Guard) -> CrawlerOptions {
+    CrawlerOptions {
+        guard,
+        public_requests: config.request_crawl,
+        new_hosts_per_day: config.new_hosts_per_day,
+        remember_failure: REMEMBER_FAILED_CRAWL,
+    }
+}
+
+fn firehose_options(config: &Config) -> FirehoseOptions {
+    FirehoseOptions {
+        max_consumers: config.max_consumers,
+        max_consumers_per_ip: config.max_consumers_per_ip,
+        ..FirehoseOptions::default()
+    }
+}
+
+async fn add_configured_hosts(
+    config: &Config,
+    guard: Guard,
+    hosts: &Hosts,
+) -> Result<(), StartError> {
+    for entry in &config.hosts {
+        let refused = |reason: String| StartError::Host {
+            host: entry.to_string(),
+            reason,
+        };
+        let host = PdsHost::parse(&entry.to_string(), &guard)
+            .map_err(|error| refused(error.to_string()))?;
+        match hosts.add(&host).await {
+            Ok(_) => {}
+            Err(AddError::Banned(_)) => warn!(%host, "a configured host is banned and stays so"),
+            Err(AddError::Store(failure)) => return Err(failure.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Serves a router until the relay closes.
+fn serve(
+    listener: TcpListener,
+    router: axum::Router,
+    closing: CancellationToken,
+    failing: watch::Sender<Option<String>>,
+) -> task::JoinHandle<()> {
+    tokio::spawn(async move {
+        let service = router.into_make_service_with_connect_info::<SocketAddr>();
+        let served = axum::serve(listener, service)
+            .with_graceful_shutdown(closing.cancelled_owned())
+            .await;
+        if let Err(failure) = served {
+            failing.send_replace(Some(format!("a listener failed: {failure}")));
+        }
+    })
+}
+
+/// Hands the hosts' cursors and the replay position to the database's writer, again and again.
+async fn checkpoints(
+    hosts: Hosts,
+    writer: Writer,
+    settled: Arc<AtomicU64>,
+    closing: CancellationToken,
+) {
+    let mut ticks = interval(CHECKPOINT_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => checkpoint(&hosts, &writer, &settled).await,
+            () = closing.cancelled() => return,
+        }
+    }
+}
+
+/// One checkpoint: every event it covers was handed to the writer before.
+async fn checkpoint(hosts: &Hosts, writer: &Writer, settled: &AtomicU64) {
+    let checkpoint = hosts.checkpoint(settled.load(Ordering::Acquire));
+    let batch = Batch {
+        accounts: Vec::new(),
+        cursors: checkpoint.cursors,
+        replay_from: Some(checkpoint.replay_from),
+    };
+    if writer.send(batch).await.is_err() {
+        warn!("a checkpoint came after the database's writer stopped");
+    }
+}

@@ -1,0 +1,157 @@
+//! The relay at work, as its API and its metrics listener see it.
+
+use futures_util::future::BoxFuture;
+
+use crate::api::{HostActivity, OperationError, Operations};
+use crate::atproto::did::Did;
+use crate::config::Validation;
+use crate::discovery::{CrawlError, Crawler, Requester};
+use crate::eventlog::{self, EventLog};
+use crate::firehose::{ConsumerInfo, Firehose};
+use crate::store::{HostId, LocalStatus, RateOverrides};
+use crate::telemetry::{Health, Metrics, Observed};
+use crate::upstream::Hosts;
+use crate::verify::{CommandError, Pipeline};
+
+/// The parts that requests ask for.
+pub(super) struct Running {
+    pub log: EventLog,
+    pub hosts: Hosts,
+    pub pipeline: Pipeline,
+    pub crawler: Crawler,
+    pub firehose: Firehose,
+}
+
+impl From<CommandError> for OperationError {
+    fn from(error: CommandError) -> Self {
+        match error {
+            CommandError::UnknownAccount => OperationError::UnknownAccount,
+            CommandError::ShuttingDown => OperationError::ShuttingDown,
+        }
+    }
+}
+
+impl Operations for Running {
+    fn request_crawl<'a>(
+        &'a self,
+        hostname: &'a str,
+        requester: Requester,
+    ) -> BoxFuture<'a, Result<(), CrawlError>> {
+        Box::pin(async move {
+            self.crawler
+                .request_crawl(hostname, requester)
+                .await
+                .map(drop)
+        })
+    }
+
+    fn ban_host(&self, host: HostId) -> BoxFuture<'_, Result<(), OperationError>> {
+        Box::pin(async move { Ok(self.hosts.ban(host).await?) })
+    }
+
+    fn unban_host(&self, host: HostId) -> BoxFuture<'_, Result<(), OperationError>> {
+        Box::pin(async move { Ok(self.hosts.unban(host).await?) })
+    }
+
+    fn set_account_limit(
+        &self,
+        host: HostId,
+        limit: i64,
+    ) -> BoxFuture<'_, Result<(), OperationError>> {
+        Box::pin(async move {
+            for did in self.hosts.set_account_limit(host, limit).await? {
+                self.pipeline
+                    .set_local_status(did, LocalStatus::Active, Some(LocalStatus::Throttled))
+                    .await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn set_rates(
+        &self,
+        host: HostId,
+        rates: RateOverrides,
+    ) -> BoxFuture<'_, Result<(), OperationError>> {
+        Box::pin(async move { Ok(self.hosts.set_rates(host, rates).await?) })
+    }
+
+    fn set_validation(
+        &self,
+        host: HostId,
+        mode: Option<Validation>,
+    ) -> BoxFuture<'_, Result<(), OperationError>> {
+        Box::pin(async move { Ok(self.hosts.set_validation(host, mode).await?) })
+    }
+
+    fn ban_domain<'a>(&'a self, domain: &'a str) -> BoxFuture<'a, Result<bool, OperationError>> {
+        Box::pin(async move { Ok(self.hosts.ban_domain(domain).await?) })
+    }
+
+    fn unban_domain<'a>(&'a self, domain: &'a str) -> BoxFuture<'a, Result<bool, OperationError>> {
+        Box::pin(async move { Ok(self.hosts.unban_domain(domain).await?) })
+    }
+
+    fn take_down(&self, did: Did) -> BoxFuture<'_, Result<(), OperationError>> {
+        Box::pin(async move {
+            Ok(self
+                .pipeline
+                .set_local_status(did, LocalStatus::TakenDown, None)
+                .await?)
+        })
+    }
+
+    fn reverse_takedown(&self, did: Did) -> BoxFuture<'_, Result<(), OperationError>> {
+        Box::pin(async move {
+            let only_from = Some(LocalStatus::TakenDown);
+            Ok(self
+                .pipeline
+                .set_local_status(did, LocalStatus::Active, only_from)
+                .await?)
+        })
+    }
+
+    fn activity(&self, host: HostId) -> Option<HostActivity> {
+        let host = self.hosts.get(host)?;
+        let rates = host.event_rates();
+        Some(HostActivity {
+            connected: host.is_connected(),
+            events: host.events(),
+            per_second: rates.per_second as f64,
+            per_hour: rates.per_hour as f64,
+            per_day: rates.per_day as f64,
+        })
+    }
+
+    fn consumers(&self) -> Vec<ConsumerInfo> {
+        self.firehose.consumers().list()
+    }
+
+    fn trouble(&self) -> Option<String> {
+        match self.log.health() {
+            eventlog::Health::Good => None,
+            eventlog::Health::Failing { reason, .. } => Some(format!(
+                "the event log cannot be written, events wait: {reason}"
+            )),
+        }
+    }
+}
+
+impl Observed for Running {
+    fn health(&self) -> Health {
+        Health {
+            problems: self.trouble().into_iter().collect(),
+        }
+    }
+
+    fn sample(&self, metrics: &Metrics) {
+        metrics.log_seq.set(self.log.head() as i64);
+        metrics
+            .log_oldest_seq
+            .set(self.log.oldest().unwrap_or(0) as i64);
+        metrics.log_bytes.set(self.log.bytes() as i64);
+        metrics
+            .consumers
+            .set(self.firehose.consumers().len() as i64);
+    }
+}

@@ -1,0 +1,136 @@
+//! The look-ups that shards ask for: accounts in SQL, identities, the status of an account at its PDS.
+//!
+//! Runs on tokio. Account rows are read in batches; every question gets exactly one answer, in bounded time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedReceiver, WeakUnboundedSender};
+use tokio::time::sleep;
+use tracing::warn;
+
+use crate::atproto::did::Did;
+use crate::identity::{Identity, RepoStatusError, ResolveError, Resolver};
+use crate::store::{UpstreamStatus, Writer};
+use crate::upstream::HostHandle;
+
+use super::judge::{NoIdentity, Question};
+use super::shard::{Answer, Work};
+
+/// Most account rows read at once.
+const ACCOUNTS_PER_READ: usize = 500;
+/// How often an identity is asked for before its event is given up, and the wait in between: a directory that is
+/// down for a moment loses no event.
+const IDENTITY_ATTEMPTS: u32 = 3;
+const IDENTITY_PAUSE: Duration = Duration::from_secs(2);
+/// The wait before a database that failed is asked again.
+const DATABASE_PAUSE: Duration = Duration::from_millis(500);
+
+/// A shard's question.
+pub(super) struct Lookup {
+    pub shard: usize,
+    pub did: Did,
+    pub question: Question,
+    /// The host whose event asks.
+    pub host: Option<Arc<HostHandle>>,
+}
+
+/// Answers questions until the shards are gone.
+pub(super) struct Lookups {
+    pub resolver: Resolver,
+    pub writer: Writer,
+    /// Weak, so that the shards end when the pipeline does.
+    pub shards: Vec<WeakUnboundedSender<Work>>,
+}
+
+impl Lookups {
+    pub async fn run(self: Arc<Self>, mut questions: UnboundedReceiver<Lookup>) {
+        let mut batch = Vec::new();
+        while questions.recv_many(&mut batch, ACCOUNTS_PER_READ).await > 0 {
+            let mut accounts = Vec::new();
+            for lookup in batch.drain(..) {
+                match lookup.question {
+                    Question::Account => accounts.push((lookup.shard, lookup.did)),
+                    Question::Identity { fresh } => {
+                        tokio::spawn(self.clone().identity(lookup.shard, lookup.did, fresh));
+                    }
+                    Question::Status => {
+                        tokio::spawn(self.clone().status(lookup.shard, lookup.did, lookup.host));
+                    }
+                }
+            }
+            if !accounts.is_empty() {
+                tokio::spawn(self.clone().accounts(accounts));
+            }
+        }
+    }
+
+    async fn accounts(self: Arc<Self>, asked: Vec<(usize, Did)>) {
+        let dids: Vec<Did> = asked.iter().map(|(_, did)| did.clone()).collect();
+        let mut rows = loop {
+            match self.writer.accounts(&dids).await {
+                Ok(rows) => break rows,
+                Err(error) => {
+                    warn!(%error, "accounts cannot be read; events wait");
+                    sleep(DATABASE_PAUSE).await;
+                }
+            }
+        };
+        for (shard, did) in asked {
+            let row = rows.remove(&did).map(Box::new);
+            self.answer(shard, did, Answer::Account(row));
+        }
+    }
+
+    async fn identity(self: Arc<Self>, shard: usize, did: Did, fresh: bool) {
+        let mut attempt = 1;
+        let result = loop {
+            match self.resolve(&did, fresh).await {
+                Err(error) if error.is_temporary() && attempt < IDENTITY_ATTEMPTS => {
+                    sleep(IDENTITY_PAUSE * attempt).await;
+                    attempt += 1;
+                }
+                result => break result.map_err(|error| no_identity(&error)),
+            }
+        };
+        self.answer(shard, did, Answer::Identity { result, fresh });
+    }
+
+    async fn resolve(&self, did: &Did, fresh: bool) -> Result<Arc<Identity>, ResolveError> {
+        if fresh {
+            self.resolver.refresh(did).await
+        } else {
+            self.resolver.resolve(did).await
+        }
+    }
+
+    async fn status(self: Arc<Self>, shard: usize, did: Did, host: Option<Arc<HostHandle>>) {
+        let status = match host {
+            Some(host) => match self.resolver.repo_status(host.host(), &did).await {
+                Ok(answer) => Some(UpstreamStatus::from_event(
+                    answer.active,
+                    answer.status.as_deref(),
+                )),
+                Err(RepoStatusError::NotFound) => Some(UpstreamStatus::Deleted),
+                Err(RepoStatusError::Unavailable(_)) => None,
+            },
+            None => None,
+        };
+        self.answer(shard, did, Answer::Status(status));
+    }
+
+    fn answer(&self, shard: usize, did: Did, answer: Answer) {
+        // A shard that is gone needs no answers.
+        if let Some(shard) = self.shards[shard].upgrade() {
+            let _ = shard.send(Work::Answer(did, answer));
+        }
+    }
+}
+
+fn no_identity(error: &ResolveError) -> NoIdentity {
+    match error {
+        ResolveError::NotFound | ResolveError::Invalid(_) => NoIdentity::NotFound,
+        ResolveError::Tombstoned => NoIdentity::Tombstoned,
+        ResolveError::Unavailable(_) | ResolveError::RateLimited => NoIdentity::Unresolved,
+    }
+}

@@ -1,0 +1,156 @@
+//! The names of the rules: every reason for which an event is refused, as one word for metrics and logs.
+//!
+//! The rules themselves are in [`super::rules`] (events) and in the upstream room (frames and sequence).
+
+use std::fmt;
+
+/// A reason to refuse an event. The name is the value of the `rule` label of `relay_events_dropped_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// The frame is none of the four kinds of event.
+    Frame,
+    /// The DID does not follow the DID syntax, or its method is not supported.
+    DidSyntax,
+    /// `blocks` of a `#commit` is larger than 2,000,000 bytes.
+    CommitTooLarge,
+    /// A `#commit` has more than 200 ops.
+    TooManyOps,
+    /// A record block is larger than 1,000,000 bytes.
+    RecordTooLarge,
+    /// `blocks` of a `#sync` is larger than 10,000 bytes.
+    SyncTooLarge,
+    /// The DID could not be resolved within the bounded wait.
+    IdentityUnresolved,
+    /// The DID does not exist, or its document is unusable.
+    IdentityNotFound,
+    /// The DID was tombstoned.
+    Tombstoned,
+    /// The DID document has no usable `#atproto` signing key.
+    NoSigningKey,
+    /// The DID document names no PDS.
+    NoPds,
+    /// The sending host is not the account's PDS.
+    WrongHost,
+    /// The account is not active, here or at its PDS.
+    AccountInactive,
+    /// `rev` is not a TID.
+    RevSyntax,
+    /// `rev` is more than five minutes in the future.
+    RevFuture,
+    /// `rev` is not above the account's last one.
+    RevOrder,
+    /// The CAR cannot be read: version, header, framing or CID.
+    Car,
+    /// A block does not hash to its CID.
+    BlockHash,
+    /// The CAR's first root, the envelope's `commit` and the commit block do not belong together.
+    CommitBlock,
+    /// The signed commit is malformed: version, fields, lengths.
+    CommitObject,
+    /// DID or rev of the signed commit differ from the envelope's.
+    CommitEnvelope,
+    /// The signature does not verify with the account's key.
+    Signature,
+    /// An op's path is not `collection/record-key`.
+    OpPath,
+    /// A create or update op has no CID, or its record block is missing.
+    OpRecord,
+    /// An update or delete op has no `prev` (sync 1.1).
+    OpPrev,
+    /// `prevData` is missing and the host is held to sync 1.1.
+    PrevData,
+    /// Undoing the ops does not give `prevData`.
+    Inversion,
+    /// A `#sync` repeats the stored rev with another commit.
+    SyncConflict,
+    /// The account broke its chain too often.
+    Desynchronized,
+}
+
+impl Rule {
+    /// Every rule, in the order of the event's path; metrics are registered from it.
+    pub const ALL: [Rule; 29] = [
+        Rule::Frame,
+        Rule::DidSyntax,
+        Rule::CommitTooLarge,
+        Rule::TooManyOps,
+        Rule::RecordTooLarge,
+        Rule::SyncTooLarge,
+        Rule::IdentityUnresolved,
+        Rule::IdentityNotFound,
+        Rule::Tombstoned,
+        Rule::NoSigningKey,
+        Rule::NoPds,
+        Rule::WrongHost,
+        Rule::AccountInactive,
+        Rule::RevSyntax,
+        Rule::RevFuture,
+        Rule::RevOrder,
+        Rule::Car,
+        Rule::BlockHash,
+        Rule::CommitBlock,
+        Rule::CommitObject,
+        Rule::CommitEnvelope,
+        Rule::Signature,
+        Rule::OpPath,
+        Rule::OpRecord,
+        Rule::OpPrev,
+        Rule::PrevData,
+        Rule::Inversion,
+        Rule::SyncConflict,
+        Rule::Desynchronized,
+    ];
+
+    /// The rule's name in metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Rule::Frame => "frame",
+            Rule::DidSyntax => "did_syntax",
+            Rule::CommitTooLarge => "commit_too_large",
+            Rule::TooManyOps => "too_many_ops",
+            Rule::RecordTooLarge => "record_too_large",
+            Rule::SyncTooLarge => "sync_too_large",
+            Rule::IdentityUnresolved => "identity_unresolved",
+            Rule::IdentityNotFound => "identity_not_found",
+            Rule::Tombstoned => "tombstoned",
+            Rule::NoSigningKey => "no_signing_key",
+            Rule::NoPds => "no_pds",
+            Rule::WrongHost => "wrong_host",
+            Rule::AccountInactive => "account_inactive",
+            Rule::RevSyntax => "rev_syntax",
+            Rule::RevFuture => "rev_future",
+            Rule::RevOrder => "rev_order",
+            Rule::Car => "car",
+            Rule::BlockHash => "block_hash",
+            Rule::CommitBlock => "commit_block",
+            Rule::CommitObject => "commit_object",
+            Rule::CommitEnvelope => "commit_envelope",
+            Rule::Signature => "signature",
+            Rule::OpPath => "op_path",
+            Rule::OpRecord => "op_record",
+            Rule::OpPrev => "op_prev",
+            Rule::PrevData => "prev_data",
+            Rule::Inversion => "inversion",
+            Rule::SyncConflict => "sync_conflict",
+            Rule::Desynchronized => "desynchronized",
+        }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_distinct() {
+        let names: std::collections::HashSet<_> =
+            Rule::ALL.iter().map(|rule| rule.name()).collect();
+        assert_eq!(names.len(), Rule::ALL.len());
+    }
+}

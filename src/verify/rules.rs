@@ -1,0 +1,257 @@
+//! The rules of sync 1.1 as pure functions: what an event says, against what is known of its account.
+//!
+//! No I/O, no clock, no state of their own: the pipeline brings the time and the account. Each function answers
+//! with the [`Rule`] that was broken. Specification: atproto.com/specs/sync, "Firehose validation best practices".
+
+use crate::atproto::car::Car;
+use crate::atproto::cid::Cid;
+use crate::atproto::commit::{self, SignedCommit};
+use crate::atproto::frame::{Action, Commit, Op, Sync};
+use crate::atproto::mst::{self, Change, InvertOp};
+use crate::atproto::record_key::RecordPath;
+use crate::atproto::tid::Tid;
+
+use super::rule::Rule;
+use super::signature::SignedDigest;
+
+/// Largest `blocks` of a `#commit`, in bytes (lexicon `com.atproto.sync.subscribeRepos#commit`).
+pub const MAX_COMMIT_BLOCKS: usize = 2_000_000;
+/// Most ops of a `#commit` (same lexicon).
+pub const MAX_OPS: usize = 200;
+/// Largest record block, in bytes (repository specification).
+pub const MAX_RECORD: usize = 1_000_000;
+/// Largest `blocks` of a `#sync`, in bytes (lexicon `com.atproto.sync.subscribeRepos#sync`).
+pub const MAX_SYNC_BLOCKS: usize = 10_000;
+/// How far a `rev` may be in the future, in microseconds: five minutes.
+pub const REV_FUTURE_TOLERANCE_US: u64 = 5 * 60 * 1_000_000;
+
+/// Whether commits from before sync 1.1 are accepted, for one event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strictness {
+    /// `prevData`, and `prev` on updates and deletes, are required.
+    Strict,
+    /// They may be missing; inversion is then skipped. Where they are there, they are checked.
+    Lenient,
+}
+
+/// What a `#commit` or `#sync` that broke no rule says of its account, and the signature still to be checked.
+#[derive(Debug)]
+pub struct Facts {
+    /// The repository's revision after the event.
+    pub rev: Tid,
+    /// Root of the MST after the event.
+    pub data: Cid,
+    /// CID of the signed commit.
+    pub commit: Cid,
+    /// What the account's key must have signed.
+    pub signed: SignedDigest,
+}
+
+/// How an event continues the account's chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chain {
+    /// It follows the stored state, or nothing is stored yet.
+    Intact,
+    /// It is consistent in itself, but `since` or `prevData` are not the stored state.
+    Broken,
+}
+
+/// All that a `#commit` must be by itself, whoever sent it and whatever is known of its account: what is left is the
+/// signature in [`Facts::signed`], and the order of revs. `did` is the normalized DID of the envelope.
+pub fn commit(
+    commit: &Commit<'_>,
+    did: &str,
+    rev: Tid,
+    strictness: Strictness,
+) -> Result<Facts, Rule> {
+    let car = car(commit.blocks)?;
+    let facts = signed_commit(commit, did, rev, &car)?;
+    ops(commit, &car, strictness)?;
+    inversion(commit, facts.data, &car, strictness)?;
+    Ok(facts)
+}
+
+/// All that a `#sync` must be by itself; see [`commit`].
+pub fn sync(sync: &Sync<'_>, did: &str, rev: Tid) -> Result<Facts, Rule> {
+    signed_root(&car(sync.blocks)?, did, rev)
+}
+
+/// Sizes and counts, before anything is decoded further.
+pub fn commit_size(commit: &Commit<'_>) -> Result<(), Rule> {
+    if commit.blocks.len() > MAX_COMMIT_BLOCKS {
+        return Err(Rule::CommitTooLarge);
+    }
+    if commit.ops.len() > MAX_OPS {
+        return Err(Rule::TooManyOps);
+    }
+    Ok(())
+}
+
+/// The size of a `#sync`.
+pub fn sync_size(sync: &Sync<'_>) -> Result<(), Rule> {
+    if sync.blocks.len() > MAX_SYNC_BLOCKS {
+        return Err(Rule::SyncTooLarge);
+    }
+    Ok(())
+}
+
+/// The syntax of `rev`, and that it is not in the future. `now_us` is Unix time in microseconds.
+pub fn rev(rev: &str, now_us: u64) -> Result<Tid, Rule> {
+    let tid = Tid::parse(rev).map_err(|_| Rule::RevSyntax)?;
+    if tid.micros() > now_us.saturating_add(REV_FUTURE_TOLERANCE_US) {
+        return Err(Rule::RevFuture);
+    }
+    Ok(tid)
+}
+
+/// A `#commit` must be above the account's last rev.
+pub fn rev_order(rev: Tid, last: Option<Tid>) -> Result<(), Rule> {
+    match last {
+        Some(last) if rev <= last => Err(Rule::RevOrder),
+        _ => Ok(()),
+    }
+}
+
+/// A `#sync` may repeat the stored state, but neither go back nor contradict it.
+pub fn sync_order(facts: &Facts, last: Option<(Tid, Cid)>) -> Result<(), Rule> {
+    match last {
+        Some((rev, _)) if facts.rev < rev => Err(Rule::RevOrder),
+        Some((rev, commit)) if facts.rev == rev && facts.commit != commit => {
+            Err(Rule::SyncConflict)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Every op: its path, its record block, its `prev`.
+fn ops(commit: &Commit<'_>, car: &Car<'_>, strictness: Strictness) -> Result<(), Rule> {
+    for op in &commit.ops {
+        RecordPath::parse(op.path).map_err(|_| Rule::OpPath)?;
+        if op.action != Action::Delete {
+            let record = op
+                .cid
+                .and_then(|cid| car.blocks().get(&cid))
+                .ok_or(Rule::OpRecord)?;
+            if record.len() > MAX_RECORD {
+                return Err(Rule::RecordTooLarge);
+            }
+        } else if op.cid.is_some() {
+            return Err(Rule::OpRecord);
+        }
+        if op.action != Action::Create && op.prev.is_none() && strictness == Strictness::Strict {
+            return Err(Rule::OpPrev);
+        }
+    }
+    Ok(())
+}
+
+/// The CAR: version 1, and every block hashes to its CID.
+fn car(blocks: &[u8]) -> Result<Car<'_>, Rule> {
+    let car = Car::parse(blocks).map_err(|_| Rule::Car)?;
+    car.verify_hashes().map_err(|_| Rule::BlockHash)?;
+    Ok(car)
+}
+
+/// The signed commit of a `#commit`: first root = the commit's CID = the envelope's `commit`; DID and rev as in the
+/// envelope. `did` is the normalized DID of the envelope.
+fn signed_commit(commit: &Commit<'_>, did: &str, rev: Tid, car: &Car<'_>) -> Result<Facts, Rule> {
+    let facts = signed_root(car, did, rev)?;
+    if facts.commit != commit.commit {
+        return Err(Rule::CommitBlock);
+    }
+    Ok(facts)
+}
+
+/// The signed commit that is a CAR's first root.
+fn signed_root(car: &Car<'_>, did: &str, rev: Tid) -> Result<Facts, Rule> {
+    let root = *car.roots().first().ok_or(Rule::CommitBlock)?;
+    let block = car.blocks().get(&root).ok_or(Rule::CommitBlock)?;
+    let signed = SignedCommit::parse(block).map_err(|_| Rule::CommitObject)?;
+    if signed.version != commit::VERSION {
+        return Err(Rule::CommitObject);
+    }
+    if !same_did(signed.did, did) || Tid::parse(signed.rev) != Ok(rev) {
+        return Err(Rule::CommitEnvelope);
+    }
+    Ok(Facts {
+        rev,
+        data: signed.data,
+        commit: root,
+        signed: SignedDigest {
+            digest: signed.unsigned_digest(),
+            signature: signed.sig.try_into().map_err(|_| Rule::CommitObject)?,
+        },
+    })
+}
+
+/// Whether the commit's DID is the envelope's, which was normalized.
+fn same_did(signed: &str, normalized: &str) -> bool {
+    signed == normalized
+        || crate::atproto::did::Did::normalized(signed).is_ok_and(|did| did.as_str() == normalized)
+}
+
+/// Inversion: undoing the ops on the partial tree gives exactly `prevData`; for a first commit (`since` null, no
+/// `prevData`) the empty tree.
+fn inversion(
+    commit: &Commit<'_>,
+    data: Cid,
+    car: &Car<'_>,
+    strictness: Strictness,
+) -> Result<(), Rule> {
+    let expected = match (commit.prev_data, commit.since) {
+        (Some(prev_data), _) => prev_data,
+        (None, None) if strictness == Strictness::Strict => mst::empty_root(),
+        (None, _) if strictness == Strictness::Lenient => return Ok(()),
+        (None, _) => return Err(Rule::PrevData),
+    };
+    let Some(ops) = commit
+        .ops
+        .iter()
+        .map(invertible)
+        .collect::<Option<Vec<_>>>()
+    else {
+        // Only a lenient host gets here: `ops` has asked the others for `prev`.
+        return Ok(());
+    };
+    match mst::invert(&ops, data, |cid| car.blocks().get(cid)) {
+        Ok(root) if root == expected => Ok(()),
+        _ => Err(Rule::Inversion),
+    }
+}
+
+/// The op as inversion wants it; `None` if it lacks `prev`, as before sync 1.1.
+fn invertible<'a>(op: &Op<'a>) -> Option<InvertOp<'a>> {
+    let change = match op.action {
+        Action::Create => Change::Create { cid: op.cid? },
+        Action::Update => Change::Update {
+            cid: op.cid?,
+            prev: op.prev?,
+        },
+        Action::Delete => Change::Delete { prev: op.prev? },
+    };
+    Some(InvertOp {
+        path: op.path,
+        change,
+    })
+}
+
+/// Whether the commit speaks sync 1.1: a host that once did can be held to it (`validation = "ratchet"`).
+pub fn speaks_sync11(commit: &Commit<'_>) -> bool {
+    commit.prev_data.is_some()
+}
+
+/// How `since` and `prevData` fit the stored state (`None`: nothing is known of the account's repository yet).
+pub fn chain(commit: &Commit<'_>, stored: Option<(Tid, Cid)>) -> Chain {
+    let Some((rev, data)) = stored else {
+        return Chain::Intact;
+    };
+    let since_fits = commit
+        .since
+        .is_some_and(|since| Tid::parse(since) == Ok(rev));
+    let data_fits = commit.prev_data.is_none_or(|prev_data| prev_data == data);
+    if since_fits && data_fits {
+        Chain::Intact
+    } else {
+        Chain::Broken
+    }
+}

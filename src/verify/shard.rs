@@ -1,0 +1,641 @@
+//! One shard: a thread that judges the events of its DIDs in the order in which they came.
+//!
+//! It never waits for a look-up: an event that needs one is parked with its successors of the same DID, and the
+//! shard goes on with others. It waits only for the log, and so the pressure of a slow disk reaches the hosts.
+
+use std::collections::{HashMap, VecDeque};
+use std::mem;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::debug;
+
+use crate::atproto::datetime;
+use crate::atproto::did::Did;
+use crate::atproto::frame::{self, Kind, Peek};
+use crate::eventlog::{Append, UNKNOWN_HOST};
+use crate::identity::Identity;
+use crate::store::{
+    AccountRow, AccountUpdate, KnownKey, LocalStatus, UpstreamStatus, combined_status,
+};
+use crate::telemetry::metrics;
+use crate::upstream::{HostHandle, InFlight, Received};
+
+use super::account::{Account, Residents};
+use super::judge::{
+    self, Candidate, Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting,
+};
+use super::lookup::Lookup;
+use super::rule::Rule;
+use super::rules::Chain;
+use super::signature::{self, Job};
+use super::{CommandError, KnownHosts, Options};
+
+/// Most events a shard takes from its queue at once, and most signatures it checks at once.
+pub(super) const BATCH: usize = 64;
+
+/// What a shard is given to do.
+pub(super) enum Work {
+    /// An event of a host, with its share of the memory for events under way.
+    Event(Received, OwnedSemaphorePermit),
+    /// An operator's decision.
+    Command(Command),
+    /// The answer to a question the shard asked.
+    Answer(Did, Answer),
+    /// The end: what still waits comes again from its host.
+    Stop,
+}
+
+/// An operator's decision on an account.
+pub(super) struct Command {
+    pub did: Did,
+    pub local: LocalStatus,
+    /// Only an account whose local status is this one is changed.
+    pub only_from: Option<LocalStatus>,
+    pub reply: oneshot::Sender<Result<(), CommandError>>,
+}
+
+/// What a look-up found.
+pub(super) enum Answer {
+    Account(Option<Box<AccountRow>>),
+    Identity {
+        result: Result<Arc<Identity>, NoIdentity>,
+        fresh: bool,
+    },
+    Status(Option<UpstreamStatus>),
+}
+
+/// What goes with an event through the log and comes back when it is durable.
+pub struct Settlement {
+    pub(super) in_flight: Option<InFlight>,
+    pub(super) update: Option<AccountUpdate>,
+    pub(super) received: Instant,
+    pub(super) kind: Kind,
+    pub(super) shard: usize,
+    pub(super) ticket: u64,
+    /// The account whose earlier events are to be taken out of the log.
+    pub(super) redact: Option<Did>,
+    pub(super) reply: Option<oneshot::Sender<Result<(), CommandError>>>,
+    pub(super) _memory: Option<OwnedSemaphorePermit>,
+}
+
+/// Where a shard sends what it accepted, asked or learned.
+pub(super) struct Outlets {
+    pub log: SyncSender<Vec<Append<Settlement>>>,
+    pub lookups: UnboundedSender<Lookup>,
+    /// Account changes that are not events: identities and operators' decisions.
+    pub updates: Box<dyn Fn(AccountUpdate) + Send>,
+    /// The known hosts.
+    pub hosts: KnownHosts,
+    /// Number of the last change of this shard that reached the store's writer.
+    pub settled: Arc<AtomicU64>,
+}
+
+struct Event {
+    waiting: Waiting,
+    memory: OwnedSemaphorePermit,
+}
+
+enum Item {
+    Event(Event),
+    Command(Command),
+}
+
+/// Events of one DID that wait.
+#[derive(Default)]
+struct Parked {
+    items: VecDeque<Item>,
+    /// Whether the first one's question is still open.
+    asking: bool,
+}
+
+pub(super) struct Shard {
+    index: usize,
+    options: Options,
+    inbox: UnboundedReceiver<Work>,
+    outlets: Outlets,
+    residents: Residents,
+    parked: HashMap<Did, Parked>,
+    checks: Vec<(Event, Candidate)>,
+    accepted: Vec<Append<Settlement>>,
+    ticket: u64,
+    at: Circumstances,
+}
+
+impl Shard {
+    pub fn new(
+        index: usize,
+        options: Options,
+        inbox: UnboundedReceiver<Work>,
+        outlets: Outlets,
+    ) -> Self {
+        Self {
+            index,
+            options,
+            inbox,
+            outlets,
+            residents: Residents::new(options.resident_accounts),
+            parked: HashMap::new(),
+            checks: Vec::with_capacity(BATCH),
+            accepted: Vec::new(),
+            ticket: 0,
+            at: Circumstances {
+                now_us: 0,
+                identity_ttl: options.identity_ttl,
+                status_interval: options.status_interval,
+                validation: options.validation,
+            },
+        }
+    }
+
+    /// Works until it is stopped or the log takes no more.
+    pub fn run(mut self) {
+        let mut batch = Vec::with_capacity(BATCH);
+        while self.inbox.blocking_recv_many(&mut batch, BATCH) > 0 {
+            self.at.now_us = unix_micros();
+            let stop = batch.iter().any(|work| matches!(work, Work::Stop));
+            for work in batch.drain(..) {
+                self.take(work);
+            }
+            self.check_signatures();
+            if !self.hand_over() || stop {
+                return;
+            }
+            let settled = self.outlets.settled.load(Ordering::Acquire);
+            let parked = &self.parked;
+            self.residents
+                .shrink(settled, |did| parked.contains_key(did));
+            let gauge = &metrics().shards[self.index];
+            gauge.queue.set(self.inbox.len() as i64);
+            gauge.parked.set(self.parked.len() as i64);
+            gauge.residents.set(self.residents.len() as i64);
+        }
+    }
+
+    fn take(&mut self, work: Work) {
+        match work {
+            Work::Event(received, memory) => {
+                let did = received.did.clone();
+                self.arrive(
+                    did,
+                    Item::Event(Event {
+                        waiting: Waiting::new(received),
+                        memory,
+                    }),
+                );
+            }
+            Work::Command(command) => {
+                let did = command.did.clone();
+                self.arrive(did, Item::Command(command));
+            }
+            Work::Answer(did, answer) => {
+                self.learn(&did, answer);
+                self.resume(&did);
+            }
+            Work::Stop => {}
+        }
+    }
+
+    /// A new item goes behind those of its DID that wait, else it is judged now.
+    fn arrive(&mut self, did: Did, item: Item) {
+        match self.parked.get_mut(&did) {
+            Some(parked) => parked.items.push_back(item),
+            None => self.consider(&did, item),
+        }
+    }
+
+    /// Goes on with a DID whose question was answered, until it asks again or nothing waits.
+    fn resume(&mut self, did: &Did) {
+        while let Some(parked) = self.parked.get_mut(did) {
+            if parked.asking {
+                return;
+            }
+            let Some(item) = parked.items.pop_front() else {
+                self.parked.remove(did);
+                return;
+            };
+            self.consider(did, item);
+            self.check_signatures();
+        }
+    }
+
+    fn consider(&mut self, did: &Did, item: Item) {
+        if self
+            .checks
+            .iter()
+            .any(|(event, _)| event.waiting.received.did == *did)
+        {
+            self.check_signatures();
+            if let Some(parked) = self.parked.get_mut(did).filter(|parked| parked.asking) {
+                parked.items.push_back(item);
+                return;
+            }
+        }
+        match item {
+            Item::Event(event) => self.consider_event(did, event),
+            Item::Command(command) => self.obey(command),
+        }
+    }
+
+    fn consider_event(&mut self, did: &Did, event: Event) {
+        let account = self.residents.get(did).map(|account| &*account);
+        match judge::judge(&event.waiting, account, &self.at) {
+            Ok(Finding::Check(candidate)) => self.checks.push((event, candidate)),
+            Ok(Finding::Identity(frame)) => self.forward_identity(event, frame),
+            Ok(Finding::Account(upstream)) => self.forward_account(event, upstream),
+            Err(obstacle) => self.stop(event, obstacle),
+        }
+    }
+
+    fn stop(&mut self, event: Event, obstacle: Obstacle) {
+        match obstacle {
+            Obstacle::Ask(question) => self.ask(event, question),
+            Obstacle::Drop(rule) => drop_event(&event.waiting, rule),
+        }
+    }
+
+    fn ask(&mut self, event: Event, question: Question) {
+        let did = event.waiting.received.did.clone();
+        let host = event.waiting.received.host.clone();
+        self.park(did, Item::Event(event), question, Some(host));
+    }
+
+    /// Parks an item before those of its DID, and asks its question.
+    fn park(&mut self, did: Did, item: Item, question: Question, host: Option<Arc<HostHandle>>) {
+        let parked = self.parked.entry(did.clone()).or_default();
+        parked.items.push_front(item);
+        parked.asking = true;
+        // The look-ups end only with the process; an answer that never comes is then of no use to anyone.
+        let _ = self.outlets.lookups.send(Lookup {
+            shard: self.index,
+            did,
+            question,
+            host,
+        });
+    }
+
+    /// Checks the signatures that are due, all at once, and follows the verdicts.
+    fn check_signatures(&mut self) {
+        if self.checks.is_empty() {
+            return;
+        }
+        let checks = mem::take(&mut self.checks);
+        let keys: Vec<_> = checks
+            .iter()
+            .map(|(event, _)| {
+                let account = self.residents.get(&event.waiting.received.did);
+                account.and_then(|account| account.key.as_ref().map(|(_, key)| key.clone()))
+            })
+            .collect();
+        let jobs: Vec<Job<'_>> = keys
+            .iter()
+            .zip(&checks)
+            .filter_map(|(key, (_, candidate))| {
+                key.as_ref().map(|key| Job {
+                    key,
+                    signed: &candidate.facts.signed,
+                })
+            })
+            .collect();
+        let mut verdicts = signature::verify(&jobs).into_iter();
+        let verdicts: Vec<bool> = keys
+            .iter()
+            .map(|key| key.is_some() && verdicts.next().unwrap_or(false))
+            .collect();
+        for ((event, candidate), good) in checks.into_iter().zip(verdicts) {
+            if good {
+                self.accept(event, candidate);
+            } else {
+                let obstacle = judge::bad_signature(&event.waiting);
+                self.stop(event, obstacle);
+            }
+        }
+    }
+
+    /// A `#commit` or `#sync` that broke no rule: its state is stored, its frame goes to the log.
+    fn accept(&mut self, event: Event, candidate: Candidate) {
+        let received = &event.waiting.received;
+        if candidate.sync11 {
+            received.host.mark_sync11();
+        }
+        let did = received.did.clone();
+        let frame = received.frame.clone();
+        let span = received.seq_span.clone();
+        let is_sync = received.kind == Kind::Sync;
+        let desync = self.options.desync;
+        let now = self.at.now();
+        let Some(account) = self.residents.get(&did) else {
+            return;
+        };
+        let repo = judge::repo_state(&candidate.facts, candidate.chain);
+        account.repo = Some(repo);
+        let mut announce = None;
+        match candidate.chain {
+            Chain::Broken => {
+                metrics().desynchronized.inc();
+                if account.count_break(now, desync) && account.local.is_active() {
+                    account.local = LocalStatus::Desynchronized;
+                    announce = Some(account.local);
+                }
+            }
+            Chain::Intact if is_sync => {
+                account.breaks = 0;
+                if account.local == LocalStatus::Desynchronized {
+                    account.local = LocalStatus::Active;
+                    announce = Some(account.local);
+                }
+            }
+            Chain::Intact => {}
+        }
+        let update = AccountUpdate {
+            repo: Some(repo),
+            ..AccountUpdate::new(did.clone())
+        };
+        if announce == Some(LocalStatus::Active) {
+            self.announce(&did, LocalStatus::Active, None);
+            announce = None;
+        }
+        self.emit(event, frame, span, Some(update), false);
+        if let Some(local) = announce {
+            self.announce(&did, local, None);
+        }
+    }
+
+    fn forward_identity(&mut self, event: Event, edited: Option<Vec<u8>>) {
+        let (frame, span) = self.edited(&event, edited);
+        self.emit(event, frame, span, None, false);
+    }
+
+    fn forward_account(&mut self, event: Event, upstream: UpstreamStatus) {
+        let did = event.waiting.received.did.clone();
+        let Some(account) = self.residents.get(&did) else {
+            return;
+        };
+        account.upstream = upstream.clone();
+        let edited = if account.local.is_active() {
+            None
+        } else {
+            let (active, status) = combined_status(account.local, &upstream);
+            frame::with_account_status(&event.waiting.received.frame, active, status).ok()
+        };
+        let redact = upstream == UpstreamStatus::Deleted;
+        let update = AccountUpdate {
+            upstream: Some(upstream),
+            ..AccountUpdate::new(did)
+        };
+        let (frame, span) = self.edited(&event, edited);
+        self.emit(event, frame, span, Some(update), redact);
+    }
+
+    /// The frame to forward, and where its seq stands.
+    fn edited(&self, event: &Event, edited: Option<Vec<u8>>) -> (Bytes, Range<usize>) {
+        let received = &event.waiting.received;
+        match edited.and_then(|frame| seq_span(&frame).map(|span| (Bytes::from(frame), span))) {
+            Some(edited) => edited,
+            None => (received.frame.clone(), received.seq_span.clone()),
+        }
+    }
+
+    fn emit(
+        &mut self,
+        event: Event,
+        frame: Bytes,
+        seq_span: Range<usize>,
+        update: Option<AccountUpdate>,
+        redact: bool,
+    ) {
+        let Event {
+            waiting: Waiting { received, .. },
+            memory,
+        } = event;
+        let ticket = self.touch(&received.did);
+        let redact = redact.then(|| received.did.clone());
+        self.accepted.push(Append {
+            frame,
+            seq_span,
+            host: received.host.id().0,
+            upstream_seq: received.seq,
+            did: received.did,
+            kind: received.kind,
+            payload: Settlement {
+                in_flight: Some(received.permit),
+                update,
+                received: received.at,
+                kind: received.kind,
+                shard: self.index,
+                ticket,
+                redact,
+                reply: None,
+                _memory: Some(memory),
+            },
+        });
+    }
+
+    /// Numbers a change of an account, so that it stays resident until the store's writer knows of it.
+    fn touch(&mut self, did: &Did) -> u64 {
+        self.ticket += 1;
+        if let Some(account) = self.residents.get(did) {
+            account.ticket = self.ticket;
+        }
+        self.ticket
+    }
+
+    /// Carries out an operator's decision.
+    fn obey(&mut self, command: Command) {
+        let did = command.did.clone();
+        let Some(account) = self.residents.get(&did) else {
+            return self.park(did, Item::Command(command), Question::Account, None);
+        };
+        if !account.known {
+            let _ = command.reply.send(Err(CommandError::UnknownAccount));
+            return;
+        }
+        let unchanged = account.local == command.local
+            || command.only_from.is_some_and(|from| from != account.local);
+        if unchanged {
+            let _ = command.reply.send(Ok(()));
+            return;
+        }
+        account.local = command.local;
+        self.announce(&did, command.local, Some(command.reply));
+    }
+
+    /// Stores a local status and tells consumers of it by an `#account` event of the relay's own.
+    fn announce(
+        &mut self,
+        did: &Did,
+        local: LocalStatus,
+        reply: Option<oneshot::Sender<Result<(), CommandError>>>,
+    ) {
+        (self.outlets.updates)(AccountUpdate {
+            local: Some(local),
+            ..AccountUpdate::new(did.clone())
+        });
+        let upstream = self
+            .residents
+            .get(did)
+            .map(|account| account.upstream.clone())
+            .unwrap_or_default();
+        let (active, status) = combined_status(local, &upstream);
+        let time = datetime::format_utc(self.at.now_us);
+        let event = frame::Account {
+            seq: 0,
+            did: did.as_str(),
+            time: &time,
+            active,
+            status,
+        };
+        let frame = frame::encode_account(&event);
+        let Some(seq_span) = seq_span(&frame) else {
+            return;
+        };
+        let ticket = self.touch(did);
+        self.accepted.push(Append {
+            frame: frame.into(),
+            seq_span,
+            host: UNKNOWN_HOST,
+            upstream_seq: 0,
+            did: did.clone(),
+            kind: Kind::Account,
+            payload: Settlement {
+                in_flight: None,
+                update: None,
+                received: Instant::now(),
+                kind: Kind::Account,
+                shard: self.index,
+                ticket,
+                redact: (local == LocalStatus::TakenDown).then(|| did.clone()),
+                reply,
+                _memory: None,
+            },
+        });
+    }
+
+    /// Hands what was accepted to the sequencer. False when there is none any more.
+    fn hand_over(&mut self) -> bool {
+        self.accepted.is_empty() || self.outlets.log.send(mem::take(&mut self.accepted)).is_ok()
+    }
+
+    /// Takes in the answer to the question of a DID's first waiting item.
+    fn learn(&mut self, did: &Did, answer: Answer) {
+        match answer {
+            Answer::Account(row) => {
+                let account = row.map(|row| Account::from_row(*row)).unwrap_or_default();
+                self.residents.insert(did.clone(), account);
+            }
+            Answer::Identity { result, fresh } => self.learn_identity(did, result, fresh),
+            Answer::Status(status) => self.learn_status(did, status),
+        }
+        if let Some(parked) = self.parked.get_mut(did) {
+            parked.asking = false;
+        }
+    }
+
+    fn learn_identity(
+        &mut self,
+        did: &Did,
+        result: Result<Arc<Identity>, NoIdentity>,
+        fresh: bool,
+    ) {
+        let host = self.first_waiting(did).map(|waiting| {
+            waiting.refreshed |= fresh;
+            waiting.identity = Some(result.clone());
+            waiting.received.host.clone()
+        });
+        let (Ok(identity), Some(host), Some(account)) = (result, host, self.residents.get(did))
+        else {
+            return;
+        };
+        account.set_key(identity.signing_key);
+        account.resolved_at = Some(identity.resolved_at);
+        let now_at = match identity.pds.as_ref() {
+            Some(pds) if pds == host.host() => Some(host.clone()),
+            Some(pds) => self.outlets.hosts.by_name(pds.name()),
+            None => None,
+        };
+        let mut update = AccountUpdate {
+            key: Some(KnownKey {
+                signing_key: identity.signing_key,
+                resolved_at: identity.resolved_at,
+            }),
+            ..AccountUpdate::new(did.clone())
+        };
+        match now_at {
+            Some(now_at) if account.host != Some(now_at.id()) => {
+                update.host = Some(now_at.id());
+                if let Some(before) = account.host.and_then(|id| self.outlets.hosts.get(id)) {
+                    before.release_account();
+                }
+                if !now_at.admit_account() && account.local.is_active() {
+                    account.local = LocalStatus::Throttled;
+                    update.local = Some(LocalStatus::Throttled);
+                }
+                account.host = Some(now_at.id());
+                account.known = true;
+            }
+            Some(_) => {}
+            None => account.host = None,
+        }
+        if account.known {
+            (self.outlets.updates)(update);
+        }
+    }
+
+    fn learn_status(&mut self, did: &Did, status: Option<UpstreamStatus>) {
+        if let Some(waiting) = self.first_waiting(did) {
+            waiting.asked_status = true;
+        }
+        let now = self.at.now();
+        let Some(account) = self.residents.get(did) else {
+            return;
+        };
+        account.asked_status_at = now;
+        if let Some(status) = status.filter(|status| *status != account.upstream) {
+            account.upstream = status.clone();
+            (self.outlets.updates)(AccountUpdate {
+                upstream: Some(status),
+                ..AccountUpdate::new(did.clone())
+            });
+        }
+    }
+
+    fn first_waiting(&mut self, did: &Did) -> Option<&mut Waiting> {
+        match self.parked.get_mut(did)?.items.front_mut()? {
+            Item::Event(event) => Some(&mut event.waiting),
+            Item::Command(_) => None,
+        }
+    }
+}
+
+/// Counts and logs a refused event; its host's cursor moves past it when the permit goes.
+fn drop_event(waiting: &Waiting, rule: Rule) {
+    let received = &waiting.received;
+    metrics().dropped(rule.name()).inc();
+    debug!(
+        host = %received.host.name(),
+        did = %received.did,
+        seq = received.seq,
+        rule = rule.name(),
+        "event dropped",
+    );
+}
+
+fn unix_micros() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_micros() as u64)
+}
+
+/// Where an event's seq stands in its frame.
+fn seq_span(frame: &[u8]) -> Option<Range<usize>> {
+    match frame::peek(frame) {
+        Ok(Peek::Event(event)) => Some(event.seq_span),
+        _ => None,
+    }
+}
