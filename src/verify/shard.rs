@@ -456,8 +456,12 @@ impl Shard {
             let _ = command.reply.send(Err(CommandError::UnknownAccount));
             return;
         }
-        let unchanged = account.local == command.local
-            || command.only_from.is_some_and(|from| from != account.local);
+        // An account that already is what a conditional decision makes of it is announced all the same: the
+        // database may have been ahead of this shard.
+        let unchanged = match command.only_from {
+            None => account.local == command.local,
+            Some(from) => account.local != from && account.local != command.local,
+        };
         if unchanged {
             let _ = command.reply.send(Ok(()));
             return;
