@@ -367,6 +367,26 @@ fn a_write_torn_at_every_byte_keeps_what_was_durable() {
 }
 
 #[test]
+fn a_last_frame_that_lacks_a_sector_was_never_seen() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 1 << 20));
+    let all = [Event::identity(1, 700, 1), Event::identity(2, 3000, 2)];
+    log.append(&all);
+    log.close();
+    let path = &files(folder.path(), "seg")[0];
+    let whole = fs::read(path).expect("frames");
+    let index = fs::read(&files(folder.path(), "idx")[0]).expect("an index");
+    for sector in (1..whole.len() / 512).filter(|sector| sector * 512 >= all[0].wire(1).len()) {
+        let mut frames = whole.clone();
+        frames[sector * 512..][..512].fill(0);
+        fs::write(path, frames).expect("frames");
+        fs::write(&files(folder.path(), "idx")[0], &index).expect("an index");
+        let reopened = EventLog::open(options(folder.path(), 1 << 20)).expect("opens");
+        assert_holds(&reopened, &all[..1], &format!("without sector {sector}"));
+    }
+}
+
+#[test]
 fn an_index_that_is_gone_is_rebuilt_from_the_frames() {
     let torn = Torn::new();
     let all = torn.all.len() as u64;

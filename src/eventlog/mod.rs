@@ -24,6 +24,7 @@ mod redaction;
 mod retention;
 mod segment;
 pub mod sequencer;
+mod syncer;
 mod upkeep;
 pub mod wire;
 

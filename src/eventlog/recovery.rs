@@ -4,7 +4,7 @@
 //!
 //! What the last segment may look like, and what becomes of it:
 //! * entries that were never written whole, and frames behind them: cut, nobody has seen them;
-//! * the last entries, whose frames never reached the disk: cut likewise;
+//! * the last entries, where a sector of the frame never reached the disk: cut likewise;
 //! * an entry that was written and damaged since, or an index that is gone: rebuilt from the frames,
 //!   whose blocks must hash to their CIDs (host and upstream seq are lost);
 //! * a frame damaged since: its number stays taken, readers skip it.
@@ -38,8 +38,10 @@ const NAME_DIGITS: usize = 20;
 /// Events that may be lost at the end of a segment before what lies before it is given up, too. Bounds
 /// what a foreign file name can make us write.
 const MAX_LOST: u64 = 1 << 20;
-/// A frame that ends in this many zeros under a checksum that says otherwise was not written.
-const UNWRITTEN_TAIL: usize = 16;
+/// Disks write whole sectors of at least this many bytes.
+const SECTOR: u64 = 512;
+/// Fewer zeros in the part of a sector that a frame has do not say that the sector was not written.
+const MIN_ZEROS: usize = 16;
 
 /// The hold on a folder, given up when dropped.
 #[derive(Debug)]
@@ -210,6 +212,16 @@ fn repair(dir: &Path, first: u64, until: Option<u64>) -> io::Result<End> {
     Ok(End { next_seq, offset })
 }
 
+/// True where a frame, which begins at `offset` in its file, lacks one of the sectors it lies in: new
+/// space reads as zeros until it is written.
+fn has_unwritten_sector(frame: &[u8], offset: u64) -> bool {
+    let first = ((SECTOR - offset % SECTOR) as usize).min(frame.len());
+    let (head, rest) = frame.split_at(first);
+    std::iter::once(head)
+        .chain(rest.chunks(SECTOR as usize))
+        .any(|part| part.len() >= MIN_ZEROS && part.iter().all(|byte| *byte == 0))
+}
+
 /// An index as it was found.
 struct Index {
     has_header: bool,
@@ -356,8 +368,7 @@ impl Check<'_> {
         if crc32fast::hash(buffer) == entry.frame_crc {
             return Ok(Verdict::Good);
         }
-        let tail = &buffer[buffer.len().saturating_sub(UNWRITTEN_TAIL)..];
-        if tail.iter().all(|byte| *byte == 0) {
+        if has_unwritten_sector(buffer, entry.offset) {
             return Ok(Verdict::Unwritten);
         }
         Ok(Verdict::Damaged)

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::disk::{Faults, LogFile, sync_folder};
 use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES};
+use super::syncer::Syncer;
 
 /// A segment's index is preallocated for frames of this size; it grows where frames are smaller.
 const EXPECTED_FRAME_BYTES: u64 = 4096;
@@ -150,7 +151,7 @@ pub(super) struct Writer {
     faults: Option<Arc<Faults>>,
     capacity: u64,
     frames: LogFile,
-    index: LogFile,
+    index: Arc<LogFile>,
     pub first: u64,
     pub next_seq: u64,
     /// End of the frames that were written.
@@ -182,7 +183,7 @@ impl Writer {
     ) -> io::Result<Writer> {
         let writer = Writer {
             frames: LogFile::open(&frames_path(&dir, first), faults.clone())?,
-            index: LogFile::open(&index_path(&dir, first), faults.clone())?,
+            index: Arc::new(LogFile::open(&index_path(&dir, first), faults.clone())?),
             dir,
             faults,
             capacity,
@@ -211,22 +212,24 @@ impl Writer {
         used > 0 && used + len > self.capacity
     }
 
-    /// Writes frames and, once `sync` has brought them to disk, their entries. Nothing moves forward
+    /// Writes frames and their entries, and with a `syncer` brings both to disk. Nothing moves forward
     /// on an error: call [`Writer::cut_back`], then the same append again.
-    pub fn append(&mut self, frames: &[u8], entries: &[u8], sync: bool) -> io::Result<()> {
+    pub fn append(
+        &mut self,
+        frames: &[u8],
+        entries: &[u8],
+        syncer: Option<&Syncer>,
+    ) -> io::Result<()> {
         self.reserve();
         self.frames.write_all_at(frames, self.offset)?;
-        if sync {
-            self.frames.sync_data()?;
-        }
         self.index
             .write_all_at(entries, entry::position(self.first, self.next_seq))?;
-        if sync {
-            self.index.sync_data()?;
+        if let Some(syncer) = syncer {
+            syncer.sync_both(&self.frames, &self.index)?;
         }
         self.offset += frames.len() as u64;
         self.next_seq += entries.len() as u64 / ENTRY_BYTES;
-        if sync {
+        if syncer.is_some() {
             self.synced = (self.offset, self.next_seq);
         }
         Ok(())

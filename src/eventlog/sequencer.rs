@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use super::entry::{Entry, State};
 use super::segment::{Segment, Writer};
+use super::syncer::Syncer;
 use super::{Durability, EventLog, Health, LogError, upkeep, wire};
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind};
@@ -79,6 +80,15 @@ pub fn spawn<T: Send + 'static>(
     on_durable: impl FnMut(Vec<(u64, T)>) + Send + 'static,
 ) -> Result<Sequencer<T>, LogError> {
     let dir = log.shared.dir.clone();
+    let failed = LogError::io("starting the sequencer of", &dir);
+    let syncer = match log.shared.options.durability {
+        Durability::Sync => Some(Syncer::start()),
+        Durability::Interval(_) | Durability::None => None,
+    };
+    let syncer = match syncer.transpose() {
+        Ok(syncer) => syncer,
+        Err(error) => return Err(failed(error)),
+    };
     let writer = log
         .shared
         .take_writer()
@@ -88,6 +98,7 @@ pub fn spawn<T: Send + 'static>(
         stop: stop.clone(),
         group: Group::new(writer.next_seq),
         writer: Some(writer),
+        syncer,
         log,
         rx,
         on_durable,
@@ -97,7 +108,7 @@ pub fn spawn<T: Send + 'static>(
     let thread = thread::Builder::new()
         .name("sequencer".into())
         .spawn(move || worker.run())
-        .map_err(LogError::io("starting the sequencer of", &dir))?;
+        .map_err(failed)?;
     Ok(Sequencer { thread, stop })
 }
 
@@ -160,6 +171,8 @@ struct Worker<T, F> {
     log: EventLog,
     /// `None` only when the thread has ended.
     writer: Option<Writer>,
+    /// There where every group is synced.
+    syncer: Option<Syncer>,
     rx: Receiver<Vec<Append<T>>>,
     on_durable: F,
     stop: Arc<AtomicBool>,
@@ -252,13 +265,17 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
             return Ok(());
         }
         let durability = self.log.shared.options.durability;
-        let sync = durability == Durability::Sync;
         let began = Instant::now();
         self.persist(|worker| {
-            let Worker { writer, group, .. } = worker;
+            let Worker {
+                writer,
+                group,
+                syncer,
+                ..
+            } = worker;
             let Some(writer) = writer else { return Ok(()) };
             writer
-                .append(&group.frames, &group.entries, sync)
+                .append(&group.frames, &group.entries, syncer.as_ref())
                 .inspect_err(|_| {
                     if let Err(error) = writer.cut_back() {
                         tracing::debug!(%error, "cutting back a failed append");
