@@ -7,6 +7,7 @@
 pub mod check;
 pub mod dag;
 pub mod faults;
+pub mod feed;
 pub mod keys;
 pub mod load;
 pub mod network;

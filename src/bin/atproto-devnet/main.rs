@@ -1,5 +1,6 @@
 //! The command line of the devnet: one file for each command, nothing else here.
 
+mod replay;
 mod up;
 
 use clap::{Parser, Subcommand};
@@ -16,6 +17,8 @@ struct Cli {
 enum Command {
     /// Start a PLC directory and PDSes, print their URLs as JSON, run until Ctrl-C.
     Up(up::Options),
+    /// Serve a captured frames file as hosts, with the PLC documents of its time.
+    Replay(replay::Options),
 }
 
 #[tokio::main]
@@ -26,5 +29,6 @@ async fn main() -> anyhow::Result<()> {
         .init();
     match Cli::parse().command {
         Command::Up(options) => up::run(options).await,
+        Command::Replay(options) => replay::run(options).await,
     }
 }
