@@ -14,5 +14,7 @@ pub mod network;
 pub mod pds;
 pub mod plc;
 pub mod replay;
+pub mod scrape;
+pub mod scratch;
 mod server;
 pub mod timestamp;

@@ -1,5 +1,6 @@
 //! The command line of the devnet: one file for each command, nothing else here.
 
+mod load;
 mod replay;
 mod up;
 
@@ -19,6 +20,8 @@ enum Command {
     Up(up::Options),
     /// Serve a captured frames file as hosts, with the PLC documents of its time.
     Replay(replay::Options),
+    /// Measure a relay under the load of many hosts and accounts, and check what comes out.
+    Load(load::Options),
 }
 
 #[tokio::main]
@@ -30,5 +33,6 @@ async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Up(options) => up::run(options).await,
         Command::Replay(options) => replay::run(options).await,
+        Command::Load(options) => load::run(options).await,
     }
 }
