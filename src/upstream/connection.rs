@@ -53,6 +53,15 @@ pub(super) mod rule {
     pub(in crate::upstream) const UPSTREAM_SEQ: &str = "upstream_seq";
     /// The DID of an event does not follow the syntax.
     pub(in crate::upstream) const DID_SYNTAX: &str = "did_syntax";
+
+    /// All of them, for metrics.
+    pub(in crate::upstream) const ALL: [&str; 5] = [
+        FRAME_TOO_LARGE,
+        FRAME,
+        FRAME_FIELDS,
+        UPSTREAM_SEQ,
+        DID_SYNTAX,
+    ];
 }
 
 /// Times of a connection.
@@ -205,18 +214,16 @@ impl<S: Sink> Connection<'_, S> {
                     continue;
                 }
             };
-            heard = Instant::now();
             match message {
                 Message::Binary(frame) => {
-                    if self.hold(socket, &mut pings).await? {
-                        // Nothing was read meanwhile, so the silence was ours.
-                        heard = Instant::now();
-                    }
+                    self.hold(socket, &mut pings).await?;
                     self.take(frame).await?;
                 }
                 Message::Close(_) => return Err(End::Closed),
                 Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }
+            // After the event was taken: nothing is read while it waits, so that silence is ours.
+            heard = Instant::now();
         }
     }
 
@@ -227,8 +234,8 @@ impl<S: Sink> Connection<'_, S> {
         }
     }
 
-    /// Waits until the host's limits and the room in flight let one more event through; says whether there was a wait.
-    async fn hold(&self, socket: &mut Socket, pings: &mut Interval) -> Result<bool, End> {
+    /// Waits until the host's limits and the room in flight let one more event through.
+    async fn hold(&self, socket: &mut Socket, pings: &mut Interval) -> Result<(), End> {
         let mut held = false;
         loop {
             let wait = match self.host.admit_event() {
@@ -261,12 +268,9 @@ impl<S: Sink> Connection<'_, S> {
         loop {
             tokio::select! {
                 biased;
-                () = &mut room => return Ok(held),
+                () = &mut room => return Ok(()),
                 () = self.cancel.cancelled() => return Err(End::Cancelled),
-                _ = pings.tick() => {
-                    held = true;
-                    self.ping(socket).await?;
-                }
+                _ = pings.tick() => self.ping(socket).await?,
             }
         }
     }

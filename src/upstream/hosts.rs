@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Sink;
 use super::backoff::Backoff;
-use super::connection::Times;
+use super::connection::{Times, rule};
 use super::handle::{HostHandle, HostState};
 use super::progress::{InFlightLimits, RecoveredHost};
 use super::runner::{Runner, Shared};
@@ -139,6 +139,7 @@ impl Hosts {
         recovered: HashMap<HostId, RecoveredHost>,
         sink: Arc<S>,
     ) -> Result<Self, StoreError> {
+        metrics().register_rules(rule::ALL);
         let shared = Arc::new(Shared {
             guard: options.guard,
             backoff: options.backoff,
