@@ -856,3 +856,235 @@ impl<'k> MapWriter<'k> {
         self.entries.push((key, value.out));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::atproto::cid::Codec;
+    use proptest::prelude::*;
+
+    fn nested(depth: usize, open: &[u8], innermost: &[u8]) -> Vec<u8> {
+        let mut bytes = open.repeat(depth);
+        bytes.extend_from_slice(innermost);
+        bytes
+    }
+
+    #[test]
+    fn refuses_with_the_reason() {
+        let deep = nested(MAX_NESTING + 1, b"\x81", b"\x00");
+        for (bytes, error) in [
+            (&b""[..], CborError::Truncated { at: 0 }),
+            (b"\x18", CborError::Truncated { at: 0 }),
+            (b"\x1b\x00\x00", CborError::Truncated { at: 0 }),
+            (b"\x62a", CborError::Length { at: 0 }),
+            (b"\x82\x00", CborError::Length { at: 0 }),
+            (
+                b"\x9b\xff\xff\xff\xff\xff\xff\xff\xff",
+                CborError::Length { at: 0 },
+            ),
+            (
+                b"\xbb\x7f\xff\xff\xff\xff\xff\xff\xff",
+                CborError::Length { at: 0 },
+            ),
+            (
+                b"\x5b\xff\xff\xff\xff\xff\xff\xff\xff",
+                CborError::Length { at: 0 },
+            ),
+            (b"\x81\x18\x17", CborError::NotShortest { at: 1 }),
+            (b"\x19\x00\xff", CborError::NotShortest { at: 0 }),
+            (b"\x1a\x00\x00\xff\xff", CborError::NotShortest { at: 0 }),
+            (
+                b"\x1b\x00\x00\x00\x00\xff\xff\xff\xff",
+                CborError::NotShortest { at: 0 },
+            ),
+            (b"\x9f\xff", CborError::Indefinite { at: 0 }),
+            (b"\xff", CborError::Indefinite { at: 0 }),
+            (b"\x1c", CborError::Reserved { at: 0 }),
+            (b"\xfc", CborError::Reserved { at: 0 }),
+            (b"\xf9\x00\x00", CborError::Float { at: 0 }),
+            (
+                b"\xfb\x3f\xf8\x00\x00\x00\x00\x00\x00",
+                CborError::Float { at: 0 },
+            ),
+            (b"\xf7", CborError::Simple { at: 0 }),
+            (b"\xf8\x20", CborError::Simple { at: 0 }),
+            (b"\xc1\x00", CborError::Tag { at: 0, tag: 1 }),
+            (b"\xd8\x2a\x60", CborError::Link { at: 0 }),
+            (b"\xd8\x2a\x40", CborError::Link { at: 0 }),
+            (b"\xd8\x2a\x41\x01", CborError::Link { at: 0 }),
+            (
+                b"\xd8\x2a\x41\x00",
+                CborError::Cid {
+                    at: 0,
+                    source: CidError::Length { length: 0 },
+                },
+            ),
+            (b"\x62\xc3\x28", CborError::Utf8 { at: 0 }),
+            (b"\xa1\x00\x00", CborError::KeyType { at: 1 }),
+            (b"\xa2\x61b\x00\x61a\x00", CborError::KeyOrder { at: 4 }),
+            (b"\xa2\x62aa\x00\x61b\x00", CborError::KeyOrder { at: 5 }),
+            (b"\xa2\x61a\x00\x61a\x00", CborError::DuplicateKey { at: 4 }),
+            (&deep, CborError::Nesting { at: MAX_NESTING }),
+            (b"\x00\x00", CborError::Trailing { at: 1 }),
+        ] {
+            assert_eq!(validate(bytes), Err(error), "{bytes:02x?}");
+            assert_eq!(Value::parse(bytes), Err(error), "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn nesting_is_bounded_and_siblings_do_not_add_up() {
+        for (open, innermost) in [(&b"\x81"[..], &b"\x80"[..]), (b"\xa1\x61a", b"\xa0")] {
+            assert_eq!(validate(&nested(MAX_NESTING - 1, open, innermost)), Ok(()));
+            assert!(validate(&nested(MAX_NESTING, open, innermost)).is_err());
+            assert!(validate(&nested(1_000_000, open, innermost)).is_err());
+        }
+        let siblings = [
+            &b"\x98\xc8"[..],
+            &b"\x81\xa0".repeat(100),
+            &b"\x80".repeat(100),
+        ]
+        .concat();
+        assert_eq!(validate(&siblings), Ok(()));
+    }
+
+    #[test]
+    fn integers_reach_as_far_as_cbor_heads() {
+        for (bytes, value, int) in [
+            (&b"\x17"[..], Value::Unsigned(23), Some(23)),
+            (b"\x18\x18", Value::Unsigned(24), Some(24)),
+            (b"\x20", Value::Negative(0), Some(-1)),
+            (
+                b"\x1b\x7f\xff\xff\xff\xff\xff\xff\xff",
+                Value::Unsigned(i64::MAX as u64),
+                Some(i64::MAX),
+            ),
+            (
+                b"\x3b\x7f\xff\xff\xff\xff\xff\xff\xff",
+                Value::Negative(i64::MAX as u64),
+                Some(i64::MIN),
+            ),
+            (
+                b"\x1b\x80\x00\x00\x00\x00\x00\x00\x00",
+                Value::Unsigned(1 << 63),
+                None,
+            ),
+            (
+                b"\x3b\xff\xff\xff\xff\xff\xff\xff\xff",
+                Value::Negative(u64::MAX),
+                None,
+            ),
+        ] {
+            assert_eq!(Value::parse(bytes), Ok(value.clone()));
+            assert_eq!(value.to_vec(), bytes);
+            assert_eq!(value.as_int(), int);
+            assert_eq!(Reader::new(bytes).int().ok(), int);
+        }
+    }
+
+    #[test]
+    fn typed_reads_say_what_they_wanted() {
+        let at = 0;
+        let wanted = |expected| CborError::Type { at, expected };
+        let reader = || Reader::new(b"\xf6");
+        assert_eq!(reader().int(), Err(wanted(Expected::Integer)));
+        assert_eq!(reader().bytes(), Err(wanted(Expected::Bytes)));
+        assert_eq!(reader().text(), Err(wanted(Expected::Text)));
+        assert_eq!(reader().bool(), Err(wanted(Expected::Bool)));
+        assert_eq!(reader().link(), Err(wanted(Expected::Link)));
+        assert_eq!(reader().map().err(), Some(wanted(Expected::Map)));
+        assert_eq!(reader().array().err(), Some(wanted(Expected::Array)));
+        assert_eq!(reader().nullable(Reader::text), Ok(None));
+    }
+
+    #[test]
+    fn the_writer_sorts_and_keeps_the_last_of_equal_keys() {
+        let mut writer = Writer::new();
+        writer.map(|map| {
+            map.entry("bb", |out| out.int(1));
+            map.entry("c", |out| out.int(2));
+            map.entry("bb", |out| out.int(3));
+            map.entry("a", |out| out.int(-4));
+        });
+        assert_eq!(writer.into_vec(), b"\xa3\x61a\x23\x61c\x02\x62bb\x03");
+    }
+
+    /// Owned values for proptest; [`Value`] borrows.
+    #[derive(Debug, Clone)]
+    enum Owned {
+        Int(i64),
+        Wide(u64),
+        Bool(bool),
+        Null,
+        Text(String),
+        Bytes(Vec<u8>),
+        Link([u8; 32]),
+        Array(Vec<Owned>),
+        Map(std::collections::BTreeMap<String, Owned>),
+    }
+
+    impl Owned {
+        fn borrow(&self) -> Value<'_> {
+            match self {
+                Self::Int(number) => Value::from(*number),
+                Self::Wide(number) => Value::Negative(*number),
+                Self::Bool(value) => Value::Bool(*value),
+                Self::Null => Value::Null,
+                Self::Text(text) => Value::Text(text),
+                Self::Bytes(bytes) => Value::Bytes(bytes),
+                Self::Link(digest) => Value::Link(Cid::from_digest(Codec::DagCbor, *digest)),
+                Self::Array(values) => Value::Array(values.iter().map(Self::borrow).collect()),
+                Self::Map(entries) => {
+                    let mut entries: Vec<_> = entries
+                        .iter()
+                        .map(|(key, value)| (key.as_str(), value.borrow()))
+                        .collect();
+                    entries.sort_by(|(left, _), (right, _)| compare_keys(left, right));
+                    Value::Map(entries)
+                }
+            }
+        }
+    }
+
+    fn values() -> impl Strategy<Value = Owned> {
+        let leaf = prop_oneof![
+            any::<i64>().prop_map(Owned::Int),
+            any::<u64>().prop_map(Owned::Wide),
+            any::<bool>().prop_map(Owned::Bool),
+            Just(Owned::Null),
+            any::<String>().prop_map(Owned::Text),
+            any::<Vec<u8>>().prop_map(Owned::Bytes),
+            any::<[u8; 32]>().prop_map(Owned::Link),
+        ];
+        leaf.prop_recursive(6, 48, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Owned::Array),
+                prop::collection::btree_map(any::<String>(), inner, 0..6).prop_map(Owned::Map),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn values_survive_writing(value in values()) {
+            let value = value.borrow();
+            let bytes = value.to_vec();
+            prop_assert_eq!(Value::parse(&bytes), Ok(value));
+            prop_assert_eq!(validate(&bytes), Ok(()));
+        }
+
+        #[test]
+        fn what_is_read_was_canonical(mut bytes in any::<Vec<u8>>(), value in values(), at: prop::sample::Index, byte: u8) {
+            let mut damaged = value.borrow().to_vec();
+            let at = at.index(damaged.len());
+            damaged[at] = byte;
+            for bytes in [&mut bytes, &mut damaged] {
+                let parsed = Value::parse(bytes);
+                prop_assert_eq!(parsed.clone().map(drop), validate(bytes));
+                if let Ok(value) = parsed {
+                    prop_assert_eq!(&value.to_vec(), bytes);
+                }
+            }
+        }
+    }
+}

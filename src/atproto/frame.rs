@@ -788,3 +788,362 @@ fn encode_frame<'k>(
     out.map(fill);
     out.into_vec()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::atproto::cbor::Value;
+    use crate::atproto::cid::Codec;
+    use proptest::prelude::*;
+
+    type Entries = Vec<(&'static str, Value<'static>)>;
+
+    const DID: &str = "did:plc:asdf123";
+    const TIME: &str = "2026-01-01T00:00:00Z";
+
+    fn cid() -> Cid {
+        Cid::of(Codec::DagCbor, b"x")
+    }
+
+    fn frame_of(header: Entries, body: Entries) -> Vec<u8> {
+        [Value::Map(header).to_vec(), Value::Map(body).to_vec()].concat()
+    }
+
+    fn header(t: &'static str) -> Entries {
+        vec![("op", Value::Unsigned(1)), ("t", Value::Text(t))]
+    }
+
+    fn op() -> Entries {
+        vec![
+            ("action", Value::Text("create")),
+            ("path", Value::Text("a.b.c/d")),
+            ("cid", Value::Link(cid())),
+        ]
+    }
+
+    /// The required fields of each kind.
+    fn body(kind: Kind) -> Entries {
+        let mut body = vec![
+            ("seq", Value::Unsigned(7)),
+            (kind.did_field(), Value::Text(DID)),
+            ("time", Value::Text(TIME)),
+        ];
+        body.extend(match kind {
+            Kind::Commit => vec![
+                ("rev", Value::Text("3jzfcijpj2z2a")),
+                ("since", Value::Null),
+                ("commit", Value::Link(cid())),
+                ("blocks", Value::Bytes(b"car")),
+                ("ops", Value::Array(vec![Value::Map(op())])),
+                ("blobs", Value::Array(vec![])),
+                ("tooBig", Value::Bool(false)),
+                ("rebase", Value::Bool(false)),
+            ],
+            Kind::Sync => vec![
+                ("rev", Value::Text("3jzfcijpj2z2a")),
+                ("blocks", Value::Bytes(b"car")),
+            ],
+            Kind::Identity => vec![],
+            Kind::Account => vec![("active", Value::Bool(true))],
+        });
+        body
+    }
+
+    fn with(mut entries: Entries, key: &'static str, value: Value<'static>) -> Entries {
+        entries.retain(|(name, _)| *name != key);
+        entries.push((key, value));
+        entries
+    }
+
+    fn sample(kind: Kind) -> Vec<u8> {
+        frame_of(header(kind.as_str()), body(kind))
+    }
+
+    #[test]
+    fn every_required_field_is_missed_and_its_type_checked() {
+        for kind in Kind::ALL {
+            assert!(decode(&sample(kind)).is_ok());
+            for (field, value) in body(kind) {
+                let mut lacking = body(kind);
+                lacking.retain(|(name, _)| *name != field);
+                let lacking = frame_of(header(kind.as_str()), lacking);
+                assert_eq!(decode(&lacking), Err(FrameError::Missing { field }));
+                let other = match value {
+                    Value::Unsigned(_) => Value::Text("x"),
+                    _ => Value::Unsigned(1),
+                };
+                let wrong = frame_of(header(kind.as_str()), with(body(kind), field, other));
+                assert_eq!(decode(&wrong), Err(FrameError::WrongType { field }));
+            }
+        }
+    }
+
+    #[test]
+    fn every_required_field_of_an_op_is_missed_and_its_type_checked() {
+        let frame = |op: Entries| {
+            let ops = Value::Array(vec![Value::Map(op)]);
+            frame_of(header("#commit"), with(body(Kind::Commit), "ops", ops))
+        };
+        for (field, _) in op() {
+            let mut lacking = op();
+            lacking.retain(|(name, _)| *name != field);
+            let error = FrameError::Missing { field };
+            assert_eq!(decode(&frame(lacking)), Err(error));
+            let wrong = frame(with(op(), field, Value::Bool(true)));
+            assert_eq!(decode(&wrong), Err(FrameError::WrongType { field }));
+        }
+        let wrong = frame(with(op(), "action", Value::Text("replace")));
+        assert_eq!(decode(&wrong), Err(FrameError::Action));
+    }
+
+    #[test]
+    fn null_reads_as_absent_where_hosts_send_it() {
+        let nulled = |kind: Kind, field| {
+            frame_of(header(kind.as_str()), with(body(kind), field, Value::Null))
+        };
+        let message = |frame: &[u8]| format!("{:?}", decode(frame).map(|frame| frame.message));
+        for (kind, field) in [
+            (Kind::Commit, "prevData"),
+            (Kind::Identity, "handle"),
+            (Kind::Account, "status"),
+        ] {
+            assert_eq!(message(&nulled(kind, field)), message(&sample(kind)));
+        }
+        let empty = with(body(Kind::Commit), "since", Value::Text(""));
+        let frame = frame_of(header("#commit"), empty);
+        let Ok(Message::Commit(commit)) = decode(&frame).map(|frame| frame.message) else {
+            panic!("not a commit");
+        };
+        assert_eq!(commit.since, Some(""));
+    }
+
+    #[test]
+    fn what_this_version_does_not_know_is_ignored() {
+        let unknown = Frame {
+            seq_span: None,
+            message: Message::Unknown,
+        };
+        for header in [
+            header("#later"),
+            vec![("op", Value::Unsigned(2))],
+            vec![("op", Value::from(-2)), ("t", Value::Text("#commit"))],
+        ] {
+            let frame = frame_of(header, vec![]);
+            assert_eq!(decode(&frame), Ok(unknown.clone()));
+            assert_eq!(peek(&frame), Ok(Peek::Unknown));
+        }
+    }
+
+    #[test]
+    fn headers_are_checked() {
+        for (header, error) in [
+            (vec![], FrameError::Missing { field: "op" }),
+            (
+                vec![("op", Value::Unsigned(1))],
+                FrameError::Missing { field: "t" },
+            ),
+            (
+                vec![("op", Value::Text("1"))],
+                FrameError::WrongType { field: "op" },
+            ),
+            (
+                vec![("op", Value::Unsigned(1)), ("t", Value::Null)],
+                FrameError::WrongType { field: "t" },
+            ),
+        ] {
+            let frame = frame_of(header, vec![]);
+            assert_eq!(decode(&frame), Err(error));
+            assert_eq!(peek(&frame).map(drop), Err(error));
+        }
+        let no_map = [&Value::Map(header("#sync")).to_vec()[..], b"\x80"].concat();
+        assert_eq!(
+            decode(&no_map),
+            Err(FrameError::WrongType { field: "body" })
+        );
+        assert_eq!(
+            decode(b"\x01\xa0"),
+            Err(FrameError::WrongType { field: "header" })
+        );
+    }
+
+    #[test]
+    fn the_canonical_form_comes_before_the_fields() {
+        let lacking = frame_of(header("#sync"), vec![]);
+        let trailing = [&lacking[..], b"\xf6"].concat();
+        let at = lacking.len();
+        let error = FrameError::NotCanonical(CborError::Trailing { at });
+        assert_eq!(decode(&trailing), Err(error));
+        assert_eq!(peek(&trailing).map(drop), Err(error));
+        assert!(error.is_malformed());
+        let wrong = frame_of(header("#sync"), with(body(Kind::Sync), "seq", Value::Null));
+        let cut = &wrong[..wrong.len() - 1];
+        assert!(decode(cut).unwrap_err().is_malformed());
+        assert!(!decode(&wrong).unwrap_err().is_malformed());
+    }
+
+    #[test]
+    fn length_is_bounded() {
+        let length = MAX_FRAME_BYTES + 1;
+        let error = FrameError::TooLong { length };
+        assert_eq!(decode(&vec![0; length]), Err(error));
+        assert_eq!(peek(&vec![0; length]).map(drop), Err(error));
+    }
+
+    #[test]
+    fn a_seq_beyond_64_bits_signed_is_refused() {
+        let seq = Value::Unsigned(u64::MAX);
+        let frame = frame_of(header("#sync"), with(body(Kind::Sync), "seq", seq));
+        assert_eq!(decode(&frame), Err(FrameError::WrongType { field: "seq" }));
+    }
+
+    #[test]
+    fn notices_survive_writing() {
+        for message in [None, Some("text")] {
+            let frame = encode_info("OutdatedCursor", message);
+            let name = "OutdatedCursor";
+            assert_eq!(
+                decode(&frame).unwrap().message,
+                Message::Info(Info { name, message })
+            );
+            assert_eq!(peek(&frame), Ok(Peek::Info));
+            let frame = encode_error("FutureCursor", message);
+            let error = "FutureCursor";
+            let expected = Message::Error(ErrorFrame { error, message });
+            assert_eq!(decode(&frame).unwrap().message, expected);
+            assert_eq!(peek(&frame), Ok(Peek::Error));
+        }
+    }
+
+    #[test]
+    fn edits_keep_unknown_fields_and_touch_nothing_else() {
+        let strange = |kind: Kind| {
+            let body = with(body(kind), "unknownField", Value::Array(vec![Value::Null]));
+            with(body, "zz", Value::Map(vec![("k", Value::Link(cid()))]))
+        };
+        let identity = strange(Kind::Identity);
+        let named = with(identity.clone(), "handle", Value::Text("a.test"));
+        let nulled = with(identity.clone(), "handle", Value::Null);
+        let plain = frame_of(header("#identity"), identity);
+        for body in [named, nulled] {
+            let frame = frame_of(header("#identity"), body);
+            assert_eq!(without_handle(&frame), Ok(plain.clone()));
+        }
+        assert_eq!(without_handle(&plain), Ok(plain.clone()));
+
+        let account = strange(Kind::Account);
+        let frame = frame_of(header("#account"), account.clone());
+        let down = with(account.clone(), "active", Value::Bool(false));
+        let down = with(down, "status", Value::Text("takendown"));
+        let down = frame_of(header("#account"), down);
+        assert_eq!(
+            with_account_status(&frame, false, Some("takendown")),
+            Ok(down.clone())
+        );
+        assert_eq!(with_account_status(&down, true, None), Ok(frame.clone()));
+        assert_eq!(with_account_status(&frame, true, None), Ok(frame));
+    }
+
+    #[test]
+    fn edits_refuse_what_is_no_frame() {
+        for bytes in [
+            &b""[..],
+            b"\xa0",
+            b"\xa0\x80",
+            b"\xa0\xa0\x00",
+            b"\xa0\xa1\x61a",
+        ] {
+            assert!(without_handle(bytes).is_err());
+            assert!(with_account_status(bytes, true, None).is_err());
+        }
+    }
+
+    #[test]
+    fn kinds_keep_their_stored_numbers() {
+        for (number, kind) in (1_u8..).zip(Kind::ALL) {
+            assert_eq!(kind as u8, number);
+            assert_eq!(Kind::from_u8(number), Some(kind));
+        }
+        assert_eq!((Kind::from_u8(0), Kind::from_u8(5)), (None, None));
+    }
+
+    fn cids() -> impl Strategy<Value = Cid> {
+        any::<[u8; 32]>().prop_map(|digest| Cid::from_digest(Codec::DagCbor, digest))
+    }
+
+    prop_compose! {
+        fn ops()(action in 0..3_usize, cid in prop::option::of(cids()), prev in prop::option::of(cids())) -> Op<'static> {
+            let action = [Action::Create, Action::Update, Action::Delete][action];
+            Op { action, path: "app.bsky.feed.post/3jzfcijpj2z2a", cid, prev }
+        }
+    }
+
+    fn check_event(frame: &[u8], kind: Kind, message: &Message<'_>, seq: i64) {
+        let decoded = decode(frame).unwrap();
+        assert_eq!(&decoded.message, message);
+        let Ok(Peek::Event(peeked)) = peek(frame) else {
+            panic!("not an event");
+        };
+        assert_eq!((peeked.kind, peeked.seq), (kind, seq));
+        assert_eq!(Some(&peeked.seq_span), decoded.seq_span.as_ref());
+        assert_eq!(&frame[peeked.did_span], DID.as_bytes());
+    }
+
+    proptest! {
+        #[test]
+        fn commits_survive_writing(
+            seq in 0..i64::MAX, blocks: Vec<u8>, commit in cids(), prev_data in prop::option::of(cids()),
+            ops in prop::collection::vec(ops(), 0..5), since in prop::option::of("[a-z]{0,13}"), too_big: bool, rebase: bool,
+        ) {
+            let commit = Commit {
+                seq, repo: DID, rev: "3jzfcijpj2z2a", since: since.as_deref(), commit, blocks: &blocks, ops, prev_data,
+                time: TIME, too_big, rebase,
+            };
+            let frame = encode_commit(&commit);
+            check_event(&frame, Kind::Commit, &Message::Commit(commit), seq);
+        }
+
+        #[test]
+        fn other_events_survive_writing(seq: i64, blocks: Vec<u8>, text in prop::option::of(".*"), active: bool) {
+            let (did, time) = (DID, TIME);
+            let sync = Sync { seq, did, rev: "3jzfcijpj2z2a", blocks: &blocks, time };
+            check_event(&encode_sync(&sync), Kind::Sync, &Message::Sync(sync), seq);
+            let identity = Identity { seq, did, time, handle: text.as_deref() };
+            check_event(&encode_identity(&identity), Kind::Identity, &Message::Identity(identity), seq);
+            let account = Account { seq, did, time, active, status: text.as_deref() };
+            check_event(&encode_account(&account), Kind::Account, &Message::Account(account), seq);
+        }
+
+        #[test]
+        fn splicing_changes_the_seq_and_nothing_else(kind in 0..4_usize, before in 0..i64::MAX, after in 0..i64::MAX) {
+            let kind = Kind::ALL[kind];
+            let of = |seq: i64| frame_of(header(kind.as_str()), with(body(kind), "seq", Value::from(seq)));
+            let frame = of(before);
+            let span = decode(&frame).unwrap().seq_span.unwrap();
+            let mut spliced = b"kept".to_vec();
+            splice_seq(&frame, span, after.unsigned_abs(), &mut spliced);
+            prop_assert_eq!(spliced, [&b"kept"[..], &of(after)].concat());
+        }
+
+        #[test]
+        fn damaged_frames_are_refused_or_still_canonical(
+            kind in 0..4_usize, at: prop::sample::Index, byte: u8, cut: prop::sample::Index, noise: Vec<u8>,
+        ) {
+            let mut frame = sample(Kind::ALL[kind]);
+            let at = at.index(frame.len());
+            frame[at] = byte;
+            let cut = frame[..cut.index(frame.len())].to_vec();
+            for bytes in [frame, cut, noise] {
+                let mut reader = Reader::new(&bytes);
+                let canonical = reader.skip().and_then(|()| reader.skip()).and_then(|()| reader.finish());
+                match (decode(&bytes), peek(&bytes)) {
+                    (Ok(_), peeked) => prop_assert!(canonical.is_ok() && peeked.is_ok()),
+                    (Err(error), peeked) => {
+                        prop_assert_eq!(error.is_malformed(), canonical.is_err());
+                        prop_assert_eq!(peeked.is_err_and(|error| error.is_malformed()), canonical.is_err());
+                    }
+                }
+                prop_assert_eq!(without_handle(&bytes).is_ok_and(|edited| decode(&edited).is_ok()), decode(&bytes).is_ok());
+            }
+        }
+    }
+}
