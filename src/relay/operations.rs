@@ -9,7 +9,7 @@ use crate::discovery::{CrawlError, Crawler, Requester};
 use crate::eventlog::{self, EventLog};
 use crate::firehose::{ConsumerInfo, Firehose};
 use crate::store::{HostId, LocalStatus, RateOverrides};
-use crate::telemetry::{Health, Metrics, Observed};
+use crate::telemetry::{Health, Metrics, Observed, raise_to};
 use crate::upstream::Hosts;
 use crate::verify::{CommandError, Pipeline};
 
@@ -150,8 +150,11 @@ impl Observed for Running {
             .log_oldest_seq
             .set(self.log.oldest().unwrap_or(0) as i64);
         metrics.log_bytes.set(self.log.bytes() as i64);
-        metrics
-            .consumers
-            .set(self.firehose.consumers().len() as i64);
+        let totals = self.firehose.consumers().totals();
+        metrics.consumers.set(totals.connected as i64);
+        raise_to(&metrics.consumers_admitted, totals.admitted);
+        raise_to(&metrics.consumers_refused, totals.refused);
+        raise_to(&metrics.consumer_events, totals.events);
+        raise_to(&metrics.consumer_bytes, totals.bytes);
     }
 }

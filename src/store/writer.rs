@@ -7,6 +7,7 @@ use super::coalesce::Coalesced;
 use super::error::StoreError;
 use super::rows::{AccountRow, AccountUpdate, Batch};
 use crate::atproto::did::Did;
+use crate::telemetry::metrics;
 use futures_util::future::BoxFuture;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -239,6 +240,7 @@ impl Task {
     }
 
     fn take(&mut self, message: Message) {
+        metrics().store_queue.set(self.pending.rows() as i64);
         let was_empty = self.pending.is_empty();
         match message {
             Message::Update(update) => self.pending.add(Batch {
@@ -352,11 +354,16 @@ async fn write_until_taken(
     let mut retry = FIRST_RETRY;
     let mut complained: Option<Instant> = None;
     loop {
+        let started = Instant::now();
         let attempt = tokio::select! {
             result = store.apply_distinct(&batch) => result,
             () = time_over(stopping.clone()) => return Err(TimeOver),
         };
+        metrics()
+            .store_flush_seconds
+            .observe(started.elapsed().as_secs_f64());
         let Err(error) = attempt else { break };
+        metrics().store_flush_errors.inc();
         if complained.is_none_or(|then| then.elapsed() >= COMPLAIN_EVERY) {
             tracing::error!(%error, rows = rows(&batch), "account states wait for the database; trying again");
             complained = Some(Instant::now());

@@ -9,6 +9,7 @@ use crate::atproto::did::Did;
 use crate::atproto::key::{PublicKey, VerifyingKey};
 use crate::config::DesyncLimits;
 use crate::store::{AccountRow, HostId, LocalStatus, RepoState, UpstreamStatus};
+use crate::telemetry::metrics;
 
 /// One account, as its shard knows it.
 #[derive(Default)]
@@ -92,6 +93,15 @@ impl Residents {
     /// The account, if it is resident; marks it as used.
     pub fn get(&mut self, did: &Did) -> Option<&mut Account> {
         self.accounts.get_mut(did)
+    }
+
+    /// Counts whether an event's account is resident.
+    pub fn count_use(&self, did: &Did) {
+        if self.accounts.contains(did) {
+            metrics().account_cache_hits.inc();
+        } else {
+            metrics().account_cache_misses.inc();
+        }
     }
 
     /// Takes in an account that was read from SQL.

@@ -173,7 +173,12 @@ impl Shard {
                 .shrink(settled, |did| parked.contains_key(did));
             let gauge = &metrics().shards[self.index];
             gauge.queue.set(self.inbox.len() as i64);
-            gauge.parked.set(self.parked.len() as i64);
+            let parked = self
+                .parked
+                .values()
+                .map(|parked| parked.items.len())
+                .sum::<usize>();
+            gauge.parked.set(parked as i64);
             gauge.residents.set(self.residents.len() as i64);
         }
     }
@@ -182,6 +187,7 @@ impl Shard {
         match work {
             Work::Event(received, memory) => {
                 let did = received.did.clone();
+                self.residents.count_use(&did);
                 self.arrive(
                     did,
                     Item::Event(Event {
