@@ -5,10 +5,12 @@ mod check_config;
 mod completions;
 mod config_args;
 mod failure;
+mod firehose;
 mod hosts;
 mod man;
 mod output;
 mod progress;
+mod serve;
 
 use std::process::ExitCode;
 
@@ -50,9 +52,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run the relay
+    #[command(long_about = serve::LONG_ABOUT, after_help = serve::SHORT_EXAMPLES, after_long_help = serve::EXAMPLES)]
+    Serve(ConfigArgs),
     /// Read the configuration as `serve` would, and show what it comes to
     #[command(long_about = check_config::LONG_ABOUT)]
     CheckConfig(ConfigArgs),
+    /// Read the firehose of any relay or PDS, one line for each event
+    #[command(after_help = firehose::EXAMPLES)]
+    Firehose(firehose::FirehoseArgs),
     /// Work with lists of hosts
     #[command(subcommand)]
     Hosts(hosts::HostsCommand),
@@ -66,7 +74,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Serve(args) => serve::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),
+        Command::Firehose(args) => firehose::run(&args),
         Command::Hosts(command) => hosts::run(&command),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

@@ -1,0 +1,143 @@
+//! `serve`: starts the relay, tells systemd, waits for a reason to end, and ends it in order.
+
+use std::io;
+use std::process::exit;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use atproto_relay::config::{Config, Loaded};
+use atproto_relay::relay::Relay;
+use atproto_relay::telemetry::init_logging;
+
+use super::config_args::ConfigArgs;
+use super::failure::Failure;
+
+pub const LONG_ABOUT: &str = "\
+Runs the relay until SIGTERM or Ctrl-C. Without any setting it listens on 127.0.0.1:2470, keeps its \
+data in ./data and knows no hosts: name them with --host, take over another relay's with \
+`atproto-relay hosts pull`, or let them ask with com.atproto.sync.requestCrawl.
+
+Every setting is a flag, an environment variable and a key of the TOML file given by --config; the \
+flag wins, then the environment, then the file. `atproto-relay check-config` shows what they come to.";
+
+pub const EXAMPLES: &str = "\
+Examples:
+  One PDS, data in ./data:
+    atproto-relay serve --host pds.example.com
+
+  A public relay behind a proxy, with an admin API and PostgreSQL:
+    DATABASE_URL=postgres://relay@localhost/relay \\
+      atproto-relay serve --data-dir /var/lib/atproto-relay \\
+        --admin-password-file /etc/atproto-relay/password --replay-window 48h --log-max-bytes 500GB
+
+  A test network on this machine:
+    atproto-relay serve --allow-private-hosts --plc-host http://localhost:2582 --host http://localhost:2583
+
+Exit codes: 0 ended by a signal; 1 it could not start or failed; 2 the configuration is wrong.";
+
+pub const SHORT_EXAMPLES: &str = "`--help` shows all settings, with examples.";
+
+/// The exit code after a second signal, while the first one's shutdown is under way: 128 + SIGINT, as shells count.
+const EXIT_IMPATIENT: i32 = 130;
+
+pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
+    let Loaded {
+        config, warnings, ..
+    } = args.load()?;
+    init_logging(&config.log_level, config.log_format).map_err(Failure::failed)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?
+        .block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<(), Failure> {
+    let mut signals = Signals::install()
+        .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?;
+    let admin_api = config.admin_password.is_some();
+    tracing::info!(data_dir = %config.data_dir.display(), database = %config.database_url(), "starting");
+    let relay = tokio::select! {
+        started = Relay::start(config) => started.map_err(Failure::failed)?,
+        signal = signals.next() => {
+            tracing::info!(signal, "stopped while starting");
+            return Ok(());
+        }
+    };
+    let firehose = format!(
+        "ws://{}/xrpc/com.atproto.sync.subscribeRepos",
+        relay.public_addr()
+    );
+    tracing::info!(firehose, metrics = %relay.metrics_addr(), admin_api, "ready");
+    notify(&[
+        NotifyState::Ready,
+        NotifyState::Status(&format!("serving {firehose}")),
+    ]);
+    let watchdog = tokio::spawn(feed_watchdog());
+
+    let outcome = tokio::select! {
+        failure = relay.failed() => Err(Failure::failed(failure)),
+        signal = signals.next() => {
+            tracing::info!(signal, "stopping; a second signal stops at once");
+            Ok(())
+        }
+    };
+    notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+    tokio::select! {
+        () = relay.shutdown() => {}
+        signal = signals.next() => {
+            tracing::warn!(signal, "stopped at once; the next start takes the rest from the log");
+            exit(EXIT_IMPATIENT);
+        }
+    }
+    watchdog.abort();
+    tracing::info!("stopped");
+    outcome
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn install() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The name of the next signal.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Tells systemd, if it started us. That it does not listen is no reason to stop.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd was not told of a change of state");
+    }
+}
+
+/// Sends the sign of life that `WatchdogSec=` asks for, twice in each period, for as long as the runtime turns.
+async fn feed_watchdog() {
+    let Some(period) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let mut beat = tokio::time::interval((period / 2).max(Duration::from_millis(1)));
+    loop {
+        beat.tick().await;
+        notify(&[NotifyState::Watchdog]);
+    }
+}

@@ -1,0 +1,866 @@
+//! The binary from its outside: what it prints, what it exits with, and what each mistake is told.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::RawQuery;
+use axum::routing::get;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Longest wait for anything: a loaded machine, not a slow program.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn relay() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_atproto-relay"));
+    command.env_clear().stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    relay().args(arguments).output().expect("the binary runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("output is UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("messages are UTF-8")
+}
+
+/// Runs it and expects one line that begins with `error: ` and has all the parts.
+fn refused(command: &mut Command, code: i32, parts: &[&str]) {
+    let output = command.output().expect("the binary runs");
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{command:?}: {message}");
+    let errors: Vec<&str> = message
+        .lines()
+        .filter(|line| line.starts_with("error: "))
+        .collect();
+    assert_eq!(errors.len(), 1, "{command:?}: one line: {message}");
+    for part in parts {
+        assert!(
+            errors[0].contains(part),
+            "{command:?}: `{part}` is not in: {message}"
+        );
+    }
+    assert!(
+        output.stdout.is_empty(),
+        "{command:?} printed {}",
+        stdout(&output)
+    );
+}
+
+/// A `serve` that runs until it is told to end. Killed when dropped.
+struct Serving {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Serving {
+    fn start(data_dir: &Path, arguments: &[&str]) -> Serving {
+        let mut child = relay()
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--metrics-listen",
+                "127.0.0.1:0",
+                "--log-format",
+                "json",
+            ])
+            .args(["--log-segment-bytes", "8MiB", "--data-dir"])
+            .arg(data_dir)
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        Serving { child, lines }
+    }
+
+    /// The first log line with this message.
+    fn line(&self, message: &str) -> serde_json::Value {
+        let deadline = Instant::now() + DEADLINE;
+        let mut seen = Vec::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                panic!("no line `{message}` in {seen:#?}");
+            };
+            match serde_json::from_str::<serde_json::Value>(&line) {
+                Ok(fields) if fields["message"] == message => return fields,
+                _ => seen.push(line),
+            }
+        }
+    }
+
+    /// The address of the public listener, once it serves.
+    fn address(&self) -> String {
+        let ready = self.line("ready");
+        let firehose = ready["firehose"]
+            .as_str()
+            .expect("the line has the firehose's URL");
+        let url = url::Url::parse(firehose).expect("it is a URL");
+        format!("127.0.0.1:{}", url.port().expect("it has a port"))
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("the process is ours");
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the process is ours") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn without_a_command_the_help_comes_with_exit_code_2() {
+    let output = run(&[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        stderr(&output).contains("hosts pull"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn help_teaches() {
+    // Lines are wrapped to the terminal.
+    let help = stdout(&run(&["serve", "--help"]))
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    for part in [
+        "Examples:",
+        "--admin-password-file",
+        "[env: RELAY_REPLAY_WINDOW]",
+        "[default: 72h]",
+        "Exit codes",
+    ] {
+        assert!(help.contains(part), "{part} is not in the help of serve");
+    }
+    let short = stdout(&run(&["serve", "-h"]));
+    assert!(short.contains("--listen") && !short.contains("--desync-limit"));
+    for command in [
+        vec!["firehose"],
+        vec!["hosts", "pull"],
+        vec!["completions"],
+        vec!["man"],
+    ] {
+        let help = run(&[command.as_slice(), &["--help"]].concat());
+        assert!(
+            help.status.success() && stdout(&help).contains("Examples:"),
+            "{command:?}"
+        );
+    }
+    assert!(stdout(&run(&["--version"])).starts_with("atproto-relay "));
+}
+
+#[test]
+fn completions_and_man_pages_come_out() {
+    for shell in ["bash", "fish", "zsh", "elvish", "powershell"] {
+        let script = run(&["completions", shell]);
+        assert!(
+            script.status.success() && stdout(&script).contains("check-config"),
+            "{shell}"
+        );
+    }
+    assert!(stdout(&run(&["man"])).contains(".TH atproto-relay 1"));
+    let folder = tempfile::tempdir().unwrap();
+    assert!(
+        run(&["man", "--out-dir", folder.path().to_str().unwrap()])
+            .status
+            .success()
+    );
+    let page = fs::read_to_string(folder.path().join("atproto-relay-serve.1")).unwrap();
+    assert!(page.contains("replay\\-window"));
+    let absent = folder.path().join("absent");
+    refused(
+        relay().args(["man", "--out-dir"]).arg(&absent),
+        1,
+        &["cannot write the man pages", "absent", "exists"],
+    );
+}
+
+#[test]
+fn output_that_nobody_reads_any_more_is_no_failure() {
+    let mut child = relay()
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut message = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut message)
+        .unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(message, "");
+}
+
+#[test]
+fn check_config_shows_values_and_where_they_are_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("relay.toml");
+    fs::write(&file, "[log]\nmax_bytes = \"1TB\"\n").unwrap();
+    let output = relay()
+        .args([
+            "check-config",
+            "--host",
+            "pds.example.com",
+            "--allow-private-hosts",
+            "--config",
+        ])
+        .arg(&file)
+        .env("RELAY_REPLAY_WINDOW", "48h")
+        .env("RELAY_ADMIN_PASSWORD", "hunter2")
+        .env("DATABASE_URL", "postgres://relay:geheim@db/relay")
+        .env("RELAY_REPLAY_WINDO", "1h")
+        .output()
+        .unwrap();
+    let text = stdout(&output);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let origin = |assignment: &str| {
+        let line = text.lines().find(|line| line.starts_with(assignment));
+        let line = line.unwrap_or_else(|| panic!("{assignment} is not in\n{text}"));
+        line.split_once('#').unwrap().1.trim().to_owned()
+    };
+    assert_eq!(
+        origin("log.max_bytes = \"1TB\""),
+        format!("{}:2", file.display())
+    );
+    assert_eq!(
+        origin("replay_window = \"48h\""),
+        "environment variable RELAY_REPLAY_WINDOW"
+    );
+    assert_eq!(origin("hosts = [\"https://pds.example.com\"]"), "--host");
+    assert_eq!(
+        origin("allow_private_hosts = true"),
+        "--allow-private-hosts"
+    );
+    assert_eq!(origin("listen = "), "default");
+    assert!(
+        text.contains("# admin API: on, password from environment variable RELAY_ADMIN_PASSWORD")
+    );
+    assert!(
+        !text.contains("hunter2") && !text.contains("geheim"),
+        "{text}"
+    );
+    assert!(stderr(&output).contains("did you mean RELAY_REPLAY_WINDOW?"));
+
+    // What it prints is a configuration.
+    fs::write(&file, stdout(&run(&["check-config"]))).unwrap();
+    let again = relay()
+        .args(["check-config", "--config"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(again.status.success(), "{}", stderr(&again));
+}
+
+#[test]
+fn a_bad_configuration_is_one_line_and_exit_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("relay.toml");
+    fs::write(&file, "data_dir = \"x\"\nreplay_windw = \"1h\"\n").unwrap();
+    let absent = folder.path().join("absent.toml");
+    let latin = folder.path().join("latin.toml");
+    fs::write(&latin, b"data_dir = \"\xe9\"").unwrap();
+    for command in ["serve", "check-config"] {
+        refused(
+            relay().args([command, "--config"]).arg(&file),
+            2,
+            &[
+                "relay.toml:2: unknown key `replay_windw`",
+                "did you mean `replay_window`?",
+            ],
+        );
+        refused(
+            relay().args([command, "--config"]).arg(&absent),
+            2,
+            &["absent.toml", "No such file", "--config"],
+        );
+        refused(
+            relay().args([command, "--config"]).arg(&latin),
+            2,
+            &["latin.toml", "UTF-8"],
+        );
+        refused(
+            relay().args([command, "--config"]).arg(folder.path()),
+            2,
+            &["directory"],
+        );
+        for (flag, value, parts) in [
+            ("--plc-host", "http://", vec!["--plc-host", "not a URL"]),
+            (
+                "--host",
+                "http://pds.example.com",
+                vec!["http://pds.example.com", "--allow-private-hosts"],
+            ),
+            ("--host", "pds example", vec!["--host", "not a host name"]),
+            (
+                "--database-url",
+                "mysql://x",
+                vec!["--database-url", "sqlite: or postgres://"],
+            ),
+            (
+                "--listen",
+                "2470",
+                vec!["--listen", "an address and a port"],
+            ),
+            (
+                "--validation",
+                "loose",
+                vec!["--validation", "strict, ratchet, lenient"],
+            ),
+            (
+                "--replay-window",
+                "3 days",
+                vec!["--replay-window", "no unit"],
+            ),
+            (
+                "--log-max-bytes",
+                "1",
+                vec!["--log-max-bytes", "two segments"],
+            ),
+            (
+                "--trusted-domain",
+                "https://x",
+                vec!["--trusted-domain", "is not a domain"],
+            ),
+            (
+                "--admin-password-file",
+                "/absent/password",
+                vec!["/absent/password", "may read it"],
+            ),
+        ] {
+            refused(relay().args([command, flag, value]), 2, &parts);
+        }
+    }
+    refused(
+        relay().args(["serve", "--repaly-window", "1h"]),
+        2,
+        &["--repaly-window"],
+    );
+    refused(
+        relay().args(["serve", "--listen", ":1", "--listen", ":2"]),
+        2,
+        &["--listen"],
+    );
+}
+
+#[test]
+fn a_relay_that_cannot_start_says_why_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve = |data_dir: &Path| {
+        let mut command = relay();
+        command.args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--metrics-listen",
+            "127.0.0.1:0",
+            "--log-level",
+            "error",
+        ]);
+        command.arg("--data-dir").arg(data_dir);
+        command
+    };
+
+    // A folder that cannot be.
+    let file = folder.path().join("file");
+    fs::write(&file, "not a folder").unwrap();
+    refused(
+        &mut serve(&file.join("data")),
+        1,
+        &["data folder", "file/data", "--data-dir"],
+    );
+
+    // A port in use, on either listener.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for flag in ["--listen", "--metrics-listen"] {
+        let data_dir = folder.path().join("port");
+        let mut command = relay();
+        let other = if flag == "--listen" {
+            "--metrics-listen"
+        } else {
+            "--listen"
+        };
+        command.args([
+            "serve",
+            flag,
+            &address,
+            other,
+            "127.0.0.1:0",
+            "--log-level",
+            "error",
+            "--data-dir",
+        ]);
+        refused(
+            command.arg(&data_dir),
+            1,
+            &["cannot listen on", &address, flag],
+        );
+        let written = fs::read_dir(&data_dir).map_or(0, |entries| entries.count());
+        assert_eq!(written, 0, "nothing is half written");
+    }
+
+    // A database that is down.
+    let down = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let url = format!("postgres://relay:geheim@{down}/relay");
+    let mut command = serve(&folder.path().join("down"));
+    let output = command.env("DATABASE_URL", &url).output().unwrap();
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(
+        message.contains("cannot reach") && message.contains("start the server"),
+        "{message}"
+    );
+    assert!(!message.contains("geheim"), "{message}");
+
+    // A file that is no database.
+    let noise = folder.path().join("noise");
+    fs::create_dir(&noise).unwrap();
+    fs::write(noise.join("relay.sqlite"), vec![7; 8192]).unwrap();
+    refused(
+        &mut serve(&noise),
+        1,
+        &["relay.sqlite", "not an SQLite database"],
+    );
+}
+
+#[tokio::test]
+async fn a_database_that_is_newer_than_the_binary_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("relay.sqlite").display());
+    let store = atproto_relay::store::Store::open(&url).await.unwrap();
+    store.close().await;
+    let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (99990101000000, 'from the future', TRUE, X'00', 0)",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    pool.close().await;
+    let mut command = relay();
+    command.args([
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--metrics-listen",
+        "127.0.0.1:0",
+        "--log-level",
+        "error",
+    ]);
+    command.arg("--data-dir").arg(folder.path());
+    refused(
+        &mut command,
+        1,
+        &["relay.sqlite", "newer version", "99990101000000"],
+    );
+}
+
+#[test]
+fn serve_runs_until_a_signal_and_holds_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = Serving::start(folder.path(), &[]);
+    first.address();
+
+    let mut second = relay();
+    second.args([
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--metrics-listen",
+        "127.0.0.1:0",
+        "--log-level",
+        "error",
+    ]);
+    let in_use = folder.path().display().to_string();
+    refused(
+        second.arg("--data-dir").arg(folder.path()),
+        1,
+        &[&in_use, "another relay"],
+    );
+
+    first.signal(Signal::TERM);
+    first.line("stopped");
+    assert!(first.wait().success());
+
+    let mut again = Serving::start(folder.path(), &[]);
+    again.address();
+    again.signal(Signal::INT);
+    assert!(again.wait().success());
+}
+
+#[test]
+fn systemd_is_told_when_the_relay_is_ready_and_when_it_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut child = relay()
+        .args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--metrics-listen",
+            "127.0.0.1:0",
+            "--log-level",
+            "error",
+        ])
+        .arg("--data-dir")
+        .arg(folder.path().join("data"))
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "200000")
+        .spawn()
+        .unwrap();
+    let wait_for = |word: &str| {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let mut buffer = [0; 4096];
+            let length = socket.recv(&mut buffer).expect("systemd hears something");
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if text.contains(word) {
+                return text;
+            }
+            assert!(Instant::now() < deadline, "no {word}, last {text}");
+        }
+    };
+    assert!(wait_for("READY=1").contains("STATUS=serving ws://127.0.0.1:"));
+    wait_for("WATCHDOG=1");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    wait_for("STOPPING=1");
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn firehose_says_what_is_wrong_with_its_address() {
+    for (url, parts) in [
+        ("ftp://bsky.network", "https, http, wss and ws"),
+        ("", "host"),
+        ("a b", "host name or a URL"),
+    ] {
+        refused(relay().args(["firehose", url]), 2, &[parts]);
+    }
+    let down = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
+    refused(
+        relay().args(["firehose", &down]),
+        1,
+        &["cannot open", &down, "refused"],
+    );
+}
+
+#[test]
+fn firehose_reports_what_the_server_refuses() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = Serving::start(folder.path(), &[]);
+    let address = serving.address();
+    refused(
+        relay().args(["firehose", &address, "--cursor", "12345"]),
+        1,
+        &["FutureCursor"],
+    );
+    let elsewhere = format!("http://{address}/nowhere");
+    refused(
+        relay().args(["firehose", &elsewhere]),
+        1,
+        &["cannot open", "status 404"],
+    );
+}
+
+#[cfg(feature = "devnet")]
+mod on_a_network {
+    use super::*;
+    use atproto_relay::devnet::network::{Network, NetworkOptions};
+
+    /// A network with one account and two posts: `#identity`, `#account`, commits.
+    async fn network() -> Network {
+        let network = Network::start(NetworkOptions::default()).await.unwrap();
+        let pds = network.pds(0);
+        let account = pds.create_account("alice.pds1.test").unwrap();
+        for text in ["one", "two"] {
+            let post = serde_json::json!({ "$type": "app.bsky.feed.post", "text": text });
+            pds.create_record(&account.did, "app.bsky.feed.post", post)
+                .unwrap();
+        }
+        network
+    }
+
+    async fn output(mut command: Command) -> Output {
+        tokio::task::spawn_blocking(move || command.output().expect("the binary runs"))
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn firehose_prints_and_verifies_the_events_of_a_pds() {
+        let network = network().await;
+        let mut command = relay();
+        command.args([
+            "firehose",
+            &network.pds(0).url(),
+            "--cursor",
+            "0",
+            "--limit",
+            "4",
+            "--json",
+            "--verify",
+        ]);
+        command.args(["--allow-private-hosts", "--plc-host", &network.plc_url()]);
+        let output = output(command).await;
+        assert!(output.status.success(), "{}", stderr(&output));
+        let events: Vec<serde_json::Value> = stdout(&output)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(events.len(), 4);
+        for pair in events.windows(2) {
+            assert!(
+                pair[0]["seq"].as_i64() < pair[1]["seq"].as_i64(),
+                "{pair:?}"
+            );
+        }
+        let commits: Vec<_> = events
+            .iter()
+            .filter(|event| event["kind"] == "#commit")
+            .collect();
+        assert!(!commits.is_empty());
+        for commit in commits {
+            assert_eq!(commit["valid"], true, "{commit}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn firehose_prints_a_line_for_each_event() {
+        let network = network().await;
+        let mut command = relay();
+        command.args([
+            "firehose",
+            &network.pds(0).url(),
+            "--cursor",
+            "0",
+            "--limit",
+            "5",
+        ]);
+        let output = output(command).await;
+        let text = stdout(&output);
+        assert_eq!(text.lines().count(), 5, "{text}");
+        assert!(
+            text.contains("#identity") && text.contains("#account"),
+            "{text}"
+        );
+        assert!(text.contains("create app.bsky.feed.post/"), "{text}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn firehose_finds_what_does_not_verify() {
+        let network = network().await;
+        let other = Network::start(NetworkOptions {
+            seed: 7,
+            ..NetworkOptions::default()
+        })
+        .await
+        .unwrap();
+        let mut command = relay();
+        // A directory that knows none of the accounts.
+        command.args([
+            "firehose",
+            &network.pds(0).url(),
+            "--cursor",
+            "0",
+            "--limit",
+            "5",
+            "--verify",
+        ]);
+        command.args(["--allow-private-hosts", "--plc-host", &other.plc_url()]);
+        let output = output(command).await;
+        assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+        assert!(
+            stdout(&output).contains("[NOT VALID: the DID does not exist]"),
+            "{}",
+            stdout(&output)
+        );
+        assert!(
+            stderr(&output).contains("events are not valid"),
+            "{}",
+            stderr(&output)
+        );
+    }
+}
+
+/// Another relay: two pages of hosts.
+async fn other_relay() -> String {
+    let list = get(|RawQuery(query): RawQuery| async move {
+        let second = query.is_some_and(|query| query.contains("cursor=next"));
+        let page = if second {
+            serde_json::json!({ "hosts": [
+                { "hostname": "two.example.com", "status": "idle" },
+                { "hostname": "gone.example.com", "status": "offline" },
+                { "hostname": "bad.example.com", "status": "banned" },
+                { "hostname": "10.0.0.1", "status": "active" },
+            ]})
+        } else {
+            serde_json::json!({ "cursor": "next", "hosts": [
+                { "hostname": "one.host.bsky.network", "seq": 17, "accountCount": 3, "status": "active" },
+            ]})
+        };
+        axum::Json(page)
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = Router::new().route("/xrpc/com.atproto.sync.listHosts", list);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    format!("http://{address}")
+}
+
+async fn pull(arguments: &[&str], folder: &Path) -> Output {
+    let mut command = relay();
+    command
+        .args(["hosts", "pull"])
+        .args(arguments)
+        .arg("--data-dir")
+        .arg(folder);
+    tokio::task::spawn_blocking(move || command.output().expect("the binary runs"))
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_pull_shows_all_pages_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = folder.path().join("data");
+    let relay = other_relay().await;
+    let output = pull(&[&relay], &data_dir).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert_eq!(text.lines().count(), 5, "{text}");
+    let columns: Vec<&str> = text.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(columns, ["one.host.bsky.network", "active", "3"]);
+    assert!(!data_dir.exists());
+
+    let json = stdout(&pull(&[&relay, "--json"], &data_dir).await);
+    let first: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
+    assert_eq!(first["accountCount"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_pull_adds_what_is_alive_and_public_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = other_relay().await;
+    let output = pull(&[&relay, "--add", "--limit-accounts", "7"], folder.path()).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("2 added, 0 known before, 3 skipped"),
+        "{}",
+        stderr(&output)
+    );
+    let text = stdout(&output);
+    for (host, outcome) in [
+        ("one.host.bsky.network", "added"),
+        ("two.example.com", "added"),
+        ("gone.example.com", "skipped: not active there"),
+        ("bad.example.com", "skipped: banned there"),
+        ("10.0.0.1", "skipped: not a public https host"),
+    ] {
+        let line = text.lines().find(|line| line.starts_with(host)).unwrap();
+        assert!(line.ends_with(outcome), "{line}");
+    }
+    let url = format!("sqlite:{}", folder.path().join("relay.sqlite").display());
+    let store = atproto_relay::store::Store::open(&url).await.unwrap();
+    let one = store
+        .host_by_name("one.host.bsky.network")
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(one.trusted && one.tls && one.account_limit == 10_000_000);
+    let two = store
+        .host_by_name("two.example.com")
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(!two.trusted && two.account_limit == 7);
+    store.close().await;
+
+    let again = pull(&[&relay, "--add"], folder.path()).await;
+    assert!(
+        stderr(&again).contains("0 added, 2 known before, 3 skipped"),
+        "{}",
+        stderr(&again)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_pull_says_what_it_needs() {
+    let folder = tempfile::tempdir().unwrap();
+    let relay_url = other_relay().await;
+    let to = pull(&[&relay_url, "--to", "http://localhost:1"], folder.path()).await;
+    assert_eq!(to.status.code(), Some(2));
+    assert!(
+        stderr(&to).contains("RELAY_ADMIN_PASSWORD"),
+        "{}",
+        stderr(&to)
+    );
+    let both = pull(
+        &[&relay_url, "--add", "--to", "http://localhost:1"],
+        folder.path(),
+    )
+    .await;
+    assert_eq!(both.status.code(), Some(2));
+    let bad = pull(&["http://"], folder.path()).await;
+    assert_eq!(bad.status.code(), Some(2), "{}", stderr(&bad));
+    let down = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
+    let nobody = pull(&[&format!("http://{down}")], folder.path()).await;
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(stderr(&nobody).contains(&down), "{}", stderr(&nobody));
+}
