@@ -934,6 +934,23 @@ fn a_redaction_survives_the_end_of_the_process() {
 }
 
 #[test]
+fn a_redaction_that_cannot_be_noted_holds_all_the_same() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 4096));
+    log.append(&two_accounts());
+    fs::create_dir(folder.path().join("redactions")).expect("something in the way");
+    let error = log
+        .log
+        .redact(&Did::parse(&did(1)).expect("a DID"), 61)
+        .expect_err("it says so");
+    assert!(error.to_string().contains("redactions"), "{error}");
+    assert!(!contains(&read_all(&log.log, 1, 1000), b"secret-of-1"));
+    eventually("the punching", || {
+        !contains(&raw(folder.path()), b"secret-of-1")
+    });
+}
+
+#[test]
 fn readers_never_see_a_hole_while_accounts_are_redacted() {
     let folder = quick_folder();
     let log = RunningLog::open(options(folder.path(), 64 * 1024));
@@ -1038,6 +1055,27 @@ proptest! {
             }
             assert_holds(&log.log, &model, &format!("{step:?}"));
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_folder_full_of_garbage_opens_and_takes_events(
+        frames in proptest::collection::vec(any::<u8>(), 0..3000),
+        index in proptest::collection::vec(any::<u8>(), 0..1000),
+        first in 1u64..1 << 40,
+    ) {
+        let folder = quick_folder();
+        fs::write(folder.path().join(format!("{first:020}.seg")), frames).expect("frames");
+        fs::write(folder.path().join(format!("{first:020}.idx")), index).expect("an index");
+        let log = RunningLog::open(options(folder.path(), 4096));
+        let event = Event::identity(1, 100, 1);
+        let seq = log.append(std::slice::from_ref(&event))[0];
+        prop_assert!(seq >= first);
+        prop_assert_eq!(read_all(&log.log, seq, 10), event.wire(seq));
+        read_all(&log.log, first, 1000);
     }
 }
 

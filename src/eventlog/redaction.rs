@@ -46,20 +46,18 @@ struct Redaction {
 impl EventLog {
     /// Takes all events of an account up to and including `up_to` out of the log, except `#account`
     /// events. When this returns, no reader gets them any more, also after a crash; a background thread
-    /// then marks them in the index and punches them out of the segments. Waits for the disk.
+    /// then marks them in the index and punches them out of the segments. Waits for the disk. After an
+    /// error (a full disk) all that holds as well, but a crash before the punching would undo it.
     pub fn redact(&self, did: &Did, up_to: u64) -> Result<(), LogError> {
         let shared = &self.shared;
         let up_to = up_to.min(shared.head());
         let path = &shared.redactions.path;
-        shared
-            .redactions
-            .add(Redaction {
-                did: did.clone(),
-                up_to,
-            })
-            .map_err(LogError::io("noting a redaction in", path))?;
+        let noted = shared.redactions.add(Redaction {
+            did: did.clone(),
+            up_to,
+        });
         shared.call(upkeep::Call::Look);
-        Ok(())
+        noted.map_err(LogError::io("noting a redaction in", path))
     }
 
     /// Redactions that hold for readers but are not yet punched out.
@@ -95,26 +93,26 @@ impl Redactions {
         })
     }
 
+    /// Takes a redaction: readers follow it from here on, then it is noted for the next start.
     fn add(&self, redaction: Redaction) -> io::Result<()> {
         let _journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(JOURNAL_MODE)
-            .open(&self.path)?;
         // A line torn by a full disk must not swallow this one.
-        file.write_all(format!("\n{}\n", redaction.line()).as_bytes())?;
-        file.sync_data()?;
-        if let Some(dir) = self.path.parent() {
-            sync_folder(dir)?;
-        }
+        let line = format!("\n{}\n", redaction.line());
         let mut pending = self.pending.write().unwrap_or_else(PoisonError::into_inner);
         pending
             .entry(redaction.did.hash64())
             .or_default()
             .push(redaction);
+        drop(pending);
         self.count.fetch_add(1, Ordering::Release);
-        Ok(())
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(JOURNAL_MODE)
+            .open(&self.path)?;
+        file.write_all(line.as_bytes())?;
+        file.sync_data()?;
+        self.path.parent().map_or(Ok(()), sync_folder)
     }
 
     /// True where a pending redaction takes out this event.

@@ -63,7 +63,7 @@ impl<T> Sequencer<T> {
     }
 
     /// Like [`Sequencer::join`], but gives up where the disk refuses: returns what did not become
-    /// durable and therefore must not be settled. Also ends when senders remain.
+    /// durable and therefore must not be settled.
     pub fn stop(self) -> Vec<T> {
         self.stop.store(true, Ordering::Release);
         self.thread.thread().unpark();
