@@ -15,12 +15,13 @@ use std::sync::mpsc as sync_mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::config::{Config, Durability};
 use crate::dial::{Guard, PdsHost};
@@ -429,6 +430,12 @@ fn serve(
     failing: watch::Sender<Option<String>>,
 ) -> task::JoinHandle<()> {
     tokio::spawn(async move {
+        // A lone event must not wait for the consumer's ACK of the one before.
+        let listener = listener.tap_io(|socket| {
+            if let Err(failure) = socket.set_nodelay(true) {
+                debug!(%failure, "a connection keeps Nagle's delay");
+            }
+        });
         let service = router.into_make_service_with_connect_info::<SocketAddr>();
         let served = axum::serve(listener, service)
             .with_graceful_shutdown(closing.cancelled_owned())
