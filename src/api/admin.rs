@@ -6,7 +6,7 @@ use super::error::ApiError;
 use super::input::{Parameters, json, parse_did, parse_hostname, quoted};
 use super::operations::{HostActivity, OperationError};
 use super::sync::crawl;
-use super::timestamp::rfc3339;
+use crate::atproto::datetime;
 use crate::atproto::did::Did;
 use crate::config::Validation;
 use crate::discovery::Requester;
@@ -110,7 +110,9 @@ impl HostInfo {
         };
         Self {
             id: row.id.0,
-            created_at: rfc3339(row.created_at),
+            created_at: datetime::format_utc(
+                u64::try_from(row.created_at).unwrap_or(0) * 1_000_000,
+            ),
             host: row.hostname,
             ssl: row.tls,
             cursor: row.cursor.unwrap_or(-1),
@@ -406,13 +408,13 @@ impl From<ConsumerInfo> for Consumer {
         let connected_at = info
             .connected_at
             .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+            .map_or(0, |since| since.as_micros() as u64);
         Self {
             id: info.id,
             remote_addr: info.remote_addr.to_string(),
             user_agent: info.user_agent,
             events_consumed: info.events,
-            connected_at: rfc3339(i64::try_from(connected_at).unwrap_or(i64::MAX)),
+            connected_at: datetime::format_utc(connected_at),
             bytes_sent: info.bytes,
             cursor: info.position,
         }

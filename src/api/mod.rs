@@ -9,7 +9,6 @@ mod input;
 mod operations;
 mod pages;
 mod sync;
-mod timestamp;
 
 pub use operations::{HostActivity, OperationError, Operations};
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-const MILLIS_PER_DAY: i64 = 86_400_000;
+use crate::atproto::datetime;
 
 /// A moment in milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,26 +36,7 @@ impl Timestamp {
     }
 }
 
-/// Year, month and day of a day number counted from 1970-01-01 (proleptic Gregorian calendar,
-/// after Howard Hinnant's `civil_from_days`).
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let day_of_era = z.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
-}
-
-/// The day number of a date, the inverse of [`civil_from_days`].
+/// The day number of a date, counted from 1970-01-01 (proleptic Gregorian calendar).
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
@@ -67,14 +48,8 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (year, month, day) = civil_from_days(self.0.div_euclid(MILLIS_PER_DAY));
-        let millis = self.0.rem_euclid(MILLIS_PER_DAY);
-        let (hour, minute) = (millis / 3_600_000, millis / 60_000 % 60);
-        let (second, millis) = (millis / 1_000 % 60, millis % 1_000);
-        write!(
-            f,
-            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z"
-        )
+        let micros = u64::try_from(self.0).unwrap_or(0) * 1_000;
+        f.write_str(&datetime::format_utc(micros))
     }
 }
 

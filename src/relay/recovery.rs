@@ -74,18 +74,18 @@ pub async fn replay(
     for entry in log.entries(from) {
         let (entry, frame) = entry?;
         count += 1;
-        if entry.host == UNKNOWN_HOST {
-            continue;
-        }
-        let host = HostId(entry.host);
-        let recovered = hosts.entry(host).or_default();
-        if recovered
-            .cursor
-            .is_none_or(|cursor| entry.upstream_seq > cursor)
-        {
-            recovered
-                .already_durable
-                .insert(entry.upstream_seq, entry.seq);
+        // Without a host: an event of the relay's own, or one whose index entry was rebuilt from its frame.
+        let host = (entry.host != UNKNOWN_HOST).then_some(HostId(entry.host));
+        if let Some(host) = host {
+            let recovered = hosts.entry(host).or_default();
+            if recovered
+                .cursor
+                .is_none_or(|cursor| entry.upstream_seq > cursor)
+            {
+                recovered
+                    .already_durable
+                    .insert(entry.upstream_seq, entry.seq);
+            }
         }
         accounts.extend(account_update(&frame, host));
         if accounts.len() >= BATCH {
@@ -112,11 +112,11 @@ async fn write(store: &Store, accounts: &mut Vec<AccountUpdate>) -> Result<(), S
 }
 
 /// What an event of the log says of its account's state. Every event of the log was verified before it went there.
-fn account_update(frame: &[u8], host: HostId) -> Option<AccountUpdate> {
+fn account_update(frame: &[u8], host: Option<HostId>) -> Option<AccountUpdate> {
     let message = frame::decode(frame).ok()?.message;
     let update = |did: &str| {
         Did::normalized(did).ok().map(|did| AccountUpdate {
-            host: Some(host),
+            host,
             ..AccountUpdate::new(did)
         })
     };
@@ -129,7 +129,8 @@ fn account_update(frame: &[u8], host: HostId) -> Option<AccountUpdate> {
             repo: Some(repo_state(sync.blocks)?),
             ..update(sync.did)?
         }),
-        Message::Account(account) => {
+        // What the relay itself says of an account is not its PDS's word.
+        Message::Account(account) if host.is_some() => {
             let upstream = UpstreamStatus::from_event(account.active, account.status);
             Some(AccountUpdate {
                 upstream: Some(upstream),

@@ -15,7 +15,7 @@ use crate::store::{UpstreamStatus, Writer};
 use crate::upstream::HostHandle;
 
 use super::judge::{NoIdentity, Question};
-use super::shard::{Answer, Work};
+use super::shard::{Answer, Lookup, Work};
 
 /// Most account rows read at once.
 const ACCOUNTS_PER_READ: usize = 500;
@@ -25,15 +25,6 @@ const IDENTITY_ATTEMPTS: u32 = 3;
 const IDENTITY_PAUSE: Duration = Duration::from_secs(2);
 /// The wait before a database that failed is asked again.
 const DATABASE_PAUSE: Duration = Duration::from_millis(500);
-
-/// A shard's question.
-pub(super) struct Lookup {
-    pub shard: usize,
-    pub did: Did,
-    pub question: Question,
-    /// The host whose event asks.
-    pub host: Option<Arc<HostHandle>>,
-}
 
 /// Answers questions until the shards are gone.
 pub(super) struct Lookups {

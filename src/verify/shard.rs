@@ -31,7 +31,6 @@ use super::account::{Account, Residents};
 use super::judge::{
     self, Candidate, Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting,
 };
-use super::lookup::Lookup;
 use super::rule::Rule;
 use super::rules::Chain;
 use super::signature::{self, Job};
@@ -59,6 +58,15 @@ pub(super) struct Command {
     /// Only an account whose local status is this one is changed.
     pub only_from: Option<LocalStatus>,
     pub reply: oneshot::Sender<Result<(), CommandError>>,
+}
+
+/// A shard's question.
+pub(super) struct Lookup {
+    pub shard: usize,
+    pub did: Did,
+    pub question: Question,
+    /// The host whose event asks.
+    pub host: Option<Arc<HostHandle>>,
 }
 
 /// What a look-up found.
