@@ -8,13 +8,20 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use atproto_relay::atproto::frame;
 use axum::Router;
 use axum::extract::RawQuery;
 use axum::routing::get;
+use futures_util::SinkExt;
 use rustix::process::{Pid, Signal, kill_process};
+use tokio_tungstenite::accept_hdr_async;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 
 /// Longest wait for anything: a loaded machine, not a slow program.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// The admin password of the relays that have one.
+const PASSWORD: &str = "correct horse";
 
 fn relay() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_atproto-relay"));
@@ -109,14 +116,25 @@ impl Serving {
         }
     }
 
+    /// The addresses of the public and of the metrics listener, once it serves.
+    fn addresses(&self) -> (String, String) {
+        let ready = self.line("ready");
+        let text = |field: &str| {
+            ready[field]
+                .as_str()
+                .expect("the line has the address")
+                .to_owned()
+        };
+        let url = url::Url::parse(&text("firehose")).expect("it is a URL");
+        (
+            format!("127.0.0.1:{}", url.port().expect("it has a port")),
+            text("metrics"),
+        )
+    }
+
     /// The address of the public listener, once it serves.
     fn address(&self) -> String {
-        let ready = self.line("ready");
-        let firehose = ready["firehose"]
-            .as_str()
-            .expect("the line has the firehose's URL");
-        let url = url::Url::parse(firehose).expect("it is a URL");
-        format!("127.0.0.1:{}", url.port().expect("it has a port"))
+        self.addresses().0
     }
 
     fn signal(&self, signal: Signal) {
@@ -700,6 +718,72 @@ mod on_a_network {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn hosts_pull_has_a_running_relay_check_and_add_them() {
+        let network = network().await;
+        let folder = tempfile::tempdir().unwrap();
+        let password = folder.path().join("password");
+        fs::write(&password, PASSWORD).unwrap();
+        let data_dir = folder.path().join("data");
+        let plc_url = network.plc_url();
+        let flags = [
+            "--allow-private-hosts",
+            "--plc-host",
+            &plc_url,
+            "--admin-password-file",
+        ];
+        let serving = Serving::start(
+            &data_dir,
+            &[&flags[..], &[password.to_str().unwrap()]].concat(),
+        );
+        let to = format!("http://{}", serving.address());
+        let pds = network.pds(0).host().replace("127.0.0.1", "localhost");
+        let down = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let list = other_relay(vec![serde_json::json!([
+            { "hostname": pds, "status": "active" },
+            { "hostname": format!("localhost:{down}"), "status": "active" },
+        ])])
+        .await;
+
+        let output = pull(
+            &[&list, "--to", &to, "--allow-private-hosts"],
+            folder.path(),
+        )
+        .await;
+        assert!(output.status.success(), "{}", stderr(&output));
+        let text = stdout(&output);
+        let outcome = |host: &str| {
+            text.lines()
+                .find(|line| line.starts_with(host))
+                .unwrap()
+                .to_owned()
+        };
+        assert!(outcome(&pds).ends_with("added"), "{text}");
+        assert!(
+            outcome(&format!("localhost:{down}")).contains("refused: "),
+            "{text}"
+        );
+        assert!(
+            stderr(&output).contains("1 added, 0 known before, 0 skipped, 1 refused"),
+            "{}",
+            stderr(&output)
+        );
+
+        let mut wrong = relay();
+        wrong
+            .args(["hosts", "pull", &list, "--to", &to, "--allow-private-hosts"])
+            .env("RELAY_ADMIN_PASSWORD", "x");
+        tokio::task::spawn_blocking(move || {
+            refused(&mut wrong, 1, &["does not let us in", "admin password"])
+        })
+        .await
+        .unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn firehose_finds_what_does_not_verify() {
         let network = network().await;
         let other = Network::start(NetworkOptions {
@@ -735,23 +819,143 @@ mod on_a_network {
     }
 }
 
-/// Another relay: two pages of hosts.
-async fn other_relay() -> String {
+/// A server of frames: each connection gets its list, then is cut. Says which cursor each one came with.
+async fn flaky_server(connections: Vec<Vec<Vec<u8>>>) -> (String, mpsc::Receiver<Option<String>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (sender, cursors) = mpsc::channel();
+    tokio::spawn(async move {
+        for frames in connections {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut cursor = None;
+            let mut socket = accept_hdr_async(stream, |request: &Request, response: Response| {
+                cursor = request.uri().query().map(str::to_owned);
+                Ok(response)
+            })
+            .await
+            .unwrap();
+            sender.send(cursor).unwrap();
+            for frame in frames {
+                socket.send(Message::Binary(frame.into())).await.unwrap();
+            }
+        }
+    });
+    (address, cursors)
+}
+
+fn identity_frame(seq: i64, handle: Option<&str>) -> Vec<u8> {
+    frame::encode_identity(&frame::Identity {
+        seq,
+        did: "did:plc:ewvi7nxzyoun6zhxrhs64oiz",
+        time: "2026-01-01T00:00:00.000Z",
+        handle,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn firehose_goes_on_after_the_last_event_when_the_connection_is_lost() {
+    let (address, cursors) = flaky_server(vec![
+        vec![
+            identity_frame(7, None),
+            identity_frame(8, Some("evil\u{1b}[2J.test")),
+        ],
+        // The event of the cursor again, something unreadable, and an info.
+        vec![
+            identity_frame(8, None),
+            vec![0xff],
+            frame::encode_info("Hello", None),
+            identity_frame(9, None),
+        ],
+    ])
+    .await;
+    let mut command = relay();
+    command.args(["firehose", &address, "--limit", "4"]);
+    let output = tokio::task::spawn_blocking(move || command.output().expect("the binary runs"))
+        .await
+        .unwrap();
+    let text = stdout(&output);
+    let starts: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(starts, ["7", "8", "unreadable", "#info", "9"], "{text}");
+    assert!(!text.contains('\u{1b}'), "{text:?}");
+    assert_eq!(cursors.recv_timeout(DEADLINE).unwrap(), None);
+    assert_eq!(
+        cursors.recv_timeout(DEADLINE).unwrap().as_deref(),
+        Some("cursor=8")
+    );
+    assert!(
+        stderr(&output).contains("connecting again after 8"),
+        "{}",
+        stderr(&output)
+    );
+    // A frame that cannot be read is not a valid event.
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn firehose_ends_when_nobody_reads_it_and_at_ctrl_c() {
+    let frames: Vec<Vec<u8>> = (1..=20_000).map(|seq| identity_frame(seq, None)).collect();
+    let (address, _cursors) = flaky_server(vec![frames]).await;
+    let mut child = relay()
+        .args(["firehose", &address])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let ended = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        // Dropped after one line, as `head` does.
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        (line, child.wait().unwrap())
+    });
+    let (line, status) = ended.await.unwrap();
+    assert!(
+        line.starts_with("1 ") && status.success(),
+        "{line} {status}"
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    let serving = Serving::start(folder.path(), &[]);
+    let (address, metrics) = serving.addresses();
+    let mut child = relay()
+        .args(["firehose", &address])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let metrics = format!("http://{metrics}/metrics");
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let text = reqwest::get(&metrics).await.unwrap().text().await.unwrap();
+        if text.contains("relay_consumers 1\n") {
+            break;
+        }
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it ended before it was connected"
+        );
+        assert!(Instant::now() < deadline, "it is no consumer: {text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let status = tokio::task::spawn_blocking(move || child.wait().unwrap())
+        .await
+        .unwrap();
+    assert!(status.success(), "{status}");
+}
+
+/// Another relay, with these pages of hosts.
+async fn other_relay(pages: Vec<serde_json::Value>) -> String {
     let list = get(|RawQuery(query): RawQuery| async move {
-        let second = query.is_some_and(|query| query.contains("cursor=next"));
-        let page = if second {
-            serde_json::json!({ "hosts": [
-                { "hostname": "two.example.com", "status": "idle" },
-                { "hostname": "gone.example.com", "status": "offline" },
-                { "hostname": "bad.example.com", "status": "banned" },
-                { "hostname": "10.0.0.1", "status": "active" },
-            ]})
-        } else {
-            serde_json::json!({ "cursor": "next", "hosts": [
-                { "hostname": "one.host.bsky.network", "seq": 17, "accountCount": 3, "status": "active" },
-            ]})
-        };
-        axum::Json(page)
+        let query = query.unwrap_or_default();
+        let page = query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("cursor=page"));
+        let page: usize = page.map_or(0, |number| number.parse().unwrap());
+        let next = (page + 1 < pages.len()).then(|| format!("page{}", page + 1));
+        axum::Json(serde_json::json!({ "hosts": pages[page], "cursor": next }))
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -760,8 +964,25 @@ async fn other_relay() -> String {
     format!("http://{address}")
 }
 
+/// Another relay with two pages of hosts of all sorts.
+async fn relay_of_all_sorts() -> String {
+    other_relay(vec![
+        serde_json::json!([
+            { "hostname": "one.host.bsky.network", "seq": 17, "accountCount": 3, "status": "active" },
+        ]),
+        serde_json::json!([
+            { "hostname": "two.example.com", "status": "idle" },
+            { "hostname": "gone.example.com", "status": "offline" },
+            { "hostname": "bad.example.com", "status": "banned" },
+            { "hostname": "10.0.0.1", "status": "active" },
+        ]),
+    ])
+    .await
+}
+
 async fn pull(arguments: &[&str], folder: &Path) -> Output {
     let mut command = relay();
+    command.env("RELAY_ADMIN_PASSWORD", PASSWORD);
     command
         .args(["hosts", "pull"])
         .args(arguments)
@@ -776,7 +997,7 @@ async fn pull(arguments: &[&str], folder: &Path) -> Output {
 async fn hosts_pull_shows_all_pages_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let data_dir = folder.path().join("data");
-    let relay = other_relay().await;
+    let relay = relay_of_all_sorts().await;
     let output = pull(&[&relay], &data_dir).await;
     assert!(output.status.success(), "{}", stderr(&output));
     let text = stdout(&output);
@@ -793,7 +1014,7 @@ async fn hosts_pull_shows_all_pages_and_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts_pull_adds_what_is_alive_and_public_once() {
     let folder = tempfile::tempdir().unwrap();
-    let relay = other_relay().await;
+    let relay = relay_of_all_sorts().await;
     let output = pull(&[&relay, "--add", "--limit-accounts", "7"], folder.path()).await;
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(
@@ -839,14 +1060,16 @@ async fn hosts_pull_adds_what_is_alive_and_public_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts_pull_says_what_it_needs() {
     let folder = tempfile::tempdir().unwrap();
-    let relay_url = other_relay().await;
-    let to = pull(&[&relay_url, "--to", "http://localhost:1"], folder.path()).await;
-    assert_eq!(to.status.code(), Some(2));
-    assert!(
-        stderr(&to).contains("RELAY_ADMIN_PASSWORD"),
-        "{}",
-        stderr(&to)
-    );
+    let relay_url = relay_of_all_sorts().await;
+    let url = relay_url.clone();
+    let without_password = move || {
+        refused(
+            relay().args(["hosts", "pull", &url, "--to", "http://localhost:1"]),
+            2,
+            &["RELAY_ADMIN_PASSWORD"],
+        );
+    };
+    tokio::task::spawn_blocking(without_password).await.unwrap();
     let both = pull(
         &[&relay_url, "--add", "--to", "http://localhost:1"],
         folder.path(),

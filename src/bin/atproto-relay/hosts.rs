@@ -76,7 +76,12 @@ pub fn run(command: &HostsCommand) -> Result<(), Failure> {
 }
 
 async fn pull(args: &PullArgs) -> Result<(), Failure> {
-    let Loaded { config, .. } = args.config.load()?;
+    let Loaded {
+        config, warnings, ..
+    } = args.config.load()?;
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
     let relay = relay_url(&args.relay)?;
     let target = args
         .to
