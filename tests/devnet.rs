@@ -3,10 +3,13 @@
 
 #![cfg(feature = "devnet")]
 
-use std::collections::{BTreeMap, HashMap};
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use atproto_relay::atproto::car::Car;
+use atproto_relay::atproto::cbor::Reader;
 use atproto_relay::atproto::cid::Cid;
 use atproto_relay::atproto::commit::SignedCommit;
 use atproto_relay::atproto::did::Did;
@@ -20,6 +23,7 @@ use atproto_relay::devnet::pds::{Pds, RepoState, Write};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use iroh_car::CarReader;
+use libipld::Ipld;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
@@ -851,4 +855,60 @@ async fn pdses_ask_relays_to_crawl_until_one_agrees() {
     let mut expected: Vec<String> = network.all_pds().iter().map(Pds::host).collect();
     expected.sort();
     assert_eq!(heard, expected);
+}
+
+/// The kind of a frame and the names of its body's fields, those of its first op included.
+fn shape(frame: &[u8]) -> String {
+    let mut reader = Reader::new(frame);
+    reader.skip().unwrap();
+    let (header, body) = frame.split_at(reader.position());
+    let (Ipld::Map(header), Ipld::Map(body)) =
+        (dag::decode(header).unwrap(), dag::decode(body).unwrap())
+    else {
+        panic!("a frame is two maps")
+    };
+    let op = match body.get("ops") {
+        Some(Ipld::List(ops)) => ops.first().map(|op| match op {
+            Ipld::Map(op) => format!("{:?} {:?}", op["action"], op.keys().collect::<Vec<_>>()),
+            _ => panic!("an op is a map"),
+        }),
+        _ => None,
+    };
+    format!(
+        "{:?} {:?} {op:?}",
+        header["t"],
+        body.keys().collect::<Vec<_>>()
+    )
+}
+
+#[tokio::test]
+async fn frames_have_the_fields_of_real_ones() {
+    let Some(root) = support::fixtures("real-pds") else {
+        return;
+    };
+    let capture = std::fs::read(root.join("pds1.frames")).unwrap();
+    let mut rest = &capture[..];
+    let mut real = BTreeSet::new();
+    while let Some((length, tail)) = rest.split_first_chunk::<4>() {
+        let (frame, tail) = tail.split_at(u32::from_be_bytes(*length) as usize);
+        real.insert(shape(frame));
+        rest = tail;
+    }
+
+    let network = network(1).await;
+    let pds = network.pds(0);
+    let did = pds.create_account("alice.test").unwrap().did;
+    let thing = "com.example.thing";
+    pds.put_record(&did, thing, "a", json!({ "n": 1 })).unwrap();
+    pds.put_record(&did, thing, "a", json!({ "n": 2 })).unwrap();
+    pds.delete_record(&did, thing, "a").unwrap();
+    pds.rotate_key(&did).unwrap();
+    pds.take_down(&did).unwrap();
+    pds.reverse_takedown(&did).unwrap();
+    let own: BTreeSet<String> = pds
+        .events()
+        .iter()
+        .map(|event| shape(&event.frame))
+        .collect();
+    assert_eq!(own, real);
 }

@@ -249,3 +249,25 @@ async fn serves_and_takes_operations_over_http() {
     assert_eq!(get(did).await.0, 503);
     assert!(plc.lookups() >= 3);
 }
+
+#[tokio::test]
+async fn replays_see_documents_of_their_time_at_their_own_hosts() {
+    let Some(root) = support::fixtures("real-pds") else {
+        return;
+    };
+    let plc = Plc::start().await.unwrap();
+    let log = fs::read(root.join("plc/mig.audit.json")).unwrap();
+    let mig = plc.load_audit_log(&log).unwrap();
+    plc.rewrite_endpoint("http://localhost:2583", "http://127.0.0.1:1");
+    let http = reqwest::Client::new();
+    for (at, endpoint) in [
+        (Some("2026-11-21T02:17:31.000Z"), "http://127.0.0.1:1"),
+        (Some("2026-11-21T02:17:39.000Z"), "http://localhost:2584"),
+        (None, "http://localhost:2584"),
+    ] {
+        plc.set_as_of(at.map(|at| at.parse().unwrap()));
+        let answer = http.get(format!("{}/{mig}", plc.url())).send().await;
+        let document: Value = answer.unwrap().json().await.unwrap();
+        assert_eq!(document["service"][0]["serviceEndpoint"], json!(endpoint));
+    }
+}

@@ -236,26 +236,22 @@ impl Pds {
 
 /// Accounts: creation, status, identity, migration.
 impl Pds {
-    /// Creates an account; accounts get secp256k1 and P-256 keys by turns. Any valid handle is
-    /// taken, DNS is not asked. Emits `#identity`, `#account`, `#commit` and `#sync`.
+    /// Creates an account with a new password. Any valid handle is taken, DNS is not asked. Emits
+    /// `#identity`, `#account`, `#commit` and `#sync`.
     pub fn create_account(&self, handle: &str) -> Result<Account, PdsError> {
-        let even = self
-            .inner
-            .created
-            .fetch_add(1, Ordering::Relaxed)
-            .is_multiple_of(2);
-        self.create_account_with(handle, if even { Curve::K256 } else { Curve::P256 }, None)
+        self.create_account_with(handle, None, None)
     }
 
-    /// Creates an account with a signing key of `curve` and, if given, that password.
+    /// As [`Pds::create_account`], with a signing key of `curve` (by default secp256k1 and P-256 by
+    /// turns) and a password.
     pub fn create_account_with(
         &self,
         handle: &str,
-        curve: Curve,
+        curve: Option<Curve>,
         password: Option<String>,
     ) -> Result<Account, PdsError> {
         let handle = self.free_handle(handle)?;
-        let key = self.new_key(curve);
+        let key = self.new_key(curve.unwrap_or_else(|| self.next_curve()));
         let operation = self
             .operation(&handle, &key.did_key(), None)
             .sign(&self.inner.rotation_key);
@@ -285,6 +281,15 @@ impl Pds {
             handle,
             password,
         })
+    }
+
+    fn next_curve(&self) -> Curve {
+        let created = self.inner.created.fetch_add(1, Ordering::Relaxed);
+        if created.is_multiple_of(2) {
+            Curve::K256
+        } else {
+            Curve::P256
+        }
     }
 
     /// The normalised handle, if nobody here has it.

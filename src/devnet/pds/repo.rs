@@ -735,3 +735,136 @@ fn nodes(tree: &mut Tree) -> impl Iterator<Item = (Cid, Vec<u8>)> {
 fn borrowed(blocks: &[(Cid, Vec<u8>)]) -> impl Iterator<Item = (Cid, &[u8])> {
     blocks.iter().map(|(cid, block)| (*cid, &block[..]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devnet::keys::Curve;
+    use rand::SeedableRng;
+    use serde_json::json;
+
+    fn repository() -> Repository {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(3);
+        let did = Did::parse("did:plc:ewvi7nxzyoun6zhxrhs64oiz").unwrap();
+        Repository::create(did, SigningKey::generate(Curve::K256, &mut rng), 1).0
+    }
+
+    fn create(rkey: &str, record: Value) -> Write {
+        let (collection, rkey) = ("com.example.thing".to_owned(), Some(rkey.to_owned()));
+        Write::Create {
+            collection,
+            rkey,
+            record,
+        }
+    }
+
+    fn delete(rkey: &str) -> Write {
+        Write::Delete {
+            collection: "com.example.thing".to_owned(),
+            rkey: rkey.to_owned(),
+        }
+    }
+
+    #[test]
+    fn refused_writes_change_nothing() {
+        let mut repo = repository();
+        repo.apply(&[create("there", json!({ "n": 1 }))]).unwrap();
+        let (sync, records) = (repo.sync_state(), repo.records());
+        let large = json!({ "text": "x".repeat(990_000) });
+        let three = [
+            create("a", large.clone()),
+            create("b", json!({ "x": large })),
+            create("c", json!({ "y": large })),
+        ];
+        let many: Vec<Write> = (0..=MAX_WRITES)
+            .map(|n| create(&n.to_string(), json!({})))
+            .collect();
+        for (writes, words) in [
+            (&three[..], "Too many writes. Max event size: 2MB"),
+            (&many[..], "Too many writes. Max: 200"),
+            (
+                &[create("new", json!({})), create("there", json!({}))][..],
+                "already a record",
+            ),
+            (
+                &[create("new", json!({})), delete("nowhere")][..],
+                "Could not locate record",
+            ),
+            (
+                &[create("twice", json!({})), delete("twice")][..],
+                "two writes",
+            ),
+            (
+                &[create(
+                    "big",
+                    json!({ "text": "x".repeat(MAX_RECORD_BYTES) }),
+                )][..],
+                "more than",
+            ),
+            (&[create("no/path", json!({}))][..], "not a record's path"),
+        ] {
+            let error = repo.apply(writes).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+            assert_eq!(
+                (repo.sync_state().cid, repo.records()),
+                (sync.cid, records.clone())
+            );
+        }
+        let commit = repo.apply(&[create("after", json!({}))]).unwrap();
+        assert_eq!(Some(commit.since.unwrap()), Some(sync.rev));
+        let copy = Repository::import(
+            repo.did.clone(),
+            repo.key.clone(),
+            1,
+            &repo.car(None).unwrap(),
+        )
+        .unwrap();
+        assert_eq!(
+            (copy.head.data, copy.records()),
+            (commit.data, repo.records())
+        );
+    }
+
+    #[test]
+    fn a_diff_has_what_came_after_a_revision() {
+        let mut repo = repository();
+        let first = repo
+            .apply(&[
+                create("a", json!({ "n": 1 })),
+                create("b", json!({ "n": 2 })),
+            ])
+            .unwrap();
+        repo.apply(&[delete("a")]).unwrap();
+        repo.apply(&[
+            create("a", json!({ "n": 1 })),
+            create("c", json!({ "n": 3 })),
+        ])
+        .unwrap();
+        let records = repo.records();
+        let blocks = |repo: &mut Repository, since| read_car(&repo.car(since).unwrap()).unwrap().1;
+        let diff = blocks(&mut repo, Some(first.rev));
+        assert!(diff.contains_key(&records["com.example.thing/c"]));
+        assert!(!diff.contains_key(&records["com.example.thing/b"]));
+        let head = repo.head.rev;
+        assert_eq!(blocks(&mut repo, Some(head)).len(), 1, "the commit only");
+        let forgotten = Tid::from_micros(1, 0);
+        assert_eq!(blocks(&mut repo, Some(forgotten)), blocks(&mut repo, None));
+    }
+
+    #[test]
+    fn imports_are_checked() {
+        let mut repo = repository();
+        repo.apply(&[create("a", json!({}))]).unwrap();
+        let car = repo.car(None).unwrap();
+        let import = |did: &str, car: &[u8]| {
+            Repository::import(Did::parse(did).unwrap(), repo.key.clone(), 1, car)
+        };
+        assert!(import(repo.did.as_str(), &car).is_ok());
+        assert!(import("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", &car).is_err());
+        assert!(import(repo.did.as_str(), &car[..car.len() - 1]).is_err());
+        let mut wrong = car.to_vec();
+        *wrong.last_mut().unwrap() ^= 1;
+        assert!(import(repo.did.as_str(), &wrong).is_err());
+        assert!(import(repo.did.as_str(), b"").is_err());
+    }
+}

@@ -7,7 +7,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::input::{Auth, Input, XrpcError};
-use crate::devnet::keys::Curve;
 use crate::devnet::pds::{Account, AccountStatus, Pds};
 
 #[derive(Deserialize)]
@@ -50,10 +49,7 @@ pub(super) async fn create_account(
         );
         return Err(XrpcError::named("UnsupportedDomain", words));
     }
-    let account = match input.password {
-        Some(password) => pds.create_account_with(&input.handle, Curve::K256, Some(password))?,
-        None => pds.create_account(&input.handle)?,
-    };
+    let account = pds.create_account_with(&input.handle, None, input.password)?;
     Ok(Json(session(&pds, &account)))
 }
 
