@@ -2,6 +2,7 @@
 //! Syntax only: whether a name leads to a public address is known after DNS, in [`super::Guard`].
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use url::{Host, Url};
@@ -57,7 +58,8 @@ pub enum HostNameError {
 
 impl PdsHost {
     /// Reads a bare name (`pds.example.com`, `host:port`) or a URL, under the rules of `guard`.
-    /// A bare name means TLS, except that a bare `localhost`, where it is allowed, means plain text.
+    /// A bare name means TLS, except that this machine (`localhost`, a loopback address), where it is allowed, means
+    /// plain text.
     ///
     /// # Errors
     /// See [`HostNameError`]; each names the part that is at fault.
@@ -215,7 +217,13 @@ fn is_label(label: &str) -> bool {
 /// Whether a bare name is this machine's own.
 fn is_local(text: &str) -> bool {
     let host = split_port(text).0.to_ascii_lowercase();
-    host == "localhost" || host.ends_with(".localhost")
+    let address = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<IpAddr>();
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn split_port(name: &str) -> (&str, Option<u16>) {
@@ -252,6 +260,21 @@ mod tests {
                 ("pds.example.com", true, 443),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn this_machine_is_spoken_to_in_plain_text_where_it_is_allowed() {
+        let guard = Guard::new(true);
+        for (text, tls) in [
+            ("localhost:2583", false),
+            ("127.0.0.1:2583", false),
+            ("[::1]:2583", false),
+            ("https://localhost:2583", true),
+            ("10.0.0.1:2583", true),
+        ] {
+            let host = PdsHost::parse(text, &guard).unwrap();
+            assert_eq!(host.tls(), tls, "{text}");
         }
     }
 

@@ -195,10 +195,13 @@ fn repair(dir: &Path, first: u64, until: Option<u64>) -> io::Result<End> {
         .ne(found.slots.iter().map(Slot::entry))
         || !found.has_header
     {
-        tracing::warn!(
-            segment = %frames_path(dir, first).display(),
-            "the index was not whole; events up to seq {} stand", next_seq - 1
-        );
+        // A new segment has neither.
+        if len > 0 || !found.slots.is_empty() {
+            tracing::warn!(
+                segment = %frames_path(dir, first).display(),
+                "the index was not whole; events up to seq {} stand", next_seq - 1
+            );
+        }
         let mut bytes = entry::header(first).to_vec();
         checked
             .iter()

@@ -30,7 +30,7 @@ use crate::eventlog::{self, EventLog, LogError, LogOptions};
 use crate::firehose::{self, Firehose, FirehoseOptions};
 use crate::identity::{Resolver, ResolverOptions};
 use crate::store::{Batch, Store, StoreError, Writer};
-use crate::upstream::{AddError, Hosts, HostsOptions};
+use crate::upstream::{AddError, Checkpoint, Hosts, HostsOptions};
 use crate::verify::{self, KnownHosts, Pipeline, Rule, Settlement, Surroundings};
 use crate::{api, telemetry};
 
@@ -261,7 +261,7 @@ impl Relay {
             ),
             Err(failure) => error!(%failure, "stopping the shards"),
         }
-        checkpoint(&self.hosts, &self.writer, &self.settled).await;
+        checkpoint(&self.hosts, &self.writer, &self.settled, None).await;
         self.closing.cancel();
         self.firehose.shutdown().await;
         if let Err(failure) = self.writer.shutdown(LAST_WRITES).await {
@@ -446,7 +446,7 @@ fn serve(
     })
 }
 
-/// Hands the hosts' cursors and the replay position to the database's writer, again and again.
+/// Hands the hosts' cursors and the replay position to the database's writer, as often as they change.
 async fn checkpoints(
     hosts: Hosts,
     writer: Writer,
@@ -454,23 +454,29 @@ async fn checkpoints(
     closing: CancellationToken,
 ) {
     let mut ticks = interval(CHECKPOINT_INTERVAL);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => checkpoint(&hosts, &writer, &settled).await,
-            () = closing.cancelled() => return,
-        }
+    let mut last = None;
+    while closing.run_until_cancelled(ticks.tick()).await.is_some() {
+        last = Some(checkpoint(&hosts, &writer, &settled, last).await);
     }
 }
 
-/// One checkpoint: every event it covers was handed to the writer before.
-async fn checkpoint(hosts: &Hosts, writer: &Writer, settled: &AtomicU64) {
-    let checkpoint = hosts.checkpoint(settled.load(Ordering::Acquire));
+/// One checkpoint: every event it covers was handed to the writer before. Returns its replay position; writes nothing
+/// where that is still the `last` one and no cursor moved.
+async fn checkpoint(hosts: &Hosts, writer: &Writer, settled: &AtomicU64, last: Option<u64>) -> u64 {
+    let Checkpoint {
+        cursors,
+        replay_from,
+    } = hosts.checkpoint(settled.load(Ordering::Acquire));
+    if cursors.is_empty() && last == Some(replay_from) {
+        return replay_from;
+    }
     let batch = Batch {
         accounts: Vec::new(),
-        cursors: checkpoint.cursors,
-        replay_from: Some(checkpoint.replay_from),
+        cursors,
+        replay_from: Some(replay_from),
     };
     if writer.send(batch).await.is_err() {
         warn!("a checkpoint came after the database's writer stopped");
     }
+    replay_from
 }
