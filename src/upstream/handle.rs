@@ -377,14 +377,12 @@ fn event_rates(account_limit: i64, overrides: &RateOverrides, general: &HostLimi
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dial::Guard;
-
-    fn row(account_limit: i64, account_count: i64) -> HostRow {
-        HostRow {
-            id: HostId(7),
-            hostname: "pds.example.com".to_owned(),
+impl HostHandle {
+    /// A host without a connection, for tests: `pds<id>.example.com`.
+    pub(crate) fn fabricated(id: HostId, account_limit: i64, account_count: i64) -> Self {
+        let row = HostRow {
+            id,
+            hostname: format!("pds{id}.example.com"),
             tls: true,
             status: HostStatus::Active,
             cursor: None,
@@ -395,23 +393,25 @@ mod tests {
             rates: RateOverrides::default(),
             account_count,
             created_at: 0,
-        }
-    }
-
-    fn handle(row: &HostRow) -> HostHandle {
-        let host = PdsHost::parse(&row.hostname, &Guard::new(false)).unwrap();
-        HostHandle::new(
-            row,
-            host,
+        };
+        let guard = crate::dial::Guard::new(false);
+        Self::new(
+            &row,
+            PdsHost::parse(&row.hostname, &guard).expect("a hostname"),
             RecoveredHost::default(),
             InFlightLimits::default(),
             &HostLimits::default(),
         )
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn rates_follow_the_quota_unless_they_are_set() {
-        let host = handle(&row(100, 0));
+        let host = HostHandle::fabricated(HostId(7), 100, 0);
         assert_eq!(
             host.event_rates(),
             EventRates {
@@ -443,7 +443,7 @@ mod tests {
 
     #[test]
     fn accounts_over_the_quota_are_not_admitted() {
-        let host = handle(&row(3, 1));
+        let host = HostHandle::fabricated(HostId(7), 3, 1);
         let admitted: Vec<bool> = (0..4).map(|_| host.admit_account()).collect();
         assert_eq!(
             (admitted, host.account_count()),
@@ -457,7 +457,7 @@ mod tests {
 
     #[test]
     fn statuses_are_written_when_they_change() {
-        let host = handle(&row(1, 0));
+        let host = HostHandle::fabricated(HostId(7), 1, 0);
         assert_eq!(host.unstored_status(), None);
         host.set_status(HostStatus::Offline);
         assert_eq!(host.unstored_status(), Some(HostStatus::Offline));

@@ -11,6 +11,8 @@ mod rule;
 pub mod rules;
 mod shard;
 pub mod signature;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};

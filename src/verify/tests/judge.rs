@@ -1,0 +1,417 @@
+//! The rules that need to know of the account: what the judge asks for, and what it makes of the answers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::sample::{DID, NOW_US, Repo, Write, public_key, secret};
+use crate::atproto::cid::{Cid, Codec};
+use crate::atproto::did::Did;
+use crate::atproto::frame::{self, Kind, Message, Peek};
+use crate::atproto::key::VerifyingKey;
+use crate::config::Validation;
+use crate::identity::{Identity, PdsHost};
+use crate::store::{HostId, LocalStatus, RepoState, UpstreamStatus};
+use crate::upstream::{HostHandle, Received};
+use crate::verify::account::Account;
+use crate::verify::judge::{
+    Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting, bad_signature, judge,
+    repo_state,
+};
+use crate::verify::rule::Rule;
+use crate::verify::rules::Chain;
+
+/// The second the tests play in.
+const NOW: i64 = (NOW_US / 1_000_000) as i64;
+const TTL: Duration = Duration::from_secs(3_600);
+const STATUS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// An event, and all that is known of its account.
+struct Scene {
+    waiting: Waiting,
+    account: Account,
+    at: Circumstances,
+}
+
+impl Scene {
+    fn of_frame(kind: Kind, frame: Vec<u8>, host: Arc<HostHandle>) -> Self {
+        let key = public_key(&secret(5));
+        let Ok(Peek::Event(event)) = frame::peek(&frame) else {
+            panic!("an event");
+        };
+        let received = Received {
+            permit: host.progress().begin(event.seq, frame.len()),
+            host,
+            seq: event.seq,
+            seq_span: event.seq_span,
+            kind,
+            did: Did::parse(DID).unwrap(),
+            frame: frame.into(),
+            at: Instant::now(),
+        };
+        Self {
+            waiting: Waiting::new(received),
+            account: Account {
+                known: true,
+                host: Some(HostId(1)),
+                key: Some((key, VerifyingKey::new(&key).unwrap())),
+                resolved_at: Some(NOW),
+                ..Account::default()
+            },
+            at: Circumstances {
+                now_us: NOW_US,
+                identity_ttl: TTL,
+                status_interval: STATUS_INTERVAL,
+                validation: Validation::Strict,
+            },
+        }
+    }
+
+    /// A good commit of an active account, whose state before it is stored.
+    fn commit() -> Self {
+        let mut repo = Repo::filled();
+        let rev = repo.rev().unwrap();
+        let draft = repo.commit(&[Write::Put("com.example.note/new", "new")]);
+        let mut scene = Self::of_frame(Kind::Commit, draft.frame(), host());
+        scene.account.repo = Some(RepoState {
+            rev,
+            data: draft.prev_data.unwrap(),
+            commit: Cid::of(Codec::DagCbor, b"commit"),
+            desynchronized: false,
+        });
+        scene
+    }
+
+    fn sync() -> Self {
+        let draft = Repo::filled().commit(&[]);
+        Self::of_frame(Kind::Sync, draft.sync_frame(), host())
+    }
+
+    fn account() -> Self {
+        let frame = frame::encode_account(&frame::Account {
+            seq: 1,
+            did: DID,
+            time: "2026-09-21T14:13:20.000Z",
+            active: false,
+            status: Some("deactivated"),
+        });
+        Self::of_frame(Kind::Account, frame, host())
+    }
+
+    fn identity(handle: Option<&str>) -> Self {
+        let frame = frame::encode_identity(&frame::Identity {
+            seq: 1,
+            did: DID,
+            time: "2026-09-21T14:13:20.000Z",
+            handle,
+        });
+        Self::of_frame(Kind::Identity, frame, host())
+    }
+
+    /// The identity was resolved past every cache, and names this host.
+    fn refreshed(&mut self, pds: Option<PdsHost>) -> &mut Self {
+        self.waiting.refreshed = true;
+        self.waiting.identity = Some(Ok(Arc::new(Identity {
+            did: Did::parse(DID).unwrap(),
+            pds,
+            signing_key: None,
+            handles: vec![
+                "alice.example.com".to_owned(),
+                "Alice.example.org".to_owned(),
+            ],
+            resolved_at: NOW,
+        })));
+        self
+    }
+
+    fn unresolved(&mut self, reason: NoIdentity) {
+        self.account.resolved_at = None;
+        self.account.host = None;
+        self.waiting.refreshed = true;
+        self.waiting.identity = Some(Err(reason));
+    }
+
+    fn judged(&self) -> Result<Finding, Obstacle> {
+        judge(&self.waiting, Some(&self.account), &self.at)
+    }
+
+    fn asks(&self) -> Option<Question> {
+        match self.judged() {
+            Err(Obstacle::Ask(question)) => Some(question),
+            _ => None,
+        }
+    }
+
+    fn refused(&self) -> Option<Rule> {
+        match self.judged() {
+            Err(Obstacle::Drop(rule)) => Some(rule),
+            _ => None,
+        }
+    }
+
+    fn passes(&self) -> bool {
+        self.judged().is_ok()
+    }
+}
+
+fn host() -> Arc<HostHandle> {
+    Arc::new(HostHandle::fabricated(HostId(1), 100, 0))
+}
+
+/// One thing that is wrong with the account of a good commit, and the rule that refuses it.
+pub struct Case {
+    name: &'static str,
+    pub rule: Rule,
+    spoil: fn(&mut Scene),
+}
+
+const fn case(name: &'static str, rule: Rule, spoil: fn(&mut Scene)) -> Case {
+    Case { name, rule, spoil }
+}
+
+/// With every answer there: nothing is left to ask.
+pub const REFUSED: &[Case] = &[
+    case("not a commit", Rule::Frame, |scene| {
+        // A map with nothing but what the socket's reader looks at.
+        let short = frame::encode_identity(&frame::Identity {
+            seq: 1,
+            did: DID,
+            time: "",
+            handle: None,
+        });
+        let cut = short.len() - b"\x64time\x60".len();
+        let mut frame = short[..cut].to_vec();
+        let body = frame.iter().rposition(|byte| *byte == 0xa3).unwrap();
+        frame[body] = 0xa2;
+        scene.waiting.received.frame = frame.into();
+    }),
+    case("the directory is down", Rule::IdentityUnresolved, |scene| {
+        scene.unresolved(NoIdentity::Unresolved);
+    }),
+    case("no such DID", Rule::IdentityNotFound, |scene| {
+        scene.unresolved(NoIdentity::NotFound);
+    }),
+    case("a DID given up", Rule::Tombstoned, |scene| {
+        scene.unresolved(NoIdentity::Tombstoned);
+    }),
+    case("no key in the document", Rule::NoSigningKey, |scene| {
+        scene.account.key = None;
+        let host = scene.waiting.received.host.host().clone();
+        scene.refreshed(Some(host));
+    }),
+    case("no PDS in the document", Rule::NoPds, |scene| {
+        scene.account.host = None;
+        scene.refreshed(None);
+    }),
+    case("another PDS in the document", Rule::WrongHost, |scene| {
+        scene.account.host = Some(HostId(2));
+        let elsewhere = HostHandle::fabricated(HostId(2), 100, 0).host().clone();
+        scene.refreshed(Some(elsewhere));
+    }),
+    case("taken down here", Rule::AccountInactive, |scene| {
+        scene.account.local = LocalStatus::TakenDown;
+    }),
+    case("throttled here", Rule::AccountInactive, |scene| {
+        scene.account.local = LocalStatus::Throttled;
+    }),
+    case("deactivated at its PDS", Rule::AccountInactive, |scene| {
+        scene.account.upstream = UpstreamStatus::Deactivated;
+        scene.waiting.asked_status = true;
+    }),
+    case(
+        "its chain broken too often",
+        Rule::Desynchronized,
+        |scene| {
+            scene.account.local = LocalStatus::Desynchronized;
+        },
+    ),
+    case("an old rev", Rule::RevOrder, |scene| {
+        let repo = scene.account.repo.as_mut().unwrap();
+        repo.rev = crate::atproto::tid::Tid::from_micros(NOW_US, 0);
+    }),
+];
+
+#[test]
+fn each_fault_of_the_account_is_refused_under_its_rule() {
+    for case in REFUSED {
+        let mut scene = Scene::commit();
+        assert!(scene.passes());
+        (case.spoil)(&mut scene);
+        assert_eq!(scene.refused(), Some(case.rule), "{}", case.name);
+    }
+}
+
+#[test]
+fn nothing_is_judged_before_sql_was_asked() {
+    let scene = Scene::commit();
+    assert_eq!(
+        judge(&scene.waiting, None, &scene.at).err(),
+        Some(Obstacle::Ask(Question::Account))
+    );
+}
+
+#[test]
+fn identities_are_asked_for_when_unknown_or_old() {
+    let cached = Some(Question::Identity { fresh: false });
+    for scene in [Scene::commit, Scene::sync, Scene::account] {
+        for (resolved_at, question) in [
+            (None, cached),
+            (Some(NOW - TTL.as_secs() as i64), cached),
+            (Some(NOW - TTL.as_secs() as i64 + 1), None),
+            // Clocks step back.
+            (Some(NOW + 1_000_000), None),
+        ] {
+            let mut scene = scene();
+            scene.account.resolved_at = resolved_at;
+            assert_eq!(scene.asks(), question, "{resolved_at:?}");
+        }
+    }
+}
+
+#[test]
+fn a_foreign_host_is_looked_up_once_more() {
+    let fresh = Some(Question::Identity { fresh: true });
+    for scene in [Scene::commit, Scene::sync, Scene::account] {
+        let mut scene = scene();
+        scene.account.host = Some(HostId(2));
+        assert_eq!(scene.asks(), fresh);
+        let other = HostHandle::fabricated(HostId(2), 100, 0).host().clone();
+        scene.refreshed(Some(other));
+        assert_eq!(scene.refused(), Some(Rule::WrongHost));
+    }
+}
+
+#[test]
+fn a_key_is_looked_up_once_more_where_there_is_none() {
+    let fresh = Some(Question::Identity { fresh: true });
+    for scene in [Scene::commit, Scene::sync] {
+        let mut scene = scene();
+        scene.account.key = None;
+        assert_eq!(scene.asks(), fresh);
+    }
+    let mut scene = Scene::account();
+    scene.account.key = None;
+    assert!(scene.passes(), "no signature, no key");
+}
+
+#[test]
+fn a_bad_signature_is_final_after_a_fresh_look_up() {
+    let mut scene = Scene::commit();
+    let fresh = Obstacle::Ask(Question::Identity { fresh: true });
+    assert_eq!(bad_signature(&scene.waiting), fresh);
+    scene.refreshed(None);
+    assert_eq!(
+        bad_signature(&scene.waiting),
+        Obstacle::Drop(Rule::Signature)
+    );
+}
+
+#[test]
+fn the_pds_is_asked_before_its_last_word_counts() {
+    for scene in [Scene::commit, Scene::sync] {
+        let mut scene = scene();
+        scene.account.upstream = UpstreamStatus::Deactivated;
+        assert_eq!(scene.asks(), Some(Question::Status));
+        scene.account.asked_status_at = NOW - STATUS_INTERVAL.as_secs() as i64 + 1;
+        assert_eq!(
+            scene.refused(),
+            Some(Rule::AccountInactive),
+            "asked just now"
+        );
+        scene.account.upstream = UpstreamStatus::Active;
+        assert!(scene.passes());
+    }
+}
+
+#[test]
+fn account_events_pass_whatever_the_status() {
+    let mut scene = Scene::account();
+    scene.account.local = LocalStatus::TakenDown;
+    scene.account.upstream = UpstreamStatus::Deleted;
+    let Ok(Finding::Account(status)) = scene.judged() else {
+        panic!("an #account of the own host");
+    };
+    assert_eq!(status, UpstreamStatus::Deactivated);
+}
+
+/// A `#sync` is how an account that broke its chain comes to order.
+#[test]
+fn a_sync_passes_a_desynchronized_account_but_no_other_inactive_one() {
+    let mut scene = Scene::sync();
+    scene.account.local = LocalStatus::Desynchronized;
+    assert!(scene.passes());
+    scene.account.local = LocalStatus::TakenDown;
+    assert_eq!(scene.refused(), Some(Rule::AccountInactive));
+}
+
+#[test]
+fn handles_stay_only_where_the_document_has_them() {
+    for (handle, kept) in [
+        (None, true),
+        (Some("alice.example.com"), true),
+        (Some("ALICE.example.org"), true),
+        (Some("mallory.example.com"), false),
+        (Some(""), false),
+    ] {
+        let mut scene = Scene::identity(handle);
+        assert_eq!(scene.asks(), Some(Question::Identity { fresh: true }));
+        // From whatever host it comes.
+        scene.account.host = Some(HostId(2));
+        let Ok(Finding::Identity(edited)) = scene.refreshed(None).judged() else {
+            panic!("an #identity passes");
+        };
+        assert_eq!(edited.is_none(), kept, "{handle:?}");
+        if let Some(frame) = edited {
+            let Message::Identity(identity) = frame::decode(&frame).unwrap().message else {
+                panic!("still an #identity");
+            };
+            assert_eq!((identity.did, identity.handle), (DID, None));
+        }
+    }
+}
+
+#[test]
+fn the_three_modes_of_validation() {
+    let old_style = |validation, sync11: bool| {
+        let mut repo = Repo::filled();
+        let mut draft = repo.commit(&[Write::Put("com.example.note/7", "new")]);
+        draft.prev_data = None;
+        draft.ops[0].prev = None;
+        let mut scene = Scene::of_frame(Kind::Commit, draft.frame(), host());
+        scene.at.validation = validation;
+        if sync11 {
+            scene.waiting.received.host.mark_sync11();
+        }
+        scene.refused()
+    };
+    for (validation, sync11, refused) in [
+        (Validation::Strict, false, Some(Rule::OpPrev)),
+        (Validation::Strict, true, Some(Rule::OpPrev)),
+        (Validation::Ratchet, false, None),
+        (Validation::Ratchet, true, Some(Rule::OpPrev)),
+        (Validation::Lenient, false, None),
+        (Validation::Lenient, true, None),
+    ] {
+        assert_eq!(
+            old_style(validation, sync11),
+            refused,
+            "{validation:?} {sync11}"
+        );
+    }
+}
+
+#[test]
+fn a_broken_chain_passes_and_is_remembered() {
+    for (broken, chain) in [(false, Chain::Intact), (true, Chain::Broken)] {
+        let mut scene = Scene::commit();
+        if broken {
+            scene.account.repo.as_mut().unwrap().data = Cid::of(Codec::DagCbor, b"other");
+        }
+        let Ok(Finding::Check(candidate)) = scene.judged() else {
+            panic!("a commit to be checked");
+        };
+        assert_eq!(candidate.chain, chain);
+        assert!(candidate.sync11);
+        let state = repo_state(&candidate.facts, candidate.chain);
+        assert_eq!(state.desynchronized, broken);
+    }
+}

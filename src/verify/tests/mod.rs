@@ -1,0 +1,27 @@
+//! Every rule by table: a case that breaks this rule and no other, beside a good case that breaks none.
+//! Looks no further than one event and one account; the whole relay is tested over sockets.
+
+mod judge;
+mod rules;
+mod sample;
+
+use super::rule::Rule;
+
+/// Rules that are asked elsewhere: the reader of the socket refuses what is no DID (`tests/upstream.rs`).
+const ELSEWHERE: [Rule; 1] = [Rule::DidSyntax];
+
+#[test]
+fn every_rule_has_a_case_that_breaks_it() {
+    let tested = rules::COMMITS
+        .iter()
+        .map(|case| case.rule)
+        .chain(rules::SYNCS.iter().map(|case| case.rule))
+        .chain(judge::REFUSED.iter().map(|case| case.rule))
+        .chain(ELSEWHERE);
+    let tested: std::collections::HashSet<Rule> = tested.collect();
+    let untested: Vec<Rule> = Rule::ALL
+        .into_iter()
+        .filter(|rule| !tested.contains(rule))
+        .collect();
+    assert_eq!(untested, []);
+}
