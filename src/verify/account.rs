@@ -16,8 +16,10 @@ use crate::telemetry::metrics;
 pub(super) struct Account {
     /// Whether the account was seen before: new ones are counted against their host's quota.
     pub known: bool,
-    /// The host that is the account's PDS.
+    /// The last known host that was the account's PDS; the account counts against its quota.
     pub host: Option<HostId>,
+    /// Whether the account has left that host, and its PDS is none that this relay knows.
+    pub away: bool,
     /// What this relay's operator, or a limit of it, says of the account.
     pub local: LocalStatus,
     /// What the account's PDS says of it.
@@ -39,7 +41,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// The account as SQL has it.
+    /// The account as SQL has it. One without a key there may be gone or elsewhere: its identity counts as unknown.
     pub fn from_row(row: AccountRow) -> Self {
         Self {
             known: true,
@@ -48,9 +50,14 @@ impl Account {
             upstream: row.upstream,
             repo: row.repo,
             key: row.signing_key.and_then(parsed),
-            resolved_at: row.resolved_at,
+            resolved_at: row.signing_key.and(row.resolved_at),
             ..Self::default()
         }
+    }
+
+    /// Whether this host is the account's PDS, as far as known.
+    pub fn is_at(&self, host: HostId) -> bool {
+        !self.away && self.host == Some(host)
     }
 
     /// Counts a break of the chain of commits; tells whether there were too many in the period.

@@ -48,6 +48,11 @@ pub(super) enum NoIdentity {
 }
 
 impl NoIdentity {
+    /// Whether the account has no identity for certain; a known one outlives a directory that does not answer.
+    pub fn is_certain(self) -> bool {
+        matches!(self, NoIdentity::NotFound | NoIdentity::Tombstoned)
+    }
+
     fn rule(self) -> Rule {
         match self {
             NoIdentity::NotFound => Rule::IdentityNotFound,
@@ -235,7 +240,12 @@ fn from_own_host(waiting: &Waiting, account: &Account, at: &Circumstances) -> Re
     if waiting.identity.is_none() && needs_identity(account, at) {
         return Err(Obstacle::Ask(Question::Identity { fresh: false }));
     }
-    if account.host == Some(waiting.received.host.id()) {
+    if let Some(Err(reason)) = waiting.identity
+        && reason.is_certain()
+    {
+        return Err(Obstacle::Drop(reason.rule()));
+    }
+    if account.is_at(waiting.received.host.id()) {
         return match (&account.key, waiting.received.kind) {
             (None, Kind::Commit | Kind::Sync) => Err(without_key(waiting)),
             _ => Ok(()),

@@ -566,8 +566,16 @@ impl Shard {
             waiting.identity = Some(result.clone());
             waiting.received.host.clone()
         });
-        let (Ok(identity), Some(host), Some(account)) = (result, host, self.residents.get(did))
-        else {
+        match (result, host) {
+            (Ok(identity), Some(host)) => self.move_to(did, &identity, &host),
+            (Err(reason), _) if reason.is_certain() => self.forget_identity(did),
+            _ => {}
+        }
+    }
+
+    /// Takes in the key and the PDS of an identity that was asked for an event of `host`.
+    fn move_to(&mut self, did: &Did, identity: &Identity, host: &Arc<HostHandle>) {
+        let Some(account) = self.residents.get(did) else {
             return;
         };
         account.set_key(identity.signing_key);
@@ -577,31 +585,47 @@ impl Shard {
             Some(pds) => self.outlets.hosts.by_name(pds.name()),
             None => None,
         };
+        account.away = now_at.is_none();
         let mut update = AccountUpdate {
             key: Some(KnownKey {
-                signing_key: identity.signing_key,
+                // Without a key in SQL the identity is asked for again after a restart.
+                signing_key: identity.signing_key.filter(|_| now_at.is_some()),
                 resolved_at: identity.resolved_at,
             }),
             ..AccountUpdate::new(did.clone())
         };
-        match now_at {
-            Some(now_at) if account.host != Some(now_at.id()) => {
-                update.host = Some(now_at.id());
-                if let Some(before) = account.host.and_then(|id| self.outlets.hosts.get(id)) {
-                    before.release_account();
-                }
-                if !now_at.admit_account() && account.local.is_active() {
-                    account.local = LocalStatus::Throttled;
-                    update.local = Some(LocalStatus::Throttled);
-                }
-                account.host = Some(now_at.id());
-                account.known = true;
+        if let Some(now_at) = now_at.filter(|now_at| account.host != Some(now_at.id())) {
+            update.host = Some(now_at.id());
+            if let Some(before) = account.host.and_then(|id| self.outlets.hosts.get(id)) {
+                before.release_account();
             }
-            Some(_) => {}
-            None => account.host = None,
+            if !now_at.admit_account() && account.local.is_active() {
+                account.local = LocalStatus::Throttled;
+                update.local = Some(LocalStatus::Throttled);
+            }
+            account.host = Some(now_at.id());
+            account.known = true;
         }
         if account.known {
             (self.outlets.updates)(update);
+        }
+    }
+
+    /// There is no such identity (any more): the key that was known counts no longer, also after a restart.
+    fn forget_identity(&mut self, did: &Did) {
+        let Some(account) = self.residents.get(did) else {
+            return;
+        };
+        account.set_key(None);
+        account.resolved_at = None;
+        if account.known {
+            (self.outlets.updates)(AccountUpdate {
+                key: Some(KnownKey {
+                    signing_key: None,
+                    resolved_at: self.at.now(),
+                }),
+                ..AccountUpdate::new(did.clone())
+            });
         }
     }
 

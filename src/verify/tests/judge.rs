@@ -202,6 +202,15 @@ pub const REFUSED: &[Case] = &[
         scene.account.host = None;
         scene.refreshed(None);
     }),
+    case(
+        "a PDS in the document that is not known",
+        Rule::WrongHost,
+        |scene| {
+            scene.account.away = true;
+            let elsewhere = HostHandle::fabricated(HostId(2), 100, 0).host().clone();
+            scene.refreshed(Some(elsewhere));
+        },
+    ),
     case("another PDS in the document", Rule::WrongHost, |scene| {
         scene.account.host = Some(HostId(2));
         let elsewhere = HostHandle::fabricated(HostId(2), 100, 0).host().clone();
@@ -263,6 +272,24 @@ fn identities_are_asked_for_when_unknown_or_old() {
             let mut scene = scene();
             scene.account.resolved_at = resolved_at;
             assert_eq!(scene.asks(), question, "{resolved_at:?}");
+        }
+    }
+}
+
+/// A directory that is down stops no account that is known; one that says there is no such DID does.
+#[test]
+fn a_known_identity_outlives_an_outage_but_not_its_end() {
+    for (reason, refused) in [
+        (NoIdentity::Unresolved, None),
+        (NoIdentity::NotFound, Some(Rule::IdentityNotFound)),
+        (NoIdentity::Tombstoned, Some(Rule::Tombstoned)),
+    ] {
+        for scene in [Scene::commit, Scene::sync, Scene::account] {
+            let mut scene = scene();
+            scene.account.resolved_at = Some(NOW - TTL.as_secs() as i64);
+            scene.waiting.identity = Some(Err(reason));
+            assert_eq!(scene.refused(), refused, "{reason:?}");
+            assert_eq!(scene.passes(), refused.is_none(), "{reason:?}");
         }
     }
 }

@@ -4,6 +4,7 @@
 mod judge;
 mod rules;
 mod sample;
+mod shard;
 
 use super::rule::Rule;
 

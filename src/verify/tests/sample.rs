@@ -13,8 +13,8 @@ use crate::atproto::key::{Curve, PublicKey};
 use crate::atproto::mst::{Change, InvertOp, Tree};
 use crate::atproto::tid::Tid;
 
-/// The time of all tests, Unix time in microseconds.
-pub const NOW_US: u64 = 1_790_000_000_000_000;
+/// The time of all tests, Unix time in microseconds: past by any clock.
+pub const NOW_US: u64 = 1_700_000_000_000_000;
 pub const DID: &str = "did:plc:ewvi7nxzyoun6zhxrhs64oiz";
 pub const OTHER_DID: &str = "did:plc:44ybard66vv44zksje25o7dz";
 

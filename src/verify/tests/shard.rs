@@ -1,0 +1,340 @@
+//! One shard between its queues: what it asks, in which order events leave it, what it stores.
+
+use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+
+use super::sample::{DID, Draft, Repo, Write, public_key, secret};
+use crate::atproto::did::Did;
+use crate::atproto::frame::{self, Kind, Message, Peek};
+use crate::atproto::key::PublicKey;
+use crate::config::{DesyncLimits, Validation};
+use crate::eventlog::Append;
+use crate::identity::{Identity, PdsHost};
+use crate::store::{AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus};
+use crate::upstream::{HostHandle, Received};
+use crate::verify::judge::{NoIdentity, Question};
+use crate::verify::shard::{Answer, Command, Lookup, Outlets, Shard, Work};
+use crate::verify::{KnownHosts, Options, Settlement};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const BREAKS_ALLOWED: u32 = 2;
+const CACHED: Question = Question::Identity { fresh: false };
+const FRESH: Question = Question::Identity { fresh: true };
+
+struct Bench {
+    inbox: UnboundedSender<Work>,
+    questions: UnboundedReceiver<Lookup>,
+    log: std_mpsc::Receiver<Vec<Append<Settlement>>>,
+    accepted: Vec<Append<Settlement>>,
+    updates: Arc<Mutex<Vec<AccountUpdate>>>,
+    host: Arc<HostHandle>,
+    memory: Arc<Semaphore>,
+    seq: i64,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (inbox, work) = mpsc::unbounded_channel();
+        let (lookups, questions) = mpsc::unbounded_channel();
+        let (to_log, log) = std_mpsc::sync_channel(64);
+        let updates: Arc<Mutex<Vec<AccountUpdate>>> = Arc::default();
+        let kept = updates.clone();
+        let outlets = Outlets {
+            log: to_log,
+            lookups,
+            updates: Box::new(move |update| kept.lock().unwrap().push(update)),
+            hosts: KnownHosts::default(),
+            settled: Arc::default(),
+        };
+        let options = Options {
+            shards: 1,
+            resident_accounts: 10,
+            identity_ttl: Duration::from_secs(3_600),
+            status_interval: Duration::from_secs(60),
+            validation: Validation::Strict,
+            desync: DesyncLimits {
+                limit: BREAKS_ALLOWED,
+                period: Duration::from_secs(3_600),
+            },
+        };
+        let shard = Shard::new(0, options, work, outlets);
+        // Ends when its inbox is dropped.
+        thread::spawn(move || shard.run());
+        Self {
+            inbox,
+            questions,
+            log,
+            accepted: Vec::new(),
+            updates,
+            host: Arc::new(HostHandle::fabricated(HostId(1), 100, 0)),
+            memory: Arc::new(Semaphore::new(1_000)),
+            seq: 0,
+        }
+    }
+
+    /// A shard that has the account already, at [`Bench::host`].
+    async fn with_account() -> (Self, Repo) {
+        let mut bench = Self::new();
+        let mut repo = Repo::new();
+        bench.commit(&repo.commit(&[]));
+        bench.asked(Question::Account).await;
+        bench.answer(Answer::Account(None));
+        bench.asked(CACHED).await;
+        bench.identity(CACHED, Ok(bench.document(secret(5))));
+        bench.next_out();
+        (bench, repo)
+    }
+
+    fn send(&mut self, kind: Kind, frame: Vec<u8>) {
+        let Ok(Peek::Event(event)) = frame::peek(&frame) else {
+            panic!("an event");
+        };
+        self.seq += 1;
+        let received = Received {
+            host: self.host.clone(),
+            seq: self.seq,
+            seq_span: event.seq_span,
+            kind,
+            did: Did::parse(DID).unwrap(),
+            permit: self.host.progress().begin(self.seq, frame.len()),
+            frame: frame.into(),
+            at: Instant::now(),
+        };
+        let memory = self.memory.clone().try_acquire_owned().unwrap();
+        assert!(self.inbox.send(Work::Event(received, memory)).is_ok());
+    }
+
+    fn commit(&mut self, draft: &Draft) {
+        self.send(Kind::Commit, draft.frame());
+    }
+
+    fn decide(&self, local: LocalStatus) {
+        let (reply, _) = oneshot::channel();
+        let command = Command {
+            did: Did::parse(DID).unwrap(),
+            local,
+            only_from: None,
+            reply,
+        };
+        assert!(self.inbox.send(Work::Command(command)).is_ok());
+    }
+
+    /// The next question is this one.
+    async fn asked(&mut self, question: Question) {
+        let next = timeout(PATIENCE, self.questions.recv()).await;
+        assert_eq!(next.unwrap().unwrap().question, question);
+    }
+
+    fn answer(&self, answer: Answer) {
+        let did = Did::parse(DID).unwrap();
+        assert!(self.inbox.send(Work::Answer(did, answer)).is_ok());
+    }
+
+    fn identity(&self, question: Question, result: Result<Identity, NoIdentity>) {
+        self.answer(Answer::Identity {
+            result: result.map(Arc::new),
+            fresh: question == FRESH,
+        });
+    }
+
+    /// An identity at this bench's host.
+    fn document(&self, key: secp256k1::SecretKey) -> Identity {
+        Identity {
+            did: Did::parse(DID).unwrap(),
+            pds: Some(self.host.host().clone()),
+            signing_key: Some(public_key(&key)),
+            handles: Vec::new(),
+            resolved_at: now(),
+        }
+    }
+
+    fn elsewhere() -> PdsHost {
+        HostHandle::fabricated(HostId(2), 100, 0).host().clone()
+    }
+
+    /// The next event that goes to the log, as `kind rev-or-status`.
+    fn next_out(&mut self) -> String {
+        if self.accepted.is_empty() {
+            self.accepted = self.log.recv_timeout(PATIENCE).unwrap();
+        }
+        let append = self.accepted.remove(0);
+        match frame::decode(&append.frame).unwrap().message {
+            Message::Commit(commit) => format!("commit {}", commit.rev),
+            Message::Sync(sync) => format!("sync {}", sync.rev),
+            Message::Account(account) => format!("account {:?}", account.status),
+            Message::Identity(_) => "identity".to_owned(),
+            other => panic!("not an event: {other:?}"),
+        }
+    }
+
+    /// The last key that was stored.
+    fn stored_key(&self) -> Option<KnownKey> {
+        let updates = self.updates.lock().unwrap();
+        updates.iter().rev().find_map(|update| update.key)
+    }
+}
+
+fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs() as i64
+}
+
+fn out(draft: &Draft) -> String {
+    format!("commit {}", draft.rev)
+}
+
+fn row(signing_key: Option<PublicKey>) -> Answer {
+    Answer::Account(Some(Box::new(AccountRow {
+        uid: 1,
+        did: Did::parse(DID).unwrap(),
+        host: HostId(1),
+        local: LocalStatus::Active,
+        upstream: UpstreamStatus::Active,
+        repo: None,
+        signing_key,
+        resolved_at: Some(now()),
+    })))
+}
+
+#[tokio::test]
+async fn events_that_wait_leave_in_their_order() {
+    let mut bench = Bench::new();
+    let mut repo = Repo::new();
+    let drafts: Vec<Draft> = ["a", "b", "c"]
+        .map(|key| repo.commit(&[Write::Put(&format!("com.example.note/{key}"), "x")]))
+        .into();
+    drafts.iter().for_each(|draft| bench.commit(draft));
+    bench.asked(Question::Account).await;
+    bench.answer(Answer::Account(None));
+    bench.asked(CACHED).await;
+    bench.identity(CACHED, Ok(bench.document(secret(5))));
+    for draft in &drafts {
+        assert_eq!(bench.next_out(), out(draft));
+    }
+    assert!(
+        bench.questions.try_recv().is_err(),
+        "one look-up was enough"
+    );
+    assert_eq!(bench.host.account_count(), 1);
+}
+
+#[tokio::test]
+async fn a_rotated_key_is_looked_up_and_a_forged_commit_refused() {
+    let (mut bench, mut repo) = Bench::with_account().await;
+    let mut rotated = repo.commit(&[]);
+    rotated.key = secret(6);
+    let mut forged = repo.commit(&[]);
+    forged.key = secret(7);
+    let mut next = repo.commit(&[]);
+    next.key = secret(6);
+    next.since = Some(rotated.rev.clone());
+    bench.commit(&rotated);
+    bench.commit(&forged);
+    bench.commit(&next);
+    bench.asked(FRESH).await;
+    bench.identity(FRESH, Ok(bench.document(secret(6))));
+    assert_eq!(bench.next_out(), out(&rotated));
+    bench.asked(FRESH).await;
+    bench.identity(FRESH, Ok(bench.document(secret(6))));
+    assert_eq!(bench.next_out(), out(&next));
+}
+
+/// Its commits pass no more, also not when it is read from SQL again.
+#[tokio::test]
+async fn the_key_of_a_did_that_was_given_up_is_forgotten() {
+    let (mut bench, mut repo) = Bench::with_account().await;
+    let mut forged = repo.commit(&[]);
+    forged.key = secret(7);
+    bench.commit(&forged);
+    bench.asked(FRESH).await;
+    bench.identity(FRESH, Err(NoIdentity::Tombstoned));
+    bench.commit(&repo.commit(&[]));
+    bench.asked(CACHED).await;
+    assert_eq!(bench.stored_key().map(|key| key.signing_key), Some(None));
+
+    let mut bench = Bench::new();
+    bench.commit(&repo.commit(&[]));
+    bench.asked(Question::Account).await;
+    bench.answer(row(None));
+    bench.asked(CACHED).await;
+}
+
+#[tokio::test]
+async fn a_known_key_needs_no_look_up_after_a_restart() {
+    let mut bench = Bench::new();
+    let draft = Repo::new().commit(&[]);
+    bench.commit(&draft);
+    bench.asked(Question::Account).await;
+    bench.answer(row(Some(public_key(&secret(5)))));
+    assert_eq!(bench.next_out(), out(&draft));
+}
+
+#[tokio::test]
+async fn an_account_that_left_and_comes_back_is_counted_once() {
+    let (mut bench, mut repo) = Bench::with_account().await;
+    let mut forged = repo.commit(&[]);
+    forged.key = secret(7);
+    for pds in [Some(Bench::elsewhere()), None] {
+        bench.commit(&forged);
+        bench.asked(FRESH).await;
+        let moved = Identity {
+            pds,
+            ..bench.document(secret(5))
+        };
+        bench.identity(FRESH, Ok(moved));
+        let back = repo.commit(&[]);
+        bench.commit(&back);
+        bench.asked(FRESH).await;
+        assert_eq!(bench.stored_key().map(|key| key.signing_key), Some(None));
+        bench.identity(FRESH, Ok(bench.document(secret(5))));
+        assert_eq!(bench.next_out(), out(&back));
+        assert_eq!(bench.host.account_count(), 1);
+        forged = repo.commit(&[]);
+        forged.key = secret(7);
+    }
+}
+
+/// Over the limit the account is throttled, consumers are told, and a `#sync` brings it back.
+#[tokio::test]
+async fn an_account_whose_chain_keeps_breaking_is_throttled_until_it_syncs() {
+    let (mut bench, mut repo) = Bench::with_account().await;
+    for broken in 0..=BREAKS_ALLOWED {
+        let mut draft = repo.commit(&[]);
+        draft.since = None;
+        bench.commit(&draft);
+        assert_eq!(bench.next_out(), out(&draft), "break {broken} is forwarded");
+    }
+    assert_eq!(bench.next_out(), "account Some(\"desynchronized\")");
+    bench.commit(&repo.commit(&[]));
+    let synced = repo.commit(&[]);
+    bench.send(Kind::Sync, synced.sync_frame());
+    assert_eq!(bench.next_out(), "account None");
+    assert_eq!(bench.next_out(), format!("sync {}", synced.rev));
+    let next = repo.commit(&[]);
+    bench.commit(&next);
+    assert_eq!(bench.next_out(), out(&next));
+}
+
+#[tokio::test]
+async fn decisions_wait_their_turn_behind_the_events_before_them() {
+    let (mut bench, mut repo) = Bench::with_account().await;
+    let mut rotated = repo.commit(&[]);
+    rotated.key = secret(6);
+    bench.commit(&rotated);
+    bench.decide(LocalStatus::TakenDown);
+    bench.commit(&repo.commit(&[]));
+    bench.decide(LocalStatus::Active);
+    bench.asked(FRESH).await;
+    bench.identity(FRESH, Ok(bench.document(secret(6))));
+    assert_eq!(bench.next_out(), out(&rotated));
+    assert_eq!(bench.next_out(), "account Some(\"takendown\")");
+    assert_eq!(bench.next_out(), "account None");
+}
