@@ -26,14 +26,17 @@ const WRITES: [Write<'static>; 3] = [
     Write::Delete("com.example.note/20"),
 ];
 
+/// What is done to a draft before it is signed and framed.
+type Spoil = fn(&mut Draft);
+
 /// One way to spoil a good event, and the rule that then refuses it.
 pub struct Case {
     pub name: &'static str,
     pub rule: Rule,
-    spoil: fn(&mut Draft),
+    spoil: Spoil,
 }
 
-const fn case(name: &'static str, rule: Rule, spoil: fn(&mut Draft)) -> Case {
+const fn case(name: &'static str, rule: Rule, spoil: Spoil) -> Case {
     Case { name, rule, spoil }
 }
 
@@ -467,7 +470,7 @@ fn each_spoiled_sync_is_refused_under_its_rule() {
 /// What a lenient host may leave out; all else counts for it as well.
 #[test]
 fn lenient_hosts_may_leave_out_what_sync_1_1_added() {
-    let leaves_out: [(&str, Rule, fn(&mut Draft)); 4] = [
+    let leaves_out: [(&str, Rule, Spoil); 4] = [
         ("prevData", Rule::PrevData, |draft| draft.prev_data = None),
         ("prev of an update", Rule::OpPrev, |draft| {
             draft.ops[0].prev = None
