@@ -153,9 +153,14 @@ impl Progress {
         true
     }
 
-    /// Enters an event that came from the socket; the returned [`InFlight`] settles it.
+    /// Enters an event that came from the socket; the returned [`InFlight`] settles it. The first one of a new host
+    /// puts the cursor before itself, so that after a crash the host is resumed and not taken up live once more.
     pub fn begin(self: &Arc<Self>, seq: i64, bytes: usize) -> InFlight {
         let mut state = self.lock();
+        if state.cursor.is_none() && state.events.is_empty() && seq > 0 {
+            state.cursor = Some(seq - 1);
+            state.moved = true;
+        }
         let ticket = state.first_ticket + state.events.len() as u64;
         state.events.push_back(Event { seq, settled: None });
         state.open_events += 1;
@@ -222,8 +227,8 @@ impl State {
     }
 }
 
-/// An event under way. Settled exactly once: by [`InFlight::settle`], or as dropped when it goes out of scope (unless
-/// the relay is going down, see [`Progress::freeze`]).
+/// An event under way. Settled exactly once: by [`InFlight::settle`], or as dropped when it goes out of scope. It stays
+/// open where the relay is going down (see [`Progress::freeze`]), and where its holder panics: nobody decided on it.
 #[derive(Debug)]
 pub struct InFlight {
     progress: Arc<Progress>,
@@ -242,7 +247,7 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.open && !self.progress.lock().frozen {
+        if self.open && !std::thread::panicking() && !self.progress.lock().frozen {
             self.progress
                 .settle(self.ticket, self.bytes, Settled::Dropped);
         }
@@ -261,12 +266,12 @@ mod tests {
     fn the_cursor_stops_before_the_oldest_open_event() {
         let progress = progress(InFlightLimits::default());
         let [a, b, c] = [10, 12, 17].map(|seq| progress.begin(seq, 100));
-        assert_eq!(progress.cursor(), None);
+        assert_eq!(progress.take_moved_cursor(), Some(9), "before the first");
         c.settle(Settled::Durable { log_seq: 5 });
         b.settle(Settled::Dropped);
         assert_eq!(
             (progress.cursor(), progress.lowest_open_log_seq()),
-            (None, Some(5))
+            (Some(9), Some(5))
         );
         assert_eq!(progress.in_flight(), (1, 100));
         a.settle(Settled::Durable { log_seq: 6 });
@@ -285,6 +290,19 @@ mod tests {
         let progress = progress(InFlightLimits::default());
         drop(progress.begin(3, 1));
         assert_eq!(progress.cursor(), Some(3));
+    }
+
+    #[test]
+    fn what_a_panic_gives_up_stays_open() {
+        let progress = progress(InFlightLimits::default());
+        let (lost, kept) = (progress.begin(5, 1), progress.begin(6, 1));
+        let panicked = std::thread::spawn(move || {
+            let _lost = lost;
+            panic!("on purpose");
+        });
+        assert!(panicked.join().is_err());
+        kept.settle(Settled::Dropped);
+        assert_eq!(progress.cursor(), Some(4));
     }
 
     #[test]
@@ -307,7 +325,7 @@ mod tests {
         let old = progress.begin(1_000, 1);
         let new = progress.begin(1, 1);
         new.settle(Settled::Dropped);
-        assert_eq!(progress.cursor(), None);
+        assert_eq!(progress.cursor(), Some(999));
         old.settle(Settled::Dropped);
         assert_eq!(progress.cursor(), Some(1));
     }
