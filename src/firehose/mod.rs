@@ -98,7 +98,7 @@ impl Firehose {
     }
 
     /// Closes all connections and waits until they are gone; new ones are closed at once. Takes no
-    /// longer than consumers are given to answer a close, five seconds.
+    /// longer than consumers are given to answer a close then, half a second.
     pub async fn shutdown(&self) {
         self.closing.cancel();
         self.sessions.close();

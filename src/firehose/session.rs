@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::FirehoseOptions;
@@ -25,6 +25,8 @@ const CHUNK_BYTES: usize = 64 * 1024;
 const INBOX_BYTES: usize = 512;
 /// How long a connection that is being closed may take to send the rest and to answer.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same while the relay goes down, which must not take long: who is slow comes back with its cursor.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Deadlines are looked at this many times per the shortest of them.
 const LOOKS_PER_DEADLINE: u32 = 4;
 
@@ -107,7 +109,7 @@ impl Session {
             Err(end) => end,
         };
         let reason = end.reason();
-        stream.finish(end).await;
+        stream.finish(end, &self.closing).await;
         let info = self.ticket.info();
         tracing::debug!(
             id = info.id, remote = %info.remote_addr, events = info.events, bytes = info.bytes, reason,
@@ -292,8 +294,8 @@ impl<S: AsyncRead + AsyncWrite + Send> Stream<S> {
         Ok(())
     }
 
-    /// Says the last words, within a time limit.
-    async fn finish(&mut self, end: End) {
+    /// Says the last words, within a time limit, which is shorter once `closing` is cancelled.
+    async fn finish(&mut self, end: End, closing: &CancellationToken) {
         let closed = match end {
             End::Cut(_) => return,
             End::Closed(code) => {
@@ -310,7 +312,14 @@ impl<S: AsyncRead + AsyncWrite + Send> Stream<S> {
                 false
             }
         };
-        let _ = timeout(CLOSING_TIMEOUT, self.close(closed)).await;
+        let hurried = async {
+            closing.cancelled().await;
+            sleep(SHUTDOWN_TIMEOUT).await;
+        };
+        tokio::select! {
+            _ = timeout(CLOSING_TIMEOUT, self.close(closed)) => {}
+            () = hurried => {}
+        }
     }
 
     async fn close(&mut self, closed_by_client: bool) -> std::io::Result<()> {
