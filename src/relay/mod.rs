@@ -3,6 +3,7 @@
 //! Here the rooms are joined in the order of an event's path, started from the end of that path and stopped from its
 //! beginning, so that nothing is ever handed to a room that is not there.
 
+mod durable;
 mod operations;
 mod recovery;
 
@@ -10,7 +11,6 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc as sync_mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -31,9 +31,10 @@ use crate::firehose::{self, Firehose, FirehoseOptions};
 use crate::identity::{Resolver, ResolverOptions};
 use crate::store::{Batch, Store, StoreError, Writer};
 use crate::upstream::{AddError, Checkpoint, Hosts, HostsOptions};
-use crate::verify::{self, KnownHosts, Pipeline, Rule, Settlement, Surroundings};
+use crate::verify::{self, Alarm, KnownHosts, Pipeline, Rule, Settlement, Surroundings};
 use crate::{api, telemetry};
 
+use durable::{Position, on_durable};
 use operations::Running;
 pub use recovery::RecoveryError;
 
@@ -91,7 +92,7 @@ pub struct Relay {
     pipeline: Pipeline,
     shards: Vec<JoinHandle<()>>,
     sequencer: eventlog::sequencer::Sequencer<Settlement>,
-    settled: Arc<AtomicU64>,
+    position: Position,
     writer: Writer,
     firehose: Firehose,
     log: EventLog,
@@ -118,21 +119,28 @@ impl Relay {
         let writer = Writer::spawn(store.clone());
         let (to_log, from_shards) = sync_mpsc::sync_channel(LOG_QUEUE);
         let known_hosts = KnownHosts::default();
+        let (failing, failed) = watch::channel(None);
+        let alarm = Alarm::new({
+            let failing = failing.clone();
+            move |reason| fail(&failing, reason)
+        });
         let surroundings = Surroundings {
             resolver: Resolver::new(resolver_options(&config, guard)),
             writer: writer.clone(),
             log: to_log,
             hosts: known_hosts.clone(),
+            alarm: alarm.clone(),
         };
-        let (failing, failed) = watch::channel(None);
         let (pipeline, shards) =
             Pipeline::start(pipeline_options(&config), surroundings).map_err(StartError::Thread)?;
-        let settled = Arc::new(AtomicU64::new(log.head()));
-        let sequencer = eventlog::sequencer::spawn(
+        let position = Position::new(log.head());
+        let settle = on_durable(
             log.clone(),
-            from_shards,
-            on_durable(&log, &pipeline, &writer, &settled),
-        )?;
+            pipeline.settler(writer.clone()),
+            position.clone(),
+            alarm.watch("the event log's sequencer"),
+        );
+        let sequencer = eventlog::sequencer::spawn(log.clone(), from_shards, settle)?;
         let hosts = Hosts::new(
             hosts_options(&config, guard),
             store.clone(),
@@ -169,14 +177,15 @@ impl Relay {
                 private,
                 telemetry::router(running),
                 closing.clone(),
-                failing,
+                failing.clone(),
             ),
         ];
         tokio::spawn(checkpoints(
             hosts.clone(),
             writer.clone(),
-            settled.clone(),
+            position.clone(),
             closing.clone(),
+            failing,
         ));
         add_configured_hosts(&config, guard, &hosts).await?;
         hosts.start();
@@ -188,7 +197,7 @@ impl Relay {
             pipeline,
             shards,
             sequencer,
-            settled,
+            position,
             writer,
             firehose,
             log,
@@ -261,10 +270,16 @@ impl Relay {
             ),
             Err(failure) => error!(%failure, "stopping the shards"),
         }
-        checkpoint(&self.hosts, &self.writer, &self.settled, None).await;
+        if checkpoint(&self.hosts, &self.writer, &self.position, None)
+            .await
+            .is_none()
+        {
+            warn!("the last checkpoint was not written; the next start reads more of the log");
+        }
         self.closing.cancel();
-        self.firehose.shutdown().await;
-        if let Err(failure) = self.writer.shutdown(LAST_WRITES).await {
+        let (written, ()) =
+            tokio::join!(self.writer.shutdown(LAST_WRITES), self.firehose.shutdown());
+        if let Err(failure) = written {
             warn!(%failure, "the database did not take the last changes; they are in the log");
         }
         for server in self.servers {
@@ -316,36 +331,6 @@ async fn open_log(config: &Config) -> Result<EventLog, StartError> {
     match task::spawn_blocking(move || EventLog::open(options)).await {
         Ok(log) => Ok(log?),
         Err(failure) => Err(StartError::Thread(io::Error::other(failure))),
-    }
-}
-
-/// What the sequencer calls with events that are on disk. Redactions wait for the disk, so they have a thread.
-fn on_durable(
-    log: &EventLog,
-    pipeline: &Pipeline,
-    writer: &Writer,
-    settled: &Arc<AtomicU64>,
-) -> impl FnMut(Vec<(u64, Settlement)>) + Send + use<> {
-    let settler = pipeline.settler(writer.clone());
-    let settled = settled.clone();
-    let (redactions, redact) = sync_mpsc::channel::<(crate::atproto::did::Did, u64)>();
-    let log = log.clone();
-    task::spawn_blocking(move || {
-        for (did, seq) in redact {
-            if let Err(failure) = log.redact(&did, seq.saturating_sub(1)) {
-                error!(%did, %failure, "the events of an account could not be taken out of the log");
-            }
-        }
-    });
-    move |durable| {
-        let last = durable.last().map(|(seq, _)| *seq);
-        for redaction in settler.settle(durable) {
-            // The thread ends only with this closure.
-            let _ = redactions.send(redaction);
-        }
-        if let Some(last) = last {
-            settled.store(last, Ordering::Release);
-        }
     }
 }
 
@@ -441,42 +426,59 @@ fn serve(
             .with_graceful_shutdown(closing.cancelled_owned())
             .await;
         if let Err(failure) = served {
-            failing.send_replace(Some(format!("a listener failed: {failure}")));
+            fail(&failing, format!("a listener failed: {failure}"));
         }
     })
+}
+
+/// Notes why the relay must go down; the first reason stays.
+fn fail(failing: &watch::Sender<Option<String>>, reason: String) {
+    error!("{reason}");
+    failing.send_if_modified(|noted| {
+        let first = noted.is_none();
+        noted.get_or_insert(reason);
+        first
+    });
 }
 
 /// Hands the hosts' cursors and the replay position to the database's writer, as often as they change.
 async fn checkpoints(
     hosts: Hosts,
     writer: Writer,
-    settled: Arc<AtomicU64>,
+    position: Position,
     closing: CancellationToken,
+    failing: watch::Sender<Option<String>>,
 ) {
     let mut ticks = interval(CHECKPOINT_INTERVAL);
     let mut last = None;
     while closing.run_until_cancelled(ticks.tick()).await.is_some() {
-        last = Some(checkpoint(&hosts, &writer, &settled, last).await);
+        last = checkpoint(&hosts, &writer, &position, last).await;
+        if last.is_none() && !closing.is_cancelled() {
+            let reason = "the database's writer ended; restart the relay";
+            return fail(&failing, reason.to_owned());
+        }
     }
 }
 
-/// One checkpoint: every event it covers was handed to the writer before. Returns its replay position; writes nothing
-/// where that is still the `last` one and no cursor moved.
-async fn checkpoint(hosts: &Hosts, writer: &Writer, settled: &AtomicU64, last: Option<u64>) -> u64 {
+/// One checkpoint: every event it covers was handed to the writer before. Returns its replay position, or nothing where
+/// the writer has ended; writes nothing where that is still the `last` one and no cursor moved.
+async fn checkpoint(
+    hosts: &Hosts,
+    writer: &Writer,
+    position: &Position,
+    last: Option<u64>,
+) -> Option<u64> {
     let Checkpoint {
         cursors,
         replay_from,
-    } = hosts.checkpoint(settled.load(Ordering::Acquire));
+    } = hosts.checkpoint(position.get());
     if cursors.is_empty() && last == Some(replay_from) {
-        return replay_from;
+        return last;
     }
     let batch = Batch {
         accounts: Vec::new(),
         cursors,
         replay_from: Some(replay_from),
     };
-    if writer.send(batch).await.is_err() {
-        warn!("a checkpoint came after the database's writer stopped");
-    }
-    replay_from
+    writer.send(batch).await.ok().map(|()| replay_from)
 }

@@ -5,16 +5,19 @@
 
 use std::collections::HashMap;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::atproto::car::Car;
 use crate::atproto::commit::SignedCommit;
 use crate::atproto::did::Did;
-use crate::atproto::frame::{self, Message};
+use crate::atproto::frame::{self, Kind, Message};
 use crate::atproto::tid::Tid;
-use crate::eventlog::{EventLog, ReadError, UNKNOWN_HOST};
-use crate::store::{AccountUpdate, Batch, HostId, RepoState, Store, StoreError, UpstreamStatus};
+use crate::eventlog::{Entry, EventLog, LogError, ReadError, UNKNOWN_HOST};
+use crate::store::{
+    AccountUpdate, Batch, HostId, LocalStatus, RepoState, Store, StoreError, UpstreamStatus,
+};
 use crate::upstream::RecoveredHost;
+use crate::verify::LOCAL_STATUS_BASE;
 
 /// Account changes written in one transaction.
 const BATCH: usize = 1_000;
@@ -28,6 +31,9 @@ pub enum RecoveryError {
     /// The log.
     #[error("the event log cannot be read: {0}")]
     Log(#[from] ReadError),
+    /// The log's folder.
+    #[error(transparent)]
+    Folder(#[from] LogError),
     /// The database is ahead of the log: the log's folder was lost or replaced.
     #[error(
         "the database has seen events up to seq {database}, the event log in {folder} ends at {log}: the log's folder \
@@ -68,16 +74,16 @@ pub async fn replay(
             folder,
         });
     }
-    let from = from.max(log.oldest().unwrap_or(1));
+    let from = from_the_window(log, from);
     let mut accounts = Vec::with_capacity(BATCH);
     let mut count = 0_u64;
     for entry in log.entries(from) {
         let (entry, frame) = entry?;
         count += 1;
-        // Without a host: an event of the relay's own, or one whose index entry was rebuilt from its frame.
-        let host = (entry.host != UNKNOWN_HOST).then_some(HostId(entry.host));
-        if let Some(host) = host {
-            let recovered = hosts.entry(host).or_default();
+        // Without a host: an event of the relay's own, one whose index entry was rebuilt from its frame, or one of a
+        // host that a database now gone knew under a number which this one gives to another.
+        let host = Some(HostId(entry.host)).filter(|host| hosts.contains_key(host));
+        if let Some(recovered) = host.and_then(|host| hosts.get_mut(&host)) {
             if recovered
                 .cursor
                 .is_none_or(|cursor| entry.upstream_seq > cursor)
@@ -88,11 +94,16 @@ pub async fn replay(
             }
         }
         accounts.extend(account_update(&frame, host));
+        accounts.extend(own_update(&entry, &frame));
+        redact_again(log, &entry, &frame)?;
         if accounts.len() >= BATCH {
             write(store, &mut accounts).await?;
         }
     }
     write(store, &mut accounts).await?;
+    for recovered in hosts.values_mut() {
+        resume_new_host(recovered);
+    }
     if count > 0 {
         info!(
             from,
@@ -101,6 +112,63 @@ pub async fn replay(
         );
     }
     Ok(hosts)
+}
+
+/// Where to read from: not before the window. What is gone from it was never applied to the database.
+fn from_the_window(log: &EventLog, from: u64) -> u64 {
+    let (oldest, _) = log.window();
+    if from < oldest {
+        warn!(
+            from,
+            oldest,
+            "the log no longer holds events that the database has not seen: accounts may be behind until their next event"
+        );
+    }
+    from.max(oldest)
+}
+
+/// A host whose first cursor was not yet written goes on before its first event, not live.
+fn resume_new_host(recovered: &mut RecoveredHost) {
+    let first = recovered.already_durable.keys().next();
+    if let (None, Some(first)) = (recovered.cursor, first) {
+        recovered.cursor = Some(first.saturating_sub(1).max(0));
+    }
+}
+
+/// The local status that an `#account` event of this relay's own announces.
+fn own_update(entry: &Entry, frame: &[u8]) -> Option<AccountUpdate> {
+    let local = announced(entry)?;
+    let Message::Account(account) = frame::decode(frame).ok()?.message else {
+        return None;
+    };
+    Some(AccountUpdate {
+        local: Some(local),
+        ..AccountUpdate::new(Did::normalized(account.did).ok()?)
+    })
+}
+
+fn announced(entry: &Entry) -> Option<LocalStatus> {
+    let ours = entry.host == UNKNOWN_HOST && entry.kind == Kind::Account;
+    let code = u8::try_from(entry.upstream_seq.checked_sub(LOCAL_STATUS_BASE)?).ok()?;
+    LocalStatus::from_code(code).filter(|_| ours)
+}
+
+/// Repeats the redaction that follows from an event, in case the crash came before it was noted.
+fn redact_again(log: &EventLog, entry: &Entry, frame: &[u8]) -> Result<(), RecoveryError> {
+    if entry.kind != Kind::Account {
+        return Ok(());
+    }
+    let Ok(Message::Account(account)) = frame::decode(frame).map(|frame| frame.message) else {
+        return Ok(());
+    };
+    let upstream = UpstreamStatus::from_event(account.active, account.status);
+    let deleted = entry.host != UNKNOWN_HOST && upstream == UpstreamStatus::Deleted;
+    if (deleted || announced(entry) == Some(LocalStatus::TakenDown))
+        && let Ok(did) = Did::normalized(account.did)
+    {
+        log.redact(&did, entry.seq.saturating_sub(1))?;
+    }
+    Ok(())
 }
 
 async fn write(store: &Store, accounts: &mut Vec<AccountUpdate>) -> Result<(), StoreError> {

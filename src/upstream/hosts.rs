@@ -395,12 +395,16 @@ impl Hosts {
         }
     }
 
-    /// Closes every connection and waits for their tasks. From then on an event that is given up counts as neither
-    /// durable nor dropped, so that no cursor moves past it.
-    pub async fn shutdown(&self) {
+    /// From now on an event that is given up counts as neither durable nor dropped, so that no cursor moves past it.
+    pub fn freeze(&self) {
         for host in self.list() {
             host.progress().freeze();
         }
+    }
+
+    /// Closes every connection and waits for their tasks; see [`Hosts::freeze`] for what is under way.
+    pub async fn shutdown(&self) {
+        self.freeze();
         self.inner.cancel.cancel();
         let tasks: Vec<Task> = self.inner.tasks().drain().map(|(_, task)| task).collect();
         let all = async {

@@ -14,6 +14,7 @@ use crate::identity::{Identity, RepoStatusError, ResolveError, Resolver};
 use crate::store::{UpstreamStatus, Writer};
 use crate::upstream::HostHandle;
 
+use super::alarm::{Alarm, Watched};
 use super::judge::{NoIdentity, Question};
 use super::shard::{Answer, Lookup, Work};
 
@@ -32,10 +33,13 @@ pub(super) struct Lookups {
     pub writer: Writer,
     /// Weak, so that the shards end when the pipeline does.
     pub shards: Vec<WeakUnboundedSender<Work>>,
+    /// Told of a panic: the events that wait for the answer would wait for ever.
+    pub alarm: Alarm,
 }
 
 impl Lookups {
     pub async fn run(self: Arc<Self>, mut questions: UnboundedReceiver<Lookup>) {
+        let _watched = self.watched();
         let mut batch = Vec::new();
         while questions.recv_many(&mut batch, ACCOUNTS_PER_READ).await > 0 {
             let mut accounts = Vec::new();
@@ -56,7 +60,12 @@ impl Lookups {
         }
     }
 
+    fn watched(&self) -> Watched {
+        self.alarm.watch("a look-up")
+    }
+
     async fn accounts(self: Arc<Self>, asked: Vec<(usize, Did)>) {
+        let _watched = self.watched();
         let dids: Vec<Did> = asked.iter().map(|(_, did)| did.clone()).collect();
         let mut rows = loop {
             match self.writer.accounts(&dids).await {
@@ -74,6 +83,7 @@ impl Lookups {
     }
 
     async fn identity(self: Arc<Self>, shard: usize, did: Did, fresh: bool) {
+        let _watched = self.watched();
         let mut attempt = 1;
         let result = loop {
             match self.resolve(&did, fresh).await {
@@ -96,6 +106,7 @@ impl Lookups {
     }
 
     async fn status(self: Arc<Self>, shard: usize, did: Did, host: Option<Arc<HostHandle>>) {
+        let _watched = self.watched();
         let status = match host {
             Some(host) => match self.resolver.repo_status(host.host(), &did).await {
                 Ok(answer) => Some(UpstreamStatus::from_event(

@@ -5,6 +5,7 @@
 //! unverified leaves, and nothing waits without a bound.
 
 mod account;
+mod alarm;
 mod judge;
 mod lookup;
 mod rule;
@@ -32,8 +33,9 @@ use crate::store::{AccountUpdate, Batch, HostId, LocalStatus, Writer};
 use crate::telemetry::metrics;
 use crate::upstream::{HostHandle, Hosts, Received, Settled, Sink};
 
+pub use alarm::{Alarm, Watched};
 pub use rule::Rule;
-pub use shard::Settlement;
+pub use shard::{LOCAL_STATUS_BASE, Redaction, Settlement};
 
 use lookup::Lookups;
 use shard::{Command, Outlets, Shard, Work};
@@ -70,6 +72,8 @@ pub struct Surroundings {
     pub log: SyncSender<Vec<Append<Settlement>>>,
     /// The known hosts, which start after the pipeline they feed.
     pub hosts: KnownHosts,
+    /// Told when a shard or a look-up panics.
+    pub alarm: Alarm,
 }
 
 /// The supervisor of the hosts, once it is there: no event comes before.
@@ -88,6 +92,13 @@ impl KnownHosts {
 
     fn get(&self, id: HostId) -> Option<Arc<HostHandle>> {
         self.0.get()?.get(id)
+    }
+
+    /// See [`Hosts::freeze`].
+    fn freeze(&self) {
+        if let Some(hosts) = self.0.get() {
+            hosts.freeze();
+        }
     }
 }
 
@@ -138,13 +149,18 @@ impl Pipeline {
             };
             let shard = Shard::new(index, options, inbox, outlets);
             let thread = std::thread::Builder::new().name(format!("shard-{index}"));
-            threads.push(thread.spawn(move || shard.run())?);
+            let watched = surroundings.alarm.watch("a shard");
+            threads.push(thread.spawn(move || {
+                let _watched = watched;
+                shard.run();
+            })?);
         }
         let shards: Vec<_> = senders.iter().map(UnboundedSender::downgrade).collect();
         let answers = Lookups {
             resolver: surroundings.resolver,
             writer: surroundings.writer,
             shards,
+            alarm: surroundings.alarm,
         };
         tokio::spawn(Arc::new(answers).run(questions));
         let memory = Arc::new(Semaphore::new(MEMORY_PERMITS));
@@ -211,9 +227,8 @@ pub struct Settler {
 
 impl Settler {
     /// Account changes go to the store's writer, in log order, then the hosts' cursors move. Called outside the
-    /// runtime; waits while the database is far behind. Returns the accounts whose events up to a seq are to be
-    /// redacted.
-    pub fn settle(&self, mut durable: Vec<(u64, Settlement)>) -> Vec<(Did, u64)> {
+    /// runtime; waits while the database is far behind. Returns the redactions that follow.
+    pub fn settle(&self, mut durable: Vec<(u64, Settlement)>) -> Vec<Redaction> {
         let accounts: Vec<_> = durable
             .iter_mut()
             .filter_map(|(_, settlement)| settlement.update.take())
@@ -229,12 +244,13 @@ impl Settler {
             if let Some(in_flight) = settlement.in_flight {
                 in_flight.settle(Settled::Durable { log_seq: seq });
             }
-            if let Some(reply) = settlement.reply {
-                // Whoever asked may have gone away; the decision stands.
-                let _ = reply.send(Ok(()));
-            }
-            if let Some(did) = settlement.redact {
-                redact.push((did, seq));
+            match settlement.redact {
+                Some(did) => redact.push(Redaction {
+                    did,
+                    seq,
+                    reply: settlement.reply,
+                }),
+                None => shard::answer(settlement.reply),
             }
             metrics().events_forwarded(settlement.kind.as_str()).inc();
             metrics()
@@ -257,7 +273,11 @@ impl Sink for Pipeline {
             return;
         };
         let shard = self.shard(&received.did);
-        // A shard that is gone settles nothing: the host sends the event again after the restart.
-        let _ = self.shards[shard].send(Work::Event(received, memory));
+        let host = received.host.clone();
+        if let Err(unsent) = self.shards[shard].send(Work::Event(received, memory)) {
+            // A shard that is gone settles nothing: the host sends the event again after the restart.
+            host.progress().freeze();
+            drop(unsent);
+        }
     }
 }

@@ -39,6 +39,10 @@ use super::{CommandError, KnownHosts, Options};
 /// Most events a shard takes from its queue at once, and most signatures it checks at once.
 pub(super) const BATCH: usize = 64;
 
+/// What the log's index has as upstream seq of the relay's own `#account` events: this plus the code of the local
+/// status they announce, so that recovery finds it. An index that was rebuilt from frames has less.
+pub const LOCAL_STATUS_BASE: i64 = 1;
+
 /// What a shard is given to do.
 pub(super) enum Work {
     /// An event of a host, with its share of the memory for events under way.
@@ -57,7 +61,7 @@ pub(super) struct Command {
     pub local: LocalStatus,
     /// Only an account whose local status is this one is changed.
     pub only_from: Option<LocalStatus>,
-    pub reply: oneshot::Sender<Result<(), CommandError>>,
+    pub reply: Reply,
 }
 
 /// A shard's question.
@@ -89,8 +93,35 @@ pub struct Settlement {
     pub(super) ticket: u64,
     /// The account whose earlier events are to be taken out of the log.
     pub(super) redact: Option<Did>,
-    pub(super) reply: Option<oneshot::Sender<Result<(), CommandError>>>,
+    pub(super) reply: Option<Reply>,
     pub(super) _memory: Option<OwnedSemaphorePermit>,
+}
+
+/// What an event of an account's end, or an operator, takes out of the log.
+pub struct Redaction {
+    /// The account.
+    pub did: Did,
+    /// The event that ends it; those before go.
+    pub seq: u64,
+    pub(super) reply: Option<Reply>,
+}
+
+impl Redaction {
+    /// Answers the operator, if one asked: the account's events are no longer served.
+    pub fn done(self) {
+        answer(self.reply);
+    }
+}
+
+/// The operator's answer to a decision that was carried out.
+pub(super) type Reply = oneshot::Sender<Result<(), CommandError>>;
+
+/// Answers an operator, if one asked.
+pub(super) fn answer(reply: Option<Reply>) {
+    if let Some(reply) = reply {
+        // Whoever asked may have gone away; the decision stands.
+        let _ = reply.send(Ok(()));
+    }
 }
 
 /// Where a shard sends what it accepted, asked or learned.
@@ -172,7 +203,12 @@ impl Shard {
                 self.take(work);
             }
             self.check_signatures();
-            if !self.hand_over() || stop {
+            if !self.hand_over() {
+                // The sequencer is gone: what this shard gives up with its end was decided by nobody.
+                self.outlets.hosts.freeze();
+                return;
+            }
+            if stop {
                 return;
             }
             let settled = self.outlets.settled.load(Ordering::Acquire);
@@ -485,12 +521,7 @@ impl Shard {
     }
 
     /// Stores a local status and tells consumers of it by an `#account` event of the relay's own.
-    fn announce(
-        &mut self,
-        did: &Did,
-        local: LocalStatus,
-        reply: Option<oneshot::Sender<Result<(), CommandError>>>,
-    ) {
+    fn announce(&mut self, did: &Did, local: LocalStatus, reply: Option<Reply>) {
         (self.outlets.updates)(AccountUpdate {
             local: Some(local),
             ..AccountUpdate::new(did.clone())
@@ -518,7 +549,7 @@ impl Shard {
             frame: frame.into(),
             seq_span,
             host: UNKNOWN_HOST,
-            upstream_seq: 0,
+            upstream_seq: i64::from(local.code()) + LOCAL_STATUS_BASE,
             did: did.clone(),
             kind: Kind::Account,
             payload: Settlement {

@@ -1,0 +1,104 @@
+//! What happens to events that are on disk: account changes go to the database's writer, cursors move, operators are
+//! answered, ended accounts are redacted. Knows up to where all that is done, which is where recovery would begin.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+
+use tokio::task;
+use tracing::error;
+
+use crate::eventlog::EventLog;
+use crate::verify::{Redaction, Settlement, Settler, Watched};
+
+/// Up to where everything that follows from an event is done or handed on. Clones share it.
+#[derive(Clone)]
+pub(super) struct Position {
+    settled: Arc<AtomicU64>,
+    /// Events whose redaction is not yet noted on disk.
+    redacting: Arc<Mutex<BTreeSet<u64>>>,
+}
+
+impl Position {
+    /// Everything up to `head` is done.
+    pub fn new(head: u64) -> Self {
+        Self {
+            settled: Arc::new(AtomicU64::new(head)),
+            redacting: Arc::default(),
+        }
+    }
+
+    /// The last event of which, and of all before it, nothing is left to do.
+    pub fn get(&self) -> u64 {
+        // In this order: a redaction is entered before its event counts as settled.
+        let settled = self.settled.load(Ordering::Acquire);
+        let first = self.redacting().first().copied();
+        first.map_or(settled, |first| settled.min(first.saturating_sub(1)))
+    }
+
+    fn redacting(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.redacting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the sequencer calls with durable events. Redactions wait for the disk, so they have a thread, which ends with
+/// the returned closure. `watched` goes with the sequencer's thread.
+pub(super) fn on_durable(
+    log: EventLog,
+    settler: Settler,
+    position: Position,
+    watched: Watched,
+) -> impl FnMut(Vec<(u64, Settlement)>) + Send {
+    let (redactions, queue) = mpsc::channel::<Redaction>();
+    let redacting = position.clone();
+    task::spawn_blocking(move || {
+        for redaction in queue {
+            redact(&log, &redacting, redaction);
+        }
+    });
+    move |durable| {
+        let _watched = &watched;
+        let last = durable.last().map(|(seq, _)| *seq);
+        for redaction in settler.settle(durable) {
+            position.redacting().insert(redaction.seq);
+            // The thread ends only with this closure.
+            let _ = redactions.send(redaction);
+        }
+        if let Some(last) = last {
+            position.settled.store(last, Ordering::Release);
+        }
+    }
+}
+
+/// Readers follow a redaction at once, also where it cannot be noted; then the position stays before it, so that
+/// recovery does it again.
+fn redact(log: &EventLog, position: &Position, redaction: Redaction) {
+    match log.redact(&redaction.did, redaction.seq.saturating_sub(1)) {
+        Ok(()) => {
+            position.redacting().remove(&redaction.seq);
+        }
+        Err(failure) => {
+            error!(did = %redaction.did, %failure, "a redaction holds, but could not be noted; the next start repeats it");
+        }
+    }
+    redaction.done();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_position_stays_before_the_first_open_redaction() {
+        let position = Position::new(4);
+        position.redacting().extend([7, 9]);
+        position.settled.store(12, Ordering::Release);
+        assert_eq!(position.get(), 6);
+        position.redacting().remove(&7);
+        assert_eq!(position.get(), 8);
+        position.redacting().remove(&9);
+        assert_eq!(position.get(), 12);
+    }
+}
