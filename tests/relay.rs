@@ -433,15 +433,17 @@ async fn eventually(bench: &Bench, method: &str, did: &Did, right: impl Fn(&Valu
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_whose_database_is_gone_goes_on_counting() {
-    let bench = Bench::start(1).await;
+    let mut bench = Bench::start(2).await;
     create(&bench, 0, "alice");
     bench.until_settled().await;
     let head = bench.relay.log().head();
     let database = bench.config.data_dir.join("relay.sqlite");
+    // Now the other host gets the number under which the log has events.
+    bench.config.hosts.reverse();
     let bench = bench
         .restarted(|_| std::fs::remove_file(&database).unwrap())
         .await;
-    let bob = create(&bench, 0, "bob");
+    let bob = create(&bench, 1, "bob");
     let events = bench.consumer(head).await.up_to(head + 4).await;
     assert_dense(&events);
     assert_eq!(of(&events, &bob), ["identity", "account", "commit", "sync"]);
