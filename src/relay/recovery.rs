@@ -83,15 +83,14 @@ pub async fn replay(
         // Without a host: an event of the relay's own, one whose index entry was rebuilt from its frame, or one of a
         // host that a database now gone knew under a number which this one gives to another.
         let host = Some(HostId(entry.host)).filter(|host| hosts.contains_key(host));
-        if let Some(recovered) = host.and_then(|host| hosts.get_mut(&host)) {
-            if recovered
+        if let Some(recovered) = host.and_then(|host| hosts.get_mut(&host))
+            && recovered
                 .cursor
                 .is_none_or(|cursor| entry.upstream_seq > cursor)
-            {
-                recovered
-                    .already_durable
-                    .insert(entry.upstream_seq, entry.seq);
-            }
+        {
+            recovered
+                .already_durable
+                .insert(entry.upstream_seq, entry.seq);
         }
         accounts.extend(account_update(&frame, host));
         accounts.extend(own_update(&entry, &frame));
