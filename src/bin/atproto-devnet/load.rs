@@ -258,6 +258,8 @@ async fn against_child(
     )
     .await?;
     if prepared.floods() {
+        // The relay knows its hosts once it is subscribed to them.
+        swarm.subscribed(START_PATIENCE).await?;
         let flooding = swarm.host_urls().pop().unwrap_or_default();
         relay
             .change_limits(flooding.trim_start_matches("http://"), FLOOD_QUOTA)
