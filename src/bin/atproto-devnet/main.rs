@@ -1,5 +1,6 @@
 //! The command line of the devnet: one file for each command, nothing else here.
 
+mod demo;
 mod load;
 mod replay;
 mod up;
@@ -18,6 +19,8 @@ struct Cli {
 enum Command {
     /// Start a PLC directory and PDSes, print their URLs as JSON, run until Ctrl-C.
     Up(up::Options),
+    /// Show a network at work: PLC directory, PDSes with traffic, and a relay. Needs nothing.
+    Demo(demo::Options),
     /// Serve a captured frames file as hosts, with the PLC documents of its time.
     Replay(replay::Options),
     /// Measure a relay under the load of many hosts and accounts, and check what comes out.
@@ -32,6 +35,7 @@ async fn main() -> anyhow::Result<()> {
         .init();
     match Cli::parse().command {
         Command::Up(options) => up::run(options).await,
+        Command::Demo(options) => demo::run(options).await,
         Command::Replay(options) => replay::run(options).await,
         Command::Load(options) => load::run(options).await,
     }
