@@ -122,9 +122,11 @@ fn every_setting_is_read_from_file_environment_and_flag() {
         "account_cache" => ("\"2GiB\"", "2GiB"),
         "trusted_domains" => ("[\"*.example.com\"]", "*.example.com"),
         "banned_domains" => ("[\"spam.example.com\"]", "spam.example.com"),
-        "replay_window" | "desync.period" | "identity.ttl" | "identity.negative_ttl" => {
-            ("\"7m\"", "7m")
-        }
+        "replay_window"
+        | "desync.period"
+        | "identity.ttl"
+        | "identity.negative_ttl"
+        | "identity.refresh_interval" => ("\"7m\"", "7m"),
         "log_level" => ("\"debug\"", "debug"),
         "log_format" => ("\"json\"", "json"),
         _ => ("7", "7"),
