@@ -13,6 +13,7 @@ use atproto_relay::config::{Config, HostEntry, HostLimits, IdentityConfig, Rate}
 use atproto_relay::devnet::check::{Consumer, ConsumerOptions, Ledger, Origin, Verdict};
 use atproto_relay::devnet::replay::{Capture, DocumentStyle, Moment, Replay};
 use atproto_relay::devnet::scrape::Samples;
+use atproto_relay::devnet::timestamp::Timestamp;
 use atproto_relay::relay::Relay;
 use futures_util::StreamExt;
 use tokio_tungstenite::tungstenite::Message;
@@ -258,6 +259,15 @@ async fn bytes_pass_through(replay: &Replay, relay: &Relay) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_verdict_holds_with_documents_of_both_styles() {
+    let captured = Capture::load(&real_pds()).unwrap().timeline();
+    // A relay refuses revs that lie in the future.
+    if captured
+        .last()
+        .is_some_and(|last| last.time > Timestamp::now())
+    {
+        println!("skipped: the clock of this machine is behind the time of the capture");
+        return;
+    }
     every_verdict_holds(DocumentStyle::Multikey).await;
     every_verdict_holds(DocumentStyle::Legacy).await;
 }

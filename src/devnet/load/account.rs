@@ -17,7 +17,7 @@ use crate::devnet::pds::frames::{self, Stamp};
 use crate::devnet::pds::{AccountStatus, Action, Commit, Op, SyncState};
 use crate::devnet::timestamp::Timestamp;
 
-use super::record::Records;
+use super::record::{Records, SHORTEST_RECORD};
 
 /// What an account is asked to emit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +80,6 @@ pub(super) struct Emitter<'a> {
     rev: Tid,
     head: Vec<u8>,
     data: Cid,
-    /// Bytes of a frame that are not its records, from the last commit.
-    overhead: usize,
     emitted: i64,
 }
 
@@ -92,7 +90,9 @@ impl<'a> Emitter<'a> {
         let (mut tree, paths) = records.template();
         let rev = Tid::from_micros(started, clock_id(profile.host));
         let data = tree.root_cid();
-        let head = sign(&profile.key, &profile.did, rev, &data);
+        let head = signed(&profile.did, rev, &data, |unsigned| {
+            profile.key.sign(unsigned)
+        });
         Emitter {
             profile,
             records,
@@ -102,7 +102,6 @@ impl<'a> Emitter<'a> {
             rev,
             head,
             data,
-            overhead: super::record::USUAL_OVERHEAD,
             emitted: 0,
         }
     }
@@ -137,32 +136,16 @@ impl<'a> Emitter<'a> {
 
     fn commit(&mut self, stamp: Stamp, ops: u8, micros: u64, fault: Option<Fault>) -> Made {
         let rev = Tid::from_micros(micros, clock_id(self.profile.host));
-        let (ops, records) = self.ops(usize::from(ops), micros);
-        let inverts: Vec<InvertOp<'_>> = ops.iter().map(invert_op).collect();
-        let diff = self
-            .tree
-            .apply(&inverts)
-            .expect("the ops were made for this tree");
-        let head = sign(&self.profile.key, &self.profile.did, rev, &diff.after);
-        let cid = Cid::of(Codec::DagCbor, &head);
-        let blocks = diff
-            .blocks
-            .iter()
-            .chain(&records)
-            .map(|(cid, block)| (*cid, &block[..]));
-        let car = car::write(&[cid], [(cid, &head[..])].into_iter().chain(blocks)).into();
-        let commit = Commit {
-            cid,
-            rev,
-            since: Some(self.rev),
-            data: diff.after,
-            prev_data: Some(self.data),
-            ops,
-            car,
-        };
+        let intents = self.intents(usize::from(ops), micros);
+        let bytes = self.record_bytes(stamp, rev, &intents);
+        let (ops, records) = self.ops(&intents, bytes);
+        let written = ops.iter().filter_map(|op| Some((op.path.clone(), op.cid?)));
+        self.paths.extend(written);
+        let mut tree = std::mem::replace(&mut self.tree, Tree::empty());
+        let (commit, head) = self.draft(&mut tree, rev, ops, &records, |unsigned| {
+            self.profile.key.sign(unsigned)
+        });
         let did = &self.profile.did;
-        let frame = frames::commit(stamp, did, &commit);
-        self.overhead = frame.len() - records.iter().map(|(_, block)| block.len()).sum::<usize>();
         let spoilt = |fault| {
             Some((
                 fault,
@@ -172,64 +155,115 @@ impl<'a> Emitter<'a> {
         let faulty = fault
             .and_then(spoilt)
             .map(|(fault, commit)| (fault, frames::commit(stamp, did, &commit)));
-        (self.rev, self.head, self.data) = (rev, head, diff.after);
+        let frame = frames::commit(stamp, did, &commit);
+        (self.tree, self.rev, self.head, self.data) = (tree, rev, head, commit.data);
         Made { frame, faulty }
     }
 
-    fn ops(&mut self, count: usize, micros: u64) -> (Vec<Op>, Vec<(Cid, Vec<u8>)>) {
-        let mut ops = Vec::with_capacity(count);
-        let mut records = Vec::new();
-        let bytes = self
-            .records
-            .record_bytes(&mut self.rng, self.overhead, count);
-        let mut taken = Vec::new();
+    /// What the ops of a commit do; a path is used once in it.
+    fn intents(&mut self, count: usize, micros: u64) -> Vec<Intent> {
+        let mut intents = Vec::with_capacity(count);
         for n in 0..count {
             let action = self.records.action(&mut self.rng);
-            let known = if action == Action::Create || self.paths.is_empty() {
-                None
+            let known = action != Action::Create && !self.paths.is_empty();
+            intents.push(if known {
+                let at = self.rng.random_range(0..self.paths.len());
+                let (path, cid) = self.paths.swap_remove(at);
+                Intent {
+                    action,
+                    path,
+                    prev: Some(cid),
+                }
             } else {
-                Some(self.rng.random_range(0..self.paths.len()))
-            };
-            let known = known.map(|at| self.paths.swap_remove(at));
-            let record = match (action, &known) {
-                (Action::Delete, Some(_)) => None,
-                _ => Some(self.records.record(&mut self.rng, bytes)),
-            };
-            let (path, prev) = match known {
-                Some((path, cid)) => (path, Some(cid)),
-                None => (
-                    Records::path(Tid::from_micros(
-                        micros + n as u64,
-                        clock_id(self.profile.host),
-                    )),
-                    None,
-                ),
-            };
-            let cid = record.as_ref().map(|(cid, _)| *cid);
-            // A path is used once in a commit; what is written now may be changed by a later one.
-            taken.extend(cid.map(|cid| (path.clone(), cid)));
-            let action = match (prev, cid) {
-                (None, _) => Action::Create,
-                (Some(_), Some(_)) => Action::Update,
-                (Some(_), None) => Action::Delete,
-            };
-            ops.push(Op {
-                action,
-                path,
-                cid,
-                prev,
+                let time = Tid::from_micros(micros + n as u64, clock_id(self.profile.host));
+                Intent {
+                    action: Action::Create,
+                    path: Records::path(time),
+                    prev: None,
+                }
             });
-            records.extend(record);
         }
-        self.paths.extend(taken);
+        intents
+    }
+
+    /// Bytes for each record of a commit, so that its frame has a size of the network's
+    /// distribution: what the frame takes beside them is seen from a copy with the shortest ones.
+    fn record_bytes(&mut self, stamp: Stamp, rev: Tid, intents: &[Intent]) -> usize {
+        let (ops, records) = self.ops(intents, SHORTEST_RECORD);
+        let (bare, _) = self.draft(&mut self.tree.clone(), rev, ops, &records, |_| [0; 64]);
+        let bare = frames::commit(stamp, &self.profile.did, &bare).len();
+        let frame = self.records.frame_bytes(&mut self.rng);
+        SHORTEST_RECORD + frame.saturating_sub(bare) / records.len().max(1)
+    }
+
+    fn ops(&mut self, intents: &[Intent], bytes: usize) -> (Vec<Op>, Vec<(Cid, Vec<u8>)>) {
+        let mut records = Vec::with_capacity(intents.len());
+        let mut op = |intent: &Intent| {
+            let record = (intent.action != Action::Delete)
+                .then(|| self.records.record(&mut self.rng, bytes));
+            let cid = record.as_ref().map(|(cid, _)| *cid);
+            records.extend(record);
+            let Intent { action, path, prev } = intent;
+            Op {
+                action: *action,
+                path: path.clone(),
+                cid,
+                prev: *prev,
+            }
+        };
+        let ops = intents.iter().map(&mut op).collect();
         (ops, records)
+    }
+
+    /// The commit that applies `ops` to `tree`, and its signed block.
+    fn draft(
+        &self,
+        tree: &mut Tree,
+        rev: Tid,
+        ops: Vec<Op>,
+        records: &[(Cid, Vec<u8>)],
+        sign: impl Fn(&[u8]) -> [u8; 64],
+    ) -> (Commit, Vec<u8>) {
+        let inverts: Vec<InvertOp<'_>> = ops.iter().map(invert_op).collect();
+        let diff = tree
+            .apply(&inverts)
+            .expect("the ops were made for this tree");
+        let head = signed(&self.profile.did, rev, &diff.after, sign);
+        let cid = Cid::of(Codec::DagCbor, &head);
+        let blocks = diff
+            .blocks
+            .iter()
+            .chain(records)
+            .map(|(cid, block)| (*cid, &block[..]));
+        let car = car::write(&[cid], [(cid, &head[..])].into_iter().chain(blocks)).into();
+        let (since, prev_data) = (Some(self.rev), Some(self.data));
+        (
+            Commit {
+                cid,
+                rev,
+                since,
+                data: diff.after,
+                prev_data,
+                ops,
+                car,
+            },
+            head,
+        )
     }
 }
 
-fn sign(key: &SigningKey, did: &Did, rev: Tid, data: &Cid) -> Vec<u8> {
+/// What an op will do, before its record is made.
+struct Intent {
+    action: Action,
+    path: String,
+    /// The record that is updated or deleted.
+    prev: Option<Cid>,
+}
+
+fn signed(did: &Did, rev: Tid, data: &Cid, sign: impl Fn(&[u8]) -> [u8; 64]) -> Vec<u8> {
     let (did, rev) = (did.as_str(), rev.to_string());
     let unsigned = commit::encode_unsigned(did, &rev, data);
-    commit::encode_signed(did, &rev, data, &key.sign(&unsigned))
+    commit::encode_signed(did, &rev, data, &sign(&unsigned))
 }
 
 fn invert_op(op: &Op) -> InvertOp<'_> {

@@ -18,10 +18,10 @@ const FRAME_P50: f64 = 5_200.0;
 const FRAME_P99: f64 = 9_600.0;
 /// The standard normal distribution's 99th percentile.
 const NORMAL_P99: f64 = 2.326_347_874;
-/// Bytes of a frame that are not records, before the first commit shows how many they are.
-pub(super) const USUAL_OVERHEAD: usize = 3_000;
 /// Smallest text of a record, in bytes.
 const SHORTEST_TEXT: usize = 16;
+/// Smallest record, in bytes.
+pub(super) const SHORTEST_RECORD: usize = RECORD_FRAME + SHORTEST_TEXT;
 /// Text that records are cut from.
 const TEXT_BYTES: usize = 1 << 16;
 /// Of 100 ops: creations, updates; the rest deletes.
@@ -53,7 +53,7 @@ impl Records {
         };
         for n in 0..existing {
             let rev = Tid::from_micros(before - (existing - n) as u64 * 1_000_000, 0);
-            let (cid, _) = records.record(rng, SHORTEST_TEXT);
+            let (cid, _) = records.record(rng, SHORTEST_RECORD);
             let path = Records::path(rev);
             records
                 .template
@@ -89,12 +89,10 @@ impl Records {
         }
     }
 
-    /// Bytes for each of the `count` records of a commit, so that its frame has a size of the
-    /// network's distribution.
-    pub fn record_bytes(&self, rng: &mut StdRng, overhead: usize, count: usize) -> usize {
+    /// A size of the network's distribution for the next `#commit` frame, in bytes.
+    pub fn frame_bytes(&self, rng: &mut StdRng) -> usize {
         let sigma = (FRAME_P99 / FRAME_P50).ln() / NORMAL_P99;
-        let frame = FRAME_P50 * (sigma * normal(rng)).exp();
-        (frame as usize).saturating_sub(overhead) / count.max(1)
+        (FRAME_P50 * (sigma * normal(rng)).exp()) as usize
     }
 
     /// A record of about so many bytes.

@@ -190,6 +190,6 @@ fn frames_have_the_sizes_of_the_network() {
     };
     let prepared = Prepared::new(options, &|_, _| {});
     let (p50, p99) = (prepared.frame_size(50.0), prepared.frame_size(99.0));
-    assert!((4_700..5_700).contains(&p50), "p50 {p50}");
-    assert!((8_600..10_800).contains(&p99), "p99 {p99}");
+    assert!((5_000..5_400).contains(&p50), "p50 {p50}");
+    assert!((8_900..10_300).contains(&p99), "p99 {p99}");
 }
