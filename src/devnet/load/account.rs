@@ -141,7 +141,7 @@ impl<'a> Emitter<'a> {
         let (ops, records) = self.ops(&intents, bytes);
         let written = ops.iter().filter_map(|op| Some((op.path.clone(), op.cid?)));
         self.paths.extend(written);
-        let mut tree = std::mem::replace(&mut self.tree, Tree::empty());
+        let mut tree = std::mem::take(&mut self.tree);
         let (commit, head) = self.draft(&mut tree, rev, ops, &records, |unsigned| {
             self.profile.key.sign(unsigned)
         });
