@@ -44,13 +44,16 @@ pub(super) async fn subscribe_repos(
     let upgrade = upgrade
         .map_err(|error| XrpcError::new(error.status(), "InvalidRequest", error.body_text()))?;
     let cursor = params.cursor.map(|text| text.parse::<i64>()).transpose();
+    // Subscribed before the cursor is looked up, and both before the subscriber hears that it is connected: no event
+    // after that is missed.
+    let mut cut = pds.inner.events.subscribe();
+    let generation = cut.borrow().generation;
+    let start = cursor.map(|cursor| pds.inner.events.start(cursor));
     Ok(upgrade.on_upgrade(move |socket| async move {
-        // Subscribed before the cursor is looked up: no event in between is missed.
-        let mut cut = pds.inner.events.subscribe();
-        let generation = cut.borrow().generation;
+        let pulse = cut.clone();
         let serving = async {
-            match cursor {
-                Ok(cursor) => serve(&pds, socket, cursor).await,
+            match start {
+                Ok(start) => serve(&pds, socket, start, pulse).await,
                 Err(_) => {
                     refuse(
                         socket,
@@ -79,9 +82,13 @@ async fn refuse(mut socket: WebSocket, frame: Bytes) -> Result<(), Gone> {
     Ok(())
 }
 
-async fn serve(pds: &Pds, mut socket: WebSocket, cursor: Option<i64>) -> Result<(), Gone> {
-    let pulse = pds.inner.events.subscribe();
-    let position = match pds.inner.events.start(cursor) {
+async fn serve(
+    pds: &Pds,
+    mut socket: WebSocket,
+    start: Start,
+    pulse: watch::Receiver<Pulse>,
+) -> Result<(), Gone> {
+    let position = match start {
         Start::Future => {
             return refuse(
                 socket,
