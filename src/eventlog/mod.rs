@@ -213,7 +213,8 @@ impl EventLog {
         Reader::new(self.clone(), from)
     }
 
-    /// Events from `from` up to the head of now, for rebuilding state. Redacted ones are left out.
+    /// Events from `from` up to the head of now, for rebuilding state. Redacted ones are left
+    /// out; see [`Entries::and_redacted`].
     pub fn entries(&self, from: u64) -> Entries {
         Entries::new(self.clone(), from)
     }

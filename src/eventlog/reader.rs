@@ -275,6 +275,8 @@ fn read_at(file: &std::fs::File, out: &mut [u8], offset: u64, wait: Wait) -> io:
 pub struct Entries {
     reader: Reader,
     until: u64,
+    /// Whether events whose frames are gone are given, with empty frames.
+    all: bool,
 }
 
 impl Entries {
@@ -283,7 +285,14 @@ impl Entries {
         Entries {
             reader: Reader::new(log, from.max(oldest)),
             until,
+            all: false,
         }
+    }
+
+    /// Gives redacted and damaged events, too, with empty frames: they were durable, and their hosts may send them
+    /// again.
+    pub fn and_redacted(self) -> Entries {
+        Entries { all: true, ..self }
     }
 
     /// The event at the reader's position; `None` where it is skipped.
@@ -294,14 +303,16 @@ impl Entries {
         let _gate = segment.gate.read().unwrap_or_else(PoisonError::into_inner);
         let entry = segment.entry(&files, seq).map_err(failed)?;
         self.reader.next += 1;
+        let gone = entry.filter(|_| self.all);
+        let gone = gone.map(|entry| (entry, Bytes::new()));
         let served = self.reader.served(&files, entry).map_err(failed)?;
         let Some(entry) = served else {
-            return Ok(None);
+            return Ok(gone);
         };
         let frame = read_frame(&files, &entry).map_err(failed)?;
         if crc32fast::hash(&frame) != entry.frame_crc {
             tracing::warn!(seq, "the frame of an event is damaged; left out");
-            return Ok(None);
+            return Ok(gone);
         }
         let frame = Bytes::from(frame);
         Ok(wire::payload(&frame).map(|payload| (entry, frame.slice_ref(payload))))

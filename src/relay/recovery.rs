@@ -77,7 +77,7 @@ pub async fn replay(
     let from = from_the_window(log, from);
     let mut accounts = Vec::with_capacity(BATCH);
     let mut count = 0_u64;
-    for entry in log.entries(from) {
+    for entry in log.entries(from).and_redacted() {
         let (entry, frame) = entry?;
         count += 1;
         // Without a host: an event of the relay's own, one whose index entry was rebuilt from its frame, or one of a
