@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, WeakUnboundedSender};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use crate::atproto::did::Did;
@@ -24,6 +24,10 @@ const ACCOUNTS_PER_READ: usize = 500;
 /// down for a moment loses no event.
 const IDENTITY_ATTEMPTS: u32 = 3;
 const IDENTITY_PAUSE: Duration = Duration::from_secs(2);
+/// How long an identity waits for its turn where too many are looked up, and the wait before it asks again: a relay
+/// that is new meets every account for the first time.
+const TURN_PATIENCE: Duration = Duration::from_secs(10 * 60);
+const TURN_PAUSE: Duration = Duration::from_millis(500);
 /// The wait before a database that failed is asked again.
 const DATABASE_PAUSE: Duration = Duration::from_millis(500);
 
@@ -84,9 +88,14 @@ impl Lookups {
 
     async fn identity(self: Arc<Self>, shard: usize, did: Did, fresh: bool) {
         let _watched = self.watched();
+        let started = Instant::now();
         let mut attempt = 1;
         let result = loop {
             match self.resolve(&did, fresh).await {
+                // Our own limits drop nothing: the host is held back meanwhile, by what it has under way.
+                Err(ResolveError::RateLimited) if started.elapsed() < TURN_PATIENCE => {
+                    sleep(TURN_PAUSE + TURN_PAUSE.mul_f64(fastrand::f64())).await;
+                }
                 Err(error) if error.is_temporary() && attempt < IDENTITY_ATTEMPTS => {
                     sleep(IDENTITY_PAUSE * attempt).await;
                     attempt += 1;
@@ -134,5 +143,49 @@ fn no_identity(error: &ResolveError) -> NoIdentity {
         ResolveError::NotFound | ResolveError::Invalid(_) => NoIdentity::NotFound,
         ResolveError::Tombstoned => NoIdentity::Tombstoned,
         ResolveError::Unavailable(_) | ResolveError::RateLimited => NoIdentity::Unresolved,
+    }
+}
+
+#[cfg(all(test, feature = "devnet"))]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::devnet::plc::Plc;
+    use crate::identity::ResolverOptions;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn identities_that_wait_for_their_turn_are_not_given_up() {
+        let directory = Plc::start().await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let database = format!("sqlite:{}", folder.path().join("db").display());
+        let store = Store::open(&database).await.unwrap();
+        let (shard, mut answers) = mpsc::unbounded_channel();
+        let lookups = Arc::new(Lookups {
+            resolver: Resolver::new(ResolverOptions {
+                plc_url: directory.url().parse().unwrap(),
+                max_pending: 1,
+                ..ResolverOptions::default()
+            }),
+            writer: Writer::spawn(store),
+            shards: vec![shard.downgrade()],
+            alarm: Alarm::new(|reason| panic!("{reason}")),
+        });
+        let count = 40;
+        for number in 0..count {
+            // Base32 without 0 and 1.
+            let digits = ["a", "b", "c", "d", "e", "f", "g", "h"];
+            let name = format!("{}{}", digits[number / 8], digits[number % 8]);
+            let did = Did::parse(&format!("did:plc:{name:a<24}")).unwrap();
+            tokio::spawn(lookups.clone().identity(0, did, false));
+        }
+        for _ in 0..count {
+            let Some(Work::Answer(did, Answer::Identity { result, .. })) = answers.recv().await
+            else {
+                panic!("an identity was asked for");
+            };
+            assert_eq!(result, Err(NoIdentity::NotFound), "{did}");
+        }
     }
 }
