@@ -12,8 +12,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc as sync_mpsc;
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
@@ -46,6 +46,10 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a failed crawl request is remembered.
 const REMEMBER_FAILED_CRAWL: Duration = Duration::from_secs(60);
+/// How long shards may take to work off what was submitted before a stop, and how often they are looked at: longer
+/// only where the disk refuses.
+const SHARDS_PATIENCE: Duration = Duration::from_secs(2);
+const SHARDS_LOOK: Duration = Duration::from_millis(2);
 /// How long the database may take for the last changes at a stop; the log has them anyway.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 /// Memory of one resident account in bytes, measured.
@@ -255,12 +259,18 @@ impl Relay {
         self.pipeline.stop();
         let (shards, sequencer) = (self.shards, self.sequencer);
         let stopped = task::spawn_blocking(move || {
+            let deadline = Instant::now() + SHARDS_PATIENCE;
+            while Instant::now() < deadline && !shards.iter().all(JoinHandle::is_finished) {
+                thread::sleep(SHARDS_LOOK);
+            }
+            // A shard that still waits for the disk ends with the sequencer's queue.
+            let waiting = sequencer.stop().len();
             for shard in shards {
                 if shard.join().is_err() {
                     error!("a shard panicked");
                 }
             }
-            sequencer.stop().len()
+            waiting
         });
         match stopped.await {
             Ok(0) => {}
