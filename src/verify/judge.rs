@@ -197,7 +197,7 @@ fn commit_event(
     active(waiting, account, at, false)?;
     rules::rev_order(rev, account.repo.map(|repo| repo.rev))?;
     let strictness = strictness(waiting, at);
-    let facts = rules::commit(commit, waiting.received.did.as_str(), rev, strictness)?;
+    let facts = rules::commit(commit, rev, strictness)?;
     let chain = rules::chain(commit, account.repo.map(|repo| (repo.rev, repo.data)));
     Ok(Finding::Check(Candidate {
         facts,
@@ -226,7 +226,7 @@ fn sync_event(
     let rev = rules::rev(sync.rev, at.now_us)?;
     from_own_host(waiting, account, at)?;
     active(waiting, account, at, true)?;
-    let facts = rules::sync(sync, waiting.received.did.as_str(), rev)?;
+    let facts = rules::sync(sync, rev)?;
     rules::sync_order(&facts, account.repo.map(|repo| (repo.rev, repo.commit)))?;
     Ok(Finding::Check(Candidate {
         facts,

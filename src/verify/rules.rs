@@ -57,23 +57,21 @@ pub enum Chain {
 }
 
 /// All that a `#commit` must be by itself, whoever sent it and whatever is known of its account: what is left is the
-/// signature in [`Facts::signed`], and the order of revs. `did` is the normalized DID of the envelope.
-pub fn commit(
-    commit: &Commit<'_>,
-    did: &str,
-    rev: Tid,
-    strictness: Strictness,
-) -> Result<Facts, Rule> {
+/// signature in [`Facts::signed`], and the order of revs. `rev` is what [`rev()`] made of the commit's.
+pub fn commit(commit: &Commit<'_>, rev: Tid, strictness: Strictness) -> Result<Facts, Rule> {
     let car = car(commit.blocks)?;
-    let facts = signed_commit(commit, did, rev, &car)?;
+    let facts = signed_root(&car, commit.repo, rev)?;
+    if facts.commit != commit.commit {
+        return Err(Rule::CommitBlock);
+    }
     ops(commit, &car, strictness)?;
     inversion(commit, facts.data, &car, strictness)?;
     Ok(facts)
 }
 
 /// All that a `#sync` must be by itself; see [`commit`].
-pub fn sync(sync: &Sync<'_>, did: &str, rev: Tid) -> Result<Facts, Rule> {
-    signed_root(&car(sync.blocks)?, did, rev)
+pub fn sync(sync: &Sync<'_>, rev: Tid) -> Result<Facts, Rule> {
+    signed_root(&car(sync.blocks)?, sync.did, rev)
 }
 
 /// Sizes and counts, before anything is decoded further.
@@ -152,17 +150,8 @@ fn car(blocks: &[u8]) -> Result<Car<'_>, Rule> {
     Ok(car)
 }
 
-/// The signed commit of a `#commit`: first root = the commit's CID = the envelope's `commit`; DID and rev as in the
-/// envelope. `did` is the normalized DID of the envelope.
-fn signed_commit(commit: &Commit<'_>, did: &str, rev: Tid, car: &Car<'_>) -> Result<Facts, Rule> {
-    let facts = signed_root(car, did, rev)?;
-    if facts.commit != commit.commit {
-        return Err(Rule::CommitBlock);
-    }
-    Ok(facts)
-}
-
-/// The signed commit that is a CAR's first root.
+/// The signed commit that is a CAR's first root. Its DID must be written as in the envelope, letter case included:
+/// consumers take the envelope's word.
 fn signed_root(car: &Car<'_>, did: &str, rev: Tid) -> Result<Facts, Rule> {
     let root = *car.roots().first().ok_or(Rule::CommitBlock)?;
     let block = car.blocks().get(&root).ok_or(Rule::CommitBlock)?;
@@ -170,7 +159,7 @@ fn signed_root(car: &Car<'_>, did: &str, rev: Tid) -> Result<Facts, Rule> {
     if signed.version != commit::VERSION {
         return Err(Rule::CommitObject);
     }
-    if !same_did(signed.did, did) || Tid::parse(signed.rev) != Ok(rev) {
+    if signed.did != did || Tid::parse(signed.rev) != Ok(rev) {
         return Err(Rule::CommitEnvelope);
     }
     Ok(Facts {
@@ -182,12 +171,6 @@ fn signed_root(car: &Car<'_>, did: &str, rev: Tid) -> Result<Facts, Rule> {
             signature: signed.sig.try_into().map_err(|_| Rule::CommitObject)?,
         },
     })
-}
-
-/// Whether the commit's DID is the envelope's, which was normalized.
-fn same_did(signed: &str, normalized: &str) -> bool {
-    signed == normalized
-        || crate::atproto::did::Did::normalized(signed).is_ok_and(|did| did.as_str() == normalized)
 }
 
 /// Inversion: undoing the ops on the partial tree gives exactly `prevData`; for a first commit (`since` null, no

@@ -341,7 +341,7 @@ fn check_commit(draft: &Draft, strictness: Strictness, last: Option<Tid>) -> Res
     rules::commit_size(&commit)?;
     let rev = rules::rev(commit.rev, NOW_US)?;
     rules::rev_order(rev, last)?;
-    signed(rules::commit(&commit, DID, rev, strictness)?)
+    signed(rules::commit(&commit, rev, strictness)?)
 }
 
 fn check_sync(draft: &Draft, last: Option<(Tid, Cid)>) -> Result<Facts, Rule> {
@@ -351,7 +351,7 @@ fn check_sync(draft: &Draft, last: Option<(Tid, Cid)>) -> Result<Facts, Rule> {
     };
     rules::sync_size(&sync)?;
     let rev = rules::rev(sync.rev, NOW_US)?;
-    let facts = rules::sync(&sync, DID, rev)?;
+    let facts = rules::sync(&sync, rev)?;
     rules::sync_order(&facts, last)?;
     signed(facts)
 }
@@ -532,13 +532,25 @@ fn blocks_len(draft: &Draft) -> usize {
     }
 }
 
-/// The signed commit may write the DID in another case, as the envelope may.
+/// Consumers take the envelope's word: it must not write the DID otherwise than what was signed.
 #[test]
-fn dids_are_compared_without_case() {
-    let mut repo = Repo::filled();
-    let mut draft = repo.commit(&WRITES);
-    draft.did_signed = DID.replace("ewvi", "EWVI");
-    assert!(check_commit(&draft, Strictness::Strict, None).is_ok());
+fn the_signed_did_is_written_as_in_the_envelope() {
+    let shouted = DID.replace("ewvi", "EWVI");
+    for (signed, envelope) in [(false, true), (true, false), (true, true)] {
+        let mut repo = Repo::filled();
+        let mut draft = repo.commit(&WRITES);
+        for (shouts, did) in [(signed, &mut draft.did_signed), (envelope, &mut draft.repo)] {
+            if shouts {
+                shouted.clone_into(did);
+            }
+        }
+        let expected = (signed != envelope).then_some(Rule::CommitEnvelope);
+        assert_eq!(
+            check_commit(&draft, Strictness::Strict, None).err(),
+            expected
+        );
+        assert_eq!(check_sync(&draft, None).err(), expected);
+    }
 }
 
 #[test]

@@ -50,15 +50,14 @@ fn check(bytes: &[u8], now_us: u64) -> Result<Option<(Did, Facts)>, String> {
             let did = account(commit.repo)?;
             rules::commit_size(&commit).map_err(broken)?;
             let rev = rules::rev(commit.rev, now_us).map_err(broken)?;
-            let facts =
-                rules::commit(&commit, did.as_str(), rev, Strictness::Strict).map_err(broken)?;
+            let facts = rules::commit(&commit, rev, Strictness::Strict).map_err(broken)?;
             Ok(Some((did, facts)))
         }
         Message::Sync(sync) => {
             let did = account(sync.did)?;
             rules::sync_size(&sync).map_err(broken)?;
             let rev = rules::rev(sync.rev, now_us).map_err(broken)?;
-            let facts = rules::sync(&sync, did.as_str(), rev).map_err(broken)?;
+            let facts = rules::sync(&sync, rev).map_err(broken)?;
             Ok(Some((did, facts)))
         }
         _ => Ok(None),
