@@ -75,6 +75,7 @@ impl Server {
         ResolverOptions {
             plc_url: Url::parse(&format!("http://127.0.0.1:{}", self.port)).unwrap(),
             guard: Guard::new(true),
+            refresh_burst: 1,
             ..ResolverOptions::default()
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atproto_relay::atproto::frame::{self, Peek};
-use atproto_relay::config::{Config, HostEntry, HostLimits, IdentityConfig, Rate};
+use atproto_relay::config::{Config, HostEntry, HostLimits, Rate};
 use atproto_relay::devnet::check::{Consumer, ConsumerOptions, Ledger, Origin, Verdict};
 use atproto_relay::devnet::replay::{Capture, DocumentStyle, Moment, Replay};
 use atproto_relay::devnet::scrape::Samples;
@@ -62,10 +62,6 @@ fn config(folder: &Path, replay: &Replay) -> Config {
             per_hour: unlimited,
             per_day: unlimited,
             ..HostLimits::default()
-        },
-        identity: IdentityConfig {
-            refresh_interval: Duration::ZERO,
-            ..IdentityConfig::default()
         },
         ..Config::default()
     }

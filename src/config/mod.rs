@@ -283,7 +283,7 @@ pub struct IdentityConfig {
     pub ttl: Duration,
     /// How long a failed look-up is remembered.
     pub negative_ttl: Duration,
-    /// Shortest time between two forced look-ups of one DID, and of one account's status at its PDS.
+    /// Mean time between two forced look-ups of one DID, and shortest between two of an account's status at its PDS.
     pub refresh_interval: Duration,
     /// Look-ups per second sent to the PLC directory.
     pub directory_rate: f64,

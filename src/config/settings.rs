@@ -615,7 +615,7 @@ const SETTINGS: &[Setting] = &[
         placeholder: "TIME",
         default: "30s",
         group: Group::Identity,
-        help: "Shortest time between two forced look-ups of one DID, and of one account's status at its PDS",
+        help: "Mean time between two forced look-ups of one DID, and shortest between two of an account's status at its PDS",
         list: false,
         secret: false,
         set: |c, raw| {

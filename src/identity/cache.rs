@@ -35,8 +35,10 @@ pub(super) struct Lifetimes {
     pub(super) absent: Duration,
     /// A failure to reach whoever knows.
     pub(super) unavailable: Duration,
-    /// Shortest time between two forced look-ups of one DID.
+    /// Mean time between two forced look-ups of one DID.
     pub(super) refresh: Duration,
+    /// Forced look-ups of one DID that may follow each other at once.
+    pub(super) refresh_burst: u32,
 }
 
 /// A look-up under way, for everybody who waits for it.
@@ -63,6 +65,8 @@ struct Entry {
     /// When the outcome was fetched; unchanged while a stale one is kept.
     fetched: Instant,
     fresh_until: Instant,
+    /// When all forced look-ups would have been made, had they kept the mean distance.
+    spent_until: Instant,
     /// Until when a forced look-up is not made.
     paused_until: Option<Instant>,
     /// Why the last forced look-up said nothing; whoever distrusts the outcome is told this.
@@ -173,17 +177,26 @@ impl Cache {
             Err(error) if error.is_temporary() => self.lifetimes.unavailable,
             Err(_) => self.lifetimes.absent,
         };
-        let earlier_pause = self.entries.get(did).and_then(|entry| entry.paused_until);
-        let pause = match outcome {
-            Err(error) if error.is_temporary() => FAILED_REFRESH_PAUSE.min(self.lifetimes.refresh),
-            _ => self.lifetimes.refresh,
+        let earlier = self.entries.get(did);
+        let earlier_pause = earlier.and_then(|entry| entry.paused_until);
+        let mut spent_until = earlier.map_or(now, |entry| entry.spent_until.max(now));
+        let failed = outcome.as_ref().is_err_and(ResolveError::is_temporary);
+        if forced && !failed {
+            spent_until += self.lifetimes.refresh;
+        }
+        let pause_ends = if failed {
+            now + FAILED_REFRESH_PAUSE.min(self.lifetimes.refresh)
+        } else {
+            let credit = self.lifetimes.refresh * self.lifetimes.refresh_burst.saturating_sub(1);
+            spent_until.checked_sub(credit).unwrap_or(now)
         };
         let entry = Entry {
             outcome: outcome.clone(),
             fetched: now,
             fresh_until: now + lifetime,
+            spent_until,
             paused_until: if forced {
-                Some(now + pause)
+                Some(pause_ends)
             } else {
                 earlier_pause
             },
@@ -222,6 +235,7 @@ mod tests {
         absent: Duration::from_secs(100),
         unavailable: Duration::from_secs(10),
         refresh: Duration::from_secs(30),
+        refresh_burst: 1,
     };
 
     fn cache() -> Cache {
@@ -278,6 +292,33 @@ mod tests {
                 Step::Start(..)
             ));
         }
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_forced_look_ups_is_made_and_paid_back() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let lifetimes = Lifetimes {
+            refresh_burst: 3,
+            ..LIFETIMES
+        };
+        let mut cache = Cache::new(NonZeroUsize::MIN, lifetimes, 8);
+        let did = did("a");
+        for second in [0, 1, 2] {
+            let step = cache.refresh(&did, at(second));
+            complete(
+                &mut cache,
+                &did,
+                step,
+                &found(&did, second as i64),
+                at(second),
+            );
+        }
+        assert!(matches!(cache.refresh(&did, at(3)), Step::Answer(Ok(_))));
+        assert!(matches!(cache.refresh(&did, at(29)), Step::Answer(Ok(_))));
+        let step = cache.refresh(&did, at(30));
+        complete(&mut cache, &did, step, &found(&did, 30), at(30));
+        assert!(matches!(cache.refresh(&did, at(31)), Step::Answer(Ok(_))));
     }
 
     #[tokio::test]

@@ -36,8 +36,11 @@ pub struct ResolverOptions {
     /// How long a failure to reach the directory or a host is remembered: short, because a caller that tries again
     /// after a moment should reach it.
     pub unavailable_ttl: Duration,
-    /// Shortest time between two forced look-ups of one DID.
+    /// Mean time between two forced look-ups of one DID.
     pub refresh_interval: Duration,
+    /// Forced look-ups of one DID that may follow each other at once: a PDS announces the steps of one change by several
+    /// `#identity` events within seconds.
+    pub refresh_burst: u32,
     /// Requests per second to the directory; one second's worth may go at once.
     pub directory_rate: f64,
     /// Longest wait for a turn at the directory, or for one of the connections.
@@ -58,6 +61,7 @@ impl Default for ResolverOptions {
             negative_ttl: Duration::from_secs(120),
             unavailable_ttl: Duration::from_secs(1),
             refresh_interval: Duration::from_secs(30),
+            refresh_burst: 10,
             directory_rate: 100.0,
             max_wait: Duration::from_secs(10),
             concurrency: 64,
@@ -92,6 +96,7 @@ impl Resolver {
             absent: options.negative_ttl,
             unavailable: options.unavailable_ttl,
             refresh: options.refresh_interval,
+            refresh_burst: options.refresh_burst,
         };
         let entries = NonZeroUsize::new(options.cache_entries).unwrap_or(NonZeroUsize::MIN);
         let inner = Inner {

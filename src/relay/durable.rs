@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
 
-use tokio::task;
 use tracing::error;
 
 use crate::eventlog::EventLog;
@@ -53,7 +53,8 @@ pub(super) fn on_durable(
 ) -> impl FnMut(Vec<(u64, Settlement)>) + Send {
     let (redactions, queue) = mpsc::channel::<Redaction>();
     let redacting = position.clone();
-    task::spawn_blocking(move || {
+    // A thread of its own rather than one of the runtime's, whose end would wait for it.
+    thread::spawn(move || {
         for redaction in queue {
             redact(&log, &redacting, redaction);
         }

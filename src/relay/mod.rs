@@ -170,6 +170,8 @@ impl Relay {
             operations: running.clone(),
             admin_password: config.admin_password.clone(),
         };
+        add_configured_hosts(&config, guard, &hosts).await?;
+        hosts.start();
         let servers = vec![
             serve(
                 public,
@@ -191,8 +193,6 @@ impl Relay {
             closing.clone(),
             failing,
         ));
-        add_configured_hosts(&config, guard, &hosts).await?;
-        hosts.start();
         info!(listen = %public_addr, metrics = %metrics_addr, head = log.head(), "the relay is up");
         Ok(Relay {
             public_addr,
