@@ -87,6 +87,7 @@ impl From<StoreError> for ApiError {
             | StoreError::Corrupt { .. }
             | StoreError::WriterStopped
             | StoreError::Unwritten { .. }
+            | StoreError::Disk { .. }
             | StoreError::Query { .. } => Self::internal(&error),
         }
     }

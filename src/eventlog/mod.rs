@@ -91,7 +91,7 @@ impl LogOptions {
 pub enum LogError {
     #[error("data folder {} is in use by another relay{}: stop that one, or give this one another data folder", dir.display(), owner_text(owner))]
     InUse { dir: PathBuf, owner: Option<u32> },
-    #[error("{action} {}: {source}", path.display())]
+    #[error("{action} {}: {source}{}", path.display(), advice(source))]
     Io {
         action: &'static str,
         path: PathBuf,
@@ -105,6 +105,19 @@ fn owner_text(owner: &Option<u32>) -> String {
     owner
         .map(|pid| format!(" (process {pid})"))
         .unwrap_or_default()
+}
+
+/// What an operator can do where writing fails.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; make room on the disk, or choose another data folder"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "; make it writable for this user, or choose another data folder"
+        }
+        _ => "",
+    }
 }
 
 impl LogError {

@@ -68,7 +68,7 @@ pub enum StartError {
     },
     /// The data folder.
     #[error(
-        "cannot create the data folder {folder}: {source}; create it, or choose another with --data-dir"
+        "cannot create the data folder {folder}: {source}; create it, make room for it, or choose another with --data-dir"
     )]
     DataFolder { folder: String, source: io::Error },
     /// The event log.

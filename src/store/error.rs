@@ -60,6 +60,16 @@ pub enum StoreError {
         /// What does not fit.
         reason: String,
     },
+    /// The disk below the database takes no more.
+    #[error(
+        "{database} cannot be written: {reason}; make room on its disk, or see what is wrong with it"
+    )]
+    Disk {
+        /// Which.
+        database: String,
+        /// What the system said.
+        reason: String,
+    },
     /// The SQLite file cannot be written.
     #[error(
         "{database} cannot be written: {reason}; make the file and its folder writable for this user"
@@ -165,13 +175,16 @@ const PG_INVALID_CATALOG: &str = "3D000";
 const PG_CANNOT_CONNECT_NOW: &str = "57P03";
 const PG_TOO_MANY_CONNECTIONS: &str = "53300";
 const PG_READ_ONLY: &str = "25006";
+const PG_DISK_FULL: &str = "53100";
 
 // SQLite primary result codes, https://www.sqlite.org/rescode.html.
 const SQLITE_PERM: u32 = 3;
 const SQLITE_BUSY: u32 = 5;
 const SQLITE_LOCKED: u32 = 6;
 const SQLITE_READONLY: u32 = 8;
+const SQLITE_IOERR: u32 = 10;
 const SQLITE_CORRUPT: u32 = 11;
+const SQLITE_FULL: u32 = 13;
 const SQLITE_CANTOPEN: u32 = 14;
 const SQLITE_NOTADB: u32 = 26;
 
@@ -187,6 +200,7 @@ pub(super) fn from_postgres(database: &str, error: &sqlx::Error) -> StoreError {
             StoreError::Login { database, reason }
         }
         Some(PG_INVALID_CATALOG) => StoreError::NoDatabase { database },
+        Some(PG_DISK_FULL) => StoreError::Disk { database, reason },
         Some(PG_READ_ONLY) => StoreError::ReadOnly { database, reason },
         Some(PG_CANNOT_CONNECT_NOW | PG_TOO_MANY_CONNECTIONS) | None => {
             StoreError::Unreachable { database, reason }
@@ -205,6 +219,7 @@ pub(super) fn from_sqlite(database: &str, error: &sqlx::Error) -> StoreError {
         .map(|extended| extended & 0xff);
     match code {
         Some(SQLITE_READONLY | SQLITE_PERM) => StoreError::ReadOnly { database, reason },
+        Some(SQLITE_FULL | SQLITE_IOERR) => StoreError::Disk { database, reason },
         Some(SQLITE_BUSY | SQLITE_LOCKED) => StoreError::Locked { database },
         Some(SQLITE_NOTADB | SQLITE_CORRUPT) => StoreError::NotADatabase { database },
         Some(SQLITE_CANTOPEN) | None => StoreError::Open { database, reason },
