@@ -106,8 +106,8 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Starts a relay: listeners first, so that nothing is written where they fail, then log, database, recovery, and
-    /// last the hosts.
+    /// Starts a relay: listeners first, so that nothing is written where they fail, then log, database, recovery, the
+    /// hosts, and last the answers to who has connected meanwhile.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -137,6 +137,7 @@ impl Relay {
         };
         let (pipeline, shards) =
             Pipeline::start(pipeline_options(&config), surroundings).map_err(StartError::Thread)?;
+        let unfinished = Unfinished(Some(pipeline.clone()));
         let position = Position::new(log.head());
         let settle = on_durable(
             log.clone(),
@@ -153,6 +154,11 @@ impl Relay {
         )
         .await?;
         known_hosts.set(hosts.clone());
+
+        add_configured_hosts(&config, guard, &hosts).await?;
+        hosts.start();
+        // From here on nothing waits and nothing fails: who is answered meets a whole relay.
+        unfinished.finish();
 
         let closing = CancellationToken::new();
         let firehose = Firehose::new(log.clone(), firehose_options(&config));
@@ -298,6 +304,24 @@ impl Relay {
             let _ = server.await;
         }
         info!("the relay is down");
+    }
+}
+
+/// A relay that is being started. If that fails or is given up, its shards end, and with them the threads behind them:
+/// each waits for the one before, and the first for a word.
+struct Unfinished(Option<Pipeline>);
+
+impl Unfinished {
+    fn finish(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(pipeline) = &self.0 {
+            pipeline.stop();
+        }
     }
 }
 
