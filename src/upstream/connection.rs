@@ -23,7 +23,7 @@ use super::{Received, Sink};
 use crate::atproto::did::Did;
 use crate::atproto::frame::{FrameError, MAX_FRAME_BYTES};
 use crate::dial::{DialError, Guard, PRODUCT, client_config, relay_mark};
-use crate::store::HostStatus;
+use crate::store::{Batch, HostStatus, Store};
 use crate::telemetry::metrics;
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -119,6 +119,7 @@ pub(super) struct Connection<'a, S> {
     pub(super) host: &'a Arc<HostHandle>,
     pub(super) sink: &'a S,
     pub(super) guard: Guard,
+    pub(super) store: &'a Store,
     pub(super) times: Times,
     pub(super) cancel: &'a CancellationToken,
     /// The cursor it resumes from; `None` starts live.
@@ -318,6 +319,9 @@ impl<S: Sink> Connection<'_, S> {
             metrics().upstream_already_durable.inc();
             return Ok(());
         }
+        if progress.cursor().is_none() && event.seq > 0 {
+            self.store_first_cursor(event.seq - 1).await;
+        }
         let permit = progress.begin(event.seq, frame.len());
         let Ok(did) = Did::normalized(event.did) else {
             self.drop_event(rule::DID_SYNTAX, &event);
@@ -335,6 +339,18 @@ impl<S: Sink> Connection<'_, S> {
         };
         self.sink.submit(received).await;
         Ok(())
+    }
+
+    /// A new host has a cursor in the database before its first event goes on: a crash must not take it up live again.
+    /// Where that fails the next checkpoint has it.
+    async fn store_first_cursor(&self, cursor: i64) {
+        let batch = Batch {
+            cursors: vec![(self.host.id(), cursor)],
+            ..Batch::default()
+        };
+        if let Err(error) = self.store.apply(&batch).await {
+            tracing::warn!(host = self.host.name(), %error, "the first cursor of a host is not written yet");
+        }
     }
 
     /// Whether a seq is above the last one. The first event may be below the cursor it was resumed from: then the host

@@ -142,6 +142,7 @@ impl Hosts {
         metrics().register_rules(rule::ALL);
         let shared = Arc::new(Shared {
             guard: options.guard,
+            store: store.clone(),
             backoff: options.backoff,
             times: Times {
                 handshake: options.handshake_timeout,

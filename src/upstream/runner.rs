@@ -12,7 +12,7 @@ use super::backoff::Backoff;
 use super::connection::{Connection, End, Times, rule};
 use super::handle::{HostHandle, HostState};
 use crate::dial::Guard;
-use crate::store::HostStatus;
+use crate::store::{HostStatus, Store};
 use crate::telemetry::metrics;
 
 /// A connection that lasted this long was a good one, even if nothing happened on it.
@@ -23,9 +23,9 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 const MAX_STUCK: u32 = 5;
 
 /// What all runners share.
-#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) guard: Guard,
+    pub(super) store: Store,
     pub(super) backoff: Backoff,
     pub(super) times: Times,
     /// Bounds the handshakes under way, so that a start with thousands of hosts is no burst.
@@ -86,6 +86,7 @@ impl<S: Sink> Runner<S> {
             host: &self.host,
             sink: &*self.sink,
             guard: self.shared.guard,
+            store: &self.shared.store,
             times: self.shared.times,
             cancel: &self.cancel,
             resumed: self.cursor,
