@@ -1,0 +1,313 @@
+//! The rules at work in a whole relay: a devnet whose hosts say what they should not, and what a consumer sees of it.
+
+#![cfg(feature = "devnet")]
+
+#[path = "support/relay.rs"]
+mod support;
+
+use atproto_relay::atproto::cid::{Cid, Codec};
+use atproto_relay::atproto::did::Did;
+use atproto_relay::atproto::frame::{self, Commit, Message};
+use atproto_relay::devnet::pds::{Pds, frames};
+use atproto_relay::devnet::scrape::Samples;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use support::{Bench, Consumer};
+use tokio::sync::Mutex;
+
+/// Counters are the process's, so that tests that count must take turns.
+static COUNTERS: Mutex<()> = Mutex::const_new(());
+
+const COLLECTION: &str = "app.bsky.feed.post";
+
+fn post(text: &str) -> Value {
+    json!({"$type": COLLECTION, "text": text, "createdAt": "2026-01-01T00:00:00Z"})
+}
+
+fn write(pds: &Pds, did: &Did) -> String {
+    let written = pds.create_record(did, COLLECTION, post("hello")).unwrap();
+    format!("commit {did} {}", written.rev)
+}
+
+fn create(bench: &Bench, pds: usize, name: &str) -> Did {
+    let pds = bench.network.pds(pds);
+    let handle = format!("{name}.{}", pds.domain());
+    pds.create_account(&handle).unwrap().did
+}
+
+async fn samples(bench: &Bench) -> Samples {
+    let url = format!("http://{}/metrics", bench.relay.metrics_addr());
+    Samples::scrape(&url).await.unwrap()
+}
+
+/// The frame with the sequence number it has in the PDS's stream.
+fn numbered(frame: &[u8], seq: u64) -> Bytes {
+    let span = frame::decode(frame).unwrap().seq_span.unwrap();
+    let mut out = Vec::new();
+    frame::splice_seq(frame, span, seq, &mut out);
+    out.into()
+}
+
+/// Sends a frame as it is but for its sequence number.
+fn send(pds: &Pds, frame: &[u8]) {
+    pds.emit_with(|stamp| numbered(frame, stamp.seq));
+}
+
+/// The last event of a PDS's stream.
+fn last(pds: &Pds) -> Bytes {
+    pds.events().last().unwrap().frame.clone()
+}
+
+/// Takes everything up to the account's latest event.
+async fn catch_up(bench: &Bench, consumer: &mut Consumer) {
+    bench.until_settled().await;
+    consumer.up_to(bench.relay.log().head()).await;
+}
+
+fn same_but_for_seq(out: &[u8], sent: &[u8]) -> bool {
+    let seq = match frame::decode(sent).unwrap().message {
+        Message::Commit(event) => event.seq,
+        Message::Sync(event) => event.seq,
+        Message::Identity(event) => event.seq,
+        Message::Account(event) => event.seq,
+        other => panic!("not an event: {other:?}"),
+    };
+    numbered(out, seq as u64) == sent
+}
+
+/// One way to change a commit, and the rule that refuses it.
+type Spoilt = (&'static str, fn(&mut Commit<'_>));
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_spoilt_commit_is_counted_under_its_rule_and_the_good_one_passes() {
+    let _turn = COUNTERS.lock().await;
+    let bench = Bench::start(1).await;
+    let pds = bench.network.pds(0);
+    let mut consumer = bench.consumer(0).await;
+    let did = create(&bench, 0, "alice");
+    catch_up(&bench, &mut consumer).await;
+    let spoilt: [Spoilt; 7] = [
+        ("rev_syntax", |commit| commit.rev = "yesterday"),
+        ("rev_future", |commit| commit.rev = "jzzzzzzzzzzzz"),
+        ("rev_order", |commit| commit.rev = "2222222222222"),
+        ("commit_block", |commit| {
+            commit.commit = Cid::of(Codec::DagCbor, b"other");
+        }),
+        ("car", |commit| commit.blocks = &commit.blocks[1..]),
+        ("op_path", |commit| commit.ops[0].path = "nowhere"),
+        ("inversion", |commit| commit.ops.clear()),
+    ];
+    for (rule, spoil) in spoilt {
+        let write = atproto_relay::devnet::pds::Write::Create {
+            collection: COLLECTION.to_owned(),
+            rkey: None,
+            record: post(rule),
+        };
+        let good = pds.commit_silently(&did, &[write]).unwrap();
+        let before = samples(&bench).await;
+        pds.emit_with(|stamp| {
+            let frame = frames::commit(stamp, &did, &good);
+            let Message::Commit(mut commit) = frame::decode(&frame).unwrap().message else {
+                panic!("a commit");
+            };
+            spoil(&mut commit);
+            frame::encode_commit(&commit).into()
+        });
+        pds.emit_with(|stamp| frames::commit(stamp, &did, &good));
+        let (_, seen) = consumer.next().await;
+        assert_eq!(seen, format!("commit {did} {}", good.rev), "after {rule}");
+        let drops = samples(&bench).await.since(&before).drops();
+        assert_eq!(drops, [(rule.to_owned(), 1)].into());
+    }
+    bench.relay.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_pass_through_and_handles_only_where_the_document_has_them() {
+    let _turn = COUNTERS.lock().await;
+    let bench = Bench::start(1).await;
+    let pds = bench.network.pds(0);
+    let mut consumer = bench.consumer(0).await;
+    let did = create(&bench, 0, "alice");
+    // Step by step: what is looked up meanwhile must be as it was when the PDS spoke.
+    let steps: [&dyn Fn(); 6] = [
+        &|| drop(write(pds, &did)),
+        &|| drop(pds.rotate_key(&did).unwrap()),
+        &|| drop(write(pds, &did)),
+        &|| pds.update_handle(&did, "alice-two.pds1.test").unwrap(),
+        &|| pds.deactivate(&did).unwrap(),
+        &|| pds.activate(&did).unwrap(),
+    ];
+    for step in steps {
+        bench.until_settled().await;
+        step();
+    }
+    for event in pds.events() {
+        let out = consumer.next_frame().await;
+        assert!(same_but_for_seq(&out, &event.frame));
+    }
+    let identity = |handle: &str| {
+        frame::encode_identity(&frame::Identity {
+            seq: 0,
+            did: did.as_str(),
+            time: "2026-01-01T00:00:00.000Z",
+            handle: Some(handle),
+        })
+    };
+    for (handle, kept) in [("alice-two.pds1.test", true), ("mallory.test", false)] {
+        send(pds, &identity(handle));
+        let sent = last(pds);
+        let out = consumer.next_frame().await;
+        assert_eq!(same_but_for_seq(&out, &sent), kept);
+        let expected = frame::without_handle(&sent).unwrap();
+        assert!(kept || same_but_for_seq(&out, &expected));
+    }
+    bench.relay.shutdown().await;
+}
+
+/// What the PDS adds to its messages is kept: a field before all others, as canonical order has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unknown_fields_of_the_envelope_are_kept() {
+    let _turn = COUNTERS.lock().await;
+    let bench = Bench::start(1).await;
+    let pds = bench.network.pds(0);
+    let mut consumer = bench.consumer(0).await;
+    let did = create(&bench, 0, "alice");
+    write(pds, &did);
+    catch_up(&bench, &mut consumer).await;
+    let account = frame::encode_account(&frame::Account {
+        seq: 0,
+        did: did.as_str(),
+        time: "2026-01-01T00:00:00.000Z",
+        active: true,
+        status: None,
+    });
+    // A map of four fields becomes one of five.
+    let body = account.iter().rposition(|byte| *byte == 0xa4).unwrap();
+    let extended = [&account[..body], b"\xa5\x61x\x63new", &account[body + 1..]].concat();
+    send(pds, &extended);
+    let out = consumer.next_frame().await;
+    assert!(same_but_for_seq(&out, &last(pds)));
+    bench.relay.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_that_moved_is_heard_from_its_new_host_only() {
+    let _turn = COUNTERS.lock().await;
+    let bench = Bench::start(2).await;
+    let (old, new) = (bench.network.pds(0), bench.network.pds(1));
+    let mut consumer = bench.consumer(0).await;
+    let did = create(&bench, 0, "alice");
+    write(old, &did);
+    let by_old = last(old);
+    catch_up(&bench, &mut consumer).await;
+
+    let before = samples(&bench).await;
+    send(new, &by_old);
+    bench.until_settled().await;
+    let foreign = samples(&bench).await.since(&before);
+    assert_eq!(foreign.drops(), [("wrong_host".to_owned(), 1)].into());
+
+    bench.network.migrate(&did, 1).unwrap();
+    bench.until_settled().await;
+    let before = samples(&bench).await;
+    send(old, &by_old);
+    bench.until_settled().await;
+    let late = samples(&bench).await.since(&before);
+    assert_eq!(late.drops(), [("wrong_host".to_owned(), 1)].into());
+    let written = write(new, &did);
+    bench.until_settled().await;
+    let seen = consumer.up_to(bench.relay.log().head()).await;
+    assert_eq!(seen.last().map(|(_, text)| text), Some(&written));
+    bench.relay.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_of_an_inactive_account_wait_for_its_return() {
+    let _turn = COUNTERS.lock().await;
+    let bench = Bench::start(1).await;
+    let pds = bench.network.pds(0);
+    let mut consumer = bench.consumer(0).await;
+    let did = create(&bench, 0, "alice");
+    let silent = pds.commit_silently(&did, &[]).unwrap();
+    pds.deactivate(&did).unwrap();
+    bench.until_settled().await;
+    let before = samples(&bench).await;
+    pds.emit_with(|stamp| frames::commit(stamp, &did, &silent));
+    bench.until_settled().await;
+    let dropped = samples(&bench).await.since(&before).drops();
+    assert_eq!(dropped, [("account_inactive".to_owned(), 1)].into());
+    pds.activate(&did).unwrap();
+    let written = write(pds, &did);
+    bench.until_settled().await;
+    let seen = consumer.up_to(bench.relay.log().head()).await;
+    assert_eq!(seen.last().map(|(_, text)| text), Some(&written));
+    bench.relay.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replays_are_dropped_and_a_sync_may_only_repeat() {
+    let _turn = COUNTERS.lock().await;
+    let bench = Bench::start(1).await;
+    let pds = bench.network.pds(0);
+    let mut consumer = bench.consumer(0).await;
+    let did = create(&bench, 0, "alice");
+    // The account's first events end in a #sync of its first commit.
+    let first_sync = last(pds);
+    send(pds, &first_sync);
+    let repeated = pds.events().len();
+    write(pds, &did);
+    let commit = last(pds);
+    bench.until_settled().await;
+    assert_eq!(
+        bench.relay.log().head(),
+        repeated as u64 + 1,
+        "an equal #sync is forwarded"
+    );
+    let before = samples(&bench).await;
+    send(pds, &commit);
+    send(pds, &first_sync);
+    bench.until_settled().await;
+    let dropped = samples(&bench).await.since(&before).drops();
+    assert_eq!(dropped, [("rev_order".to_owned(), 2)].into());
+    let written = write(pds, &did);
+    bench.until_settled().await;
+    let seen = consumer.up_to(bench.relay.log().head()).await;
+    assert_eq!(seen.last().map(|(_, text)| text), Some(&written));
+    bench.relay.shutdown().await;
+}
+
+/// While the operator has the account down, the PDS's word changes nothing of what consumers hear.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_event_says_the_combined_status() {
+    let _turn = COUNTERS.lock().await;
+    let bench = Bench::start(1).await;
+    let pds = bench.network.pds(0);
+    let mut consumer = bench.consumer(0).await;
+    let did = create(&bench, 0, "alice");
+    catch_up(&bench, &mut consumer).await;
+    let body = json!({"did": did.as_str()});
+    bench.admin("/admin/repo/takeDown", body.clone()).await;
+    assert!(
+        consumer
+            .next()
+            .await
+            .1
+            .contains("false Some(\"takendown\")")
+    );
+    let active = frame::encode_account(&frame::Account {
+        seq: 0,
+        did: did.as_str(),
+        time: "2026-01-01T00:00:00.000Z",
+        active: true,
+        status: None,
+    });
+    send(pds, &active);
+    let out = consumer.next_frame().await;
+    let sent = last(pds);
+    let expected = frame::with_account_status(&sent, false, Some("takendown")).unwrap();
+    assert!(same_but_for_seq(&out, &expected));
+    bench.admin("/admin/repo/reverseTakedown", body).await;
+    assert!(consumer.next().await.1.contains("true None"));
+    bench.relay.shutdown().await;
+}
