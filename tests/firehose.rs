@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use atproto_relay::atproto::frame::{self, Message as FrameMessage};
+use atproto_relay::dial::PRODUCT;
 use atproto_relay::eventlog::LogOptions;
-use atproto_relay::firehose::{self, Firehose, FirehoseOptions, SERVER_NAME, SUBSCRIBE_REPOS};
+use atproto_relay::firehose::{self, Firehose, FirehoseOptions, SUBSCRIBE_REPOS};
 use event::{DEADLINE, Event, RunningLog, eventually, quick_folder};
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -314,7 +315,7 @@ async fn requests_that_are_no_subscription_are_answered() {
     let plain = http.get(&url).send().await.expect("an answer");
     assert_eq!(plain.status(), 426);
     assert_eq!(plain.headers()["upgrade"], "websocket");
-    assert_eq!(plain.headers()["server"], SERVER_NAME);
+    assert_eq!(plain.headers()["server"], PRODUCT);
     let body: serde_json::Value = plain.json().await.expect("JSON");
     assert_eq!(body["error"], "InvalidRequest");
     let post = http.post(&url).send().await.expect("an answer");
@@ -329,7 +330,7 @@ async fn requests_that_are_no_subscription_are_answered() {
 
     let (_client, response) = connect_async(relay.url("")).await.expect("a subscription");
     assert_eq!(response.status(), 101);
-    assert_eq!(response.headers()["server"], SERVER_NAME);
+    assert_eq!(response.headers()["server"], PRODUCT);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ mod sync;
 pub use operations::{HostActivity, OperationError, Operations};
 
 use crate::config::Secret;
-use crate::firehose::SERVER_NAME;
+use crate::dial::PRODUCT;
 use crate::store::Store;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
@@ -186,6 +186,6 @@ async fn cross_origin(request: Request, next: Next) -> Response {
 async fn name_server(mut response: Response) -> Response {
     response
         .headers_mut()
-        .insert(header::SERVER, HeaderValue::from_static(SERVER_NAME));
+        .insert(header::SERVER, HeaderValue::from_static(PRODUCT));
     response
 }

@@ -5,18 +5,7 @@ use std::fmt;
 
 use url::{Host, Url};
 
-/// Endings that never name a public host (RFC 6761, RFC 6762, RFC 7686, RFC 8375, RFC 9476, ICANN's `internal`).
-const PRIVATE_ENDINGS: [&str; 9] = [
-    "localhost",
-    "local",
-    "internal",
-    "test",
-    "invalid",
-    "example",
-    "onion",
-    "alt",
-    "arpa",
-];
+use crate::dial::RESERVED_TOP_LEVEL;
 
 /// Why a text is not a host.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,7 +78,7 @@ impl HostEntry {
         self.tls
             && self.hostname.contains('.')
             && !self.hostname.contains(':')
-            && !PRIVATE_ENDINGS.contains(&ending)
+            && !RESERVED_TOP_LEVEL.contains(&ending)
             && !ending.bytes().all(|b| b.is_ascii_digit())
     }
 }

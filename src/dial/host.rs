@@ -12,8 +12,9 @@ use super::Guard;
 /// Longest DNS name in its text form (RFC 1035, 2.3.4, without the trailing dot).
 const MAX_NAME: usize = 253;
 
-/// Top-level names that never lead to a public host (RFC 6761, RFC 6762, RFC 7686, RFC 9476, ICANN on `.internal`).
-const RESERVED_TOP_LEVEL: [&str; 9] = [
+/// Top-level names that never lead to a public host (RFC 6761, RFC 6762, RFC 7686, RFC 8375, RFC 9476, ICANN on
+/// `.internal`).
+pub const RESERVED_TOP_LEVEL: [&str; 9] = [
     "localhost",
     "local",
     "internal",

@@ -10,7 +10,7 @@ mod tls;
 
 pub use address::is_public;
 pub use guard::{DialError, Guard};
-pub use host::{HostNameError, PdsHost};
+pub use host::{HostNameError, PdsHost, RESERVED_TOP_LEVEL};
 pub use http::{FetchError, Fetched, directory_client, fetch, get, http_client, relay_mark};
 pub use tls::client_config;
 

@@ -15,7 +15,7 @@ use http::{Method, StatusCode};
 use serde_json::json;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::SERVER_NAME;
+use crate::dial::PRODUCT;
 
 /// The one version there is (RFC 6455 section 4.1).
 const VERSION: &str = "13";
@@ -67,7 +67,7 @@ pub(super) fn check(request: &Request) -> Result<HeaderValue, Refusal> {
 /// The answer that opens the WebSocket.
 pub(super) fn accept(key: HeaderValue) -> Response {
     let headers = [
-        (SERVER, HeaderValue::from_static(SERVER_NAME)),
+        (SERVER, HeaderValue::from_static(PRODUCT)),
         (CONNECTION, HeaderValue::from_static("Upgrade")),
         (UPGRADE, HeaderValue::from_static("websocket")),
         (SEC_WEBSOCKET_ACCEPT, key),
@@ -89,7 +89,7 @@ impl IntoResponse for Refusal {
         let body = Json(json!({ "error": error, "message": self.to_string() }));
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();
-        headers.insert(SERVER, HeaderValue::from_static(SERVER_NAME));
+        headers.insert(SERVER, HeaderValue::from_static(PRODUCT));
         let extra: &[(HeaderName, &'static str)] = match self {
             Refusal::Method => &[(ALLOW, "GET")],
             Refusal::NoUpgrade | Refusal::Version => &[

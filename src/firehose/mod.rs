@@ -31,12 +31,6 @@ use session::Session;
 
 /// Route of the subscription.
 pub const SUBSCRIBE_REPOS: &str = "/xrpc/com.atproto.sync.subscribeRepos";
-/// The `Server` header. Relays refuse upstreams that say the same, so that no two feed each other.
-pub const SERVER_NAME: &str = concat!(
-    "atproto-relay/",
-    env!("CARGO_PKG_VERSION"),
-    " (atproto-relay)"
-);
 
 /// Limits of the firehose.
 #[derive(Debug, Clone)]
