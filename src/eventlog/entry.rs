@@ -1,7 +1,8 @@
 //! The index beside a segment: a header and entries of 64 bytes, one per event.
 //! Promises that no damaged entry reads as a good one; what the frame holds is not its business.
 
-use crate::atproto::frame::Kind;
+use super::wire;
+use crate::atproto::frame::{Kind, MAX_FRAME_BYTES};
 
 /// Bytes of an index entry. A power of two, so that no entry crosses a disk sector.
 pub(super) const ENTRY_BYTES: u64 = 64;
@@ -9,6 +10,10 @@ pub(super) const ENTRY_BYTES: u64 = 64;
 pub(super) const HEADER_BYTES: u64 = 64;
 /// The host of an event whose index entry was lost and rebuilt from its frame.
 pub const UNKNOWN_HOST: u32 = 0;
+
+/// Longest WebSocket frame of the log: one from a host, whose sequence number may have grown by eight
+/// bytes.
+const LONGEST_FRAME: u32 = (MAX_FRAME_BYTES + 8 + wire::MAX_HEADER_BYTES) as u32;
 
 const MAGIC: [u8; 8] = *b"ATRELOG\x01";
 const KIND_AT: usize = 52;
@@ -88,7 +93,7 @@ impl Entry {
         if crc32fast::hash(&summed[..CRC_AT]) != u32_at(bytes, CRC_AT) {
             return None;
         }
-        Some(Entry {
+        let entry = Entry {
             seq: u64_at(bytes, 0),
             offset: u64_at(bytes, 8),
             upstream_seq: u64_at(bytes, 16) as i64,
@@ -99,7 +104,15 @@ impl Entry {
             frame_crc: u32_at(bytes, 48),
             kind: Kind::from_u8(bytes[KIND_AT])?,
             state: State::from_u8(bytes[STATE_AT])?,
-        })
+        };
+        entry.is_possible().then_some(entry)
+    }
+
+    /// False for what was never written, whatever the checksum says: no reader makes room for a frame
+    /// that cannot be.
+    fn is_possible(&self) -> bool {
+        let held = self.state != State::Served || self.len <= LONGEST_FRAME;
+        held && self.offset.checked_add(self.len.into()).is_some()
     }
 }
 
@@ -160,6 +173,31 @@ mod tests {
             let entry = Entry { state, ..entry() };
             assert_eq!(Entry::decode(&entry.encode()), Some(entry));
         }
+    }
+
+    #[test]
+    fn what_cannot_have_been_written_is_damage() {
+        let longest = Entry {
+            len: LONGEST_FRAME,
+            ..entry()
+        };
+        assert_eq!(Entry::decode(&longest.encode()), Some(longest));
+        let longer = Entry {
+            len: LONGEST_FRAME + 1,
+            ..entry()
+        };
+        assert_eq!(Entry::decode(&longer.encode()), None);
+        let beyond = Entry {
+            offset: u64::MAX,
+            ..entry()
+        };
+        assert_eq!(Entry::decode(&beyond.encode()), None);
+        // What holds the place of lost events may be longer than any frame.
+        let lost = Entry {
+            state: State::Damaged,
+            ..longer
+        };
+        assert_eq!(Entry::decode(&lost.encode()), Some(lost));
     }
 
     #[test]

@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,6 +33,9 @@ use crate::atproto::frame::{self, Kind, MAX_FRAME_BYTES, Message, Peek};
 /// File whose lock says that a relay uses the folder; holds its process id.
 const LOCK: &str = "lock";
 const LOCK_MODE: u32 = 0o640;
+/// Sequence numbers stay below it, so that every consumer counts them exactly (JavaScript does up to
+/// here). A file named for a higher one is none of ours.
+const SEQ_LIMIT: u64 = 1 << 53;
 /// Digits of the sequence number in a segment's name.
 const NAME_DIGITS: usize = 20;
 /// Events that may be lost at the end of a segment before what lies before it is given up, too. Bounds
@@ -143,7 +146,7 @@ fn list(dir: &Path) -> io::Result<Vec<u64>> {
             continue;
         };
         match kind {
-            _ if stem.len() != NAME_DIGITS || first == 0 => {}
+            _ if stem.len() != NAME_DIGITS || !(1..SEQ_LIMIT).contains(&first) => {}
             "seg" => frames.push(first),
             "idx" => indexes.push(first),
             _ => {}
@@ -158,12 +161,20 @@ fn list(dir: &Path) -> io::Result<Vec<u64>> {
     Ok(frames)
 }
 
-/// True where an ended segment is as large as its name and its follower's say.
+/// True where an ended segment is as large as its name and its follower's say, and its frames reach as
+/// far as its last entry does.
 fn is_whole(dir: &Path, first: u64, next: u64) -> bool {
-    let frames = fs::metadata(frames_path(dir, first));
-    let index = fs::metadata(index_path(dir, first));
-    frames.is_ok_and(|file| file.len() > 0)
-        && index.is_ok_and(|file| file.len() == entry::position(first, next))
+    let frames = fs::metadata(frames_path(dir, first)).map(|file| file.len());
+    let (Ok(frames), Ok(index)) = (frames, File::open(index_path(dir, first))) else {
+        return false;
+    };
+    let sized = index
+        .metadata()
+        .is_ok_and(|file| file.len() == entry::position(first, next));
+    let mut last = [0; ENTRY_BYTES as usize];
+    let read = index.read_exact_at(&mut last, entry::position(first, next - 1));
+    let reaches = |last: Entry| last.seq == next - 1 && 0 < frames && last.end() <= frames;
+    sized && read.is_ok() && Entry::decode(&last).is_some_and(reaches)
 }
 
 /// Where a repaired segment ends.

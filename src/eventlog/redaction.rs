@@ -70,15 +70,19 @@ impl Redactions {
     /// Reads what was pending when the log was last closed.
     pub fn load(dir: &Path) -> Result<Redactions, LogError> {
         let path = dir.join(JOURNAL);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(LogError::io("reading", &path)(error)),
         };
         let mut pending: HashMap<u64, Vec<Redaction>> = HashMap::new();
         let mut count = 0;
-        // A last line torn by a crash belongs to a redaction that was never accepted.
-        for redaction in text.lines().filter_map(Redaction::from_line) {
+        // A last line torn by a crash belongs to a redaction that was never accepted. Damage of any
+        // kind costs its line, not the start.
+        for redaction in String::from_utf8_lossy(&bytes)
+            .lines()
+            .filter_map(Redaction::from_line)
+        {
             pending
                 .entry(redaction.did.hash64())
                 .or_default()
