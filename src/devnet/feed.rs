@@ -36,6 +36,16 @@ pub enum Step {
     HangUp,
 }
 
+impl Step {
+    /// The frame that is sent, if one is.
+    pub fn frame(&self) -> Option<&Bytes> {
+        match self {
+            Step::Event { frame, .. } | Step::Once(frame) => Some(frame),
+            Step::Stall(_) | Step::HangUp => None,
+        }
+    }
+}
+
 struct Entry {
     step: Step,
     taken: AtomicBool,

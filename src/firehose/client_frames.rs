@@ -15,7 +15,7 @@ const BINARY: u8 = 0x2;
 
 /// What a client said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Said {
+pub enum Said {
     /// Wants these bytes back.
     Ping(Vec<u8>),
     Pong,
@@ -25,7 +25,7 @@ pub(super) enum Said {
 
 /// How a client broke the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Violation {
+pub enum Violation {
     #[error("reserved bits are set")]
     ReservedBits,
     #[error("unknown opcode")]
@@ -44,7 +44,7 @@ pub(super) enum Violation {
 
 /// The parser: fed with bytes as they come.
 #[derive(Debug, Default)]
-pub(super) struct ClientFrames {
+pub struct ClientFrames {
     header: [u8; MAX_HEADER_BYTES],
     header_len: usize,
     body: Option<Body>,

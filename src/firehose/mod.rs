@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-mod client_frames;
+pub mod client_frames;
 mod consumers;
 mod cursor;
 mod handshake;

@@ -106,6 +106,19 @@ impl Prepared {
         }
     }
 
+    /// The frames of the run by host, as they are sent, faulty ones included; the introductions come
+    /// first.
+    pub fn frames(&self) -> impl Iterator<Item = &Bytes> {
+        let hosts = self.introductions.iter().zip(&self.scripts);
+        hosts.flat_map(|(introductions, script)| {
+            let run = script.iter().filter_map(|due| match &due.act {
+                Act::Step(step) => step.frame(),
+                Act::Restart { .. } => None,
+            });
+            introductions.iter().filter_map(Step::frame).chain(run)
+        })
+    }
+
     /// What must come out.
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
