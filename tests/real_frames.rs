@@ -401,7 +401,10 @@ fn oddities_of_production_hosts_follow_the_documented_policy() {
         assert_eq!(refusal, Some(Refusal::Rule(rule)));
     }
     let stored = (Tid::parse(commit.rev).unwrap(), commit.commit);
-    assert_eq!(rules::chain(&commit, None), rules::Chain::Intact);
+    assert_eq!(
+        rules::chain(&commit, None::<(Tid, Cid)>),
+        rules::Chain::Intact
+    );
     assert_eq!(rules::chain(&commit, Some(stored)), rules::Chain::Broken);
 }
 

@@ -52,8 +52,6 @@ const SHARDS_PATIENCE: Duration = Duration::from_secs(2);
 const SHARDS_LOOK: Duration = Duration::from_millis(2);
 /// How long the database may take for the last changes at a stop; the log has them anyway.
 const LAST_WRITES: Duration = Duration::from_secs(5);
-/// Memory of one resident account in bytes, measured.
-const ACCOUNT_BYTES: u64 = 512;
 
 /// Why a relay did not start. Each is one line for the operator: what, where, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -372,7 +370,7 @@ fn pipeline_options(config: &Config) -> verify::Options {
     let shards = config.shards.max(1);
     verify::Options {
         shards,
-        resident_accounts: (config.account_cache_bytes / ACCOUNT_BYTES) as usize / shards,
+        account_bytes: usize::try_from(config.account_cache_bytes).unwrap_or(usize::MAX),
         identity_ttl: config.identity.ttl,
         status_interval: config.identity.refresh_interval,
         validation: config.validation,

@@ -1,19 +1,37 @@
-//! What a shard keeps of the accounts it is responsible for: the resident part of the account state.
+//! What a shard knows of one account, in the two forms it is kept in: ready for use, and packed for rest.
 //!
-//! Bounded: the least recently used accounts leave when there are too many, but never one whose last change
-//! has not yet reached the store's writer. What is not resident is read through from SQL.
+//! Packing loses nothing that matters to a usual account; one that is unusual in any way is not packed.
 
-use lru::LruCache;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::LazyLock;
 
-use crate::atproto::did::Did;
-use crate::atproto::key::{PublicKey, VerifyingKey};
+use crate::atproto::cid::Cid;
+use crate::atproto::key::{Curve, PublicKey, VerifyingKey};
+use crate::atproto::tid::Tid;
 use crate::config::DesyncLimits;
 use crate::store::{AccountRow, HostId, LocalStatus, RepoState, UpstreamStatus};
-use crate::telemetry::metrics;
+
+use super::slab::{RECORD_BITS, RECORD_BYTES, Record};
+
+/// A packed account: the key's x coordinate, the rev, then these bits from the lowest: the mark of the data CID, the
+/// minute of resolution, the host, the parity of the key's y coordinate, the curve.
+const X_BYTES: usize = 32;
+const REV_END: usize = X_BYTES + 8;
+const DATA_BITS: u32 = 32;
+/// Minutes from [`FIRST_MINUTE`] on reach to the year 2051.
+const MINUTE_BITS: u32 = 24;
+/// Half a million hosts; accounts of hosts with higher numbers are not packed.
+const HOST_BITS: u32 = 19;
+const HOST_AT: u32 = DATA_BITS + MINUTE_BITS;
+const PARITY_AT: u32 = HOST_AT + HOST_BITS;
+const CURVE_AT: u32 = PARITY_AT + 1;
+const _: () = assert!(REV_END as u32 * 8 + CURVE_AT < RECORD_BITS);
+/// The beginning of 2020, in minutes of Unix time.
+const FIRST_MINUTE: i64 = 1_577_836_800 / 60;
 
 /// One account, as its shard knows it.
-#[derive(Default)]
-pub(super) struct Account {
+#[derive(Clone, Debug, Default)]
+pub struct Account {
     /// Whether the account was seen before: new ones are counted against their host's quota.
     pub known: bool,
     /// The last known host that was the account's PDS; the account counts against its quota.
@@ -25,7 +43,7 @@ pub(super) struct Account {
     /// What the account's PDS says of it.
     pub upstream: UpstreamStatus,
     /// The repository after the last event that was accepted.
-    pub repo: Option<RepoState>,
+    pub repo: Option<Tip>,
     /// How often the chain broke since [`Account::counting_since`].
     pub breaks: u32,
     /// Start of the period in which breaks are counted, Unix time in seconds.
@@ -36,8 +54,50 @@ pub(super) struct Account {
     pub resolved_at: Option<i64>,
     /// When the PDS was last asked for the account's status, Unix time in seconds.
     pub asked_status_at: i64,
-    /// Number of the last change; see [`Residents::settle`].
+    /// Number of the last change: it stays resident until the store's writer knows of it.
     pub ticket: u64,
+}
+
+/// The last accepted state of a repository, as far as the next event is compared with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Tip {
+    /// The commit's revision.
+    pub rev: Tid,
+    /// The root of its tree.
+    pub data: Mark,
+    /// The signed commit. Only a `#sync` of the same rev is compared with it, so it is not kept at rest: where it is
+    /// missing, SQL has it.
+    pub commit: Option<Cid>,
+}
+
+impl From<RepoState> for Tip {
+    fn from(repo: RepoState) -> Self {
+        Self {
+            rev: repo.rev,
+            data: Mark::of(&repo.data),
+            commit: Some(repo.commit),
+        }
+    }
+}
+
+/// What is kept of a CID that is only ever compared: a hash under a key that this process drew at random. A CID that is
+/// another one passes for it once in 2^32 times, whoever chose it; a break of a chain is then forwarded, as always, but
+/// not counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(u32);
+
+impl Mark {
+    /// The mark of a CID.
+    pub fn of(cid: &Cid) -> Self {
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self(KEY.hash_one(cid.as_bytes()) as u32)
+    }
+}
+
+impl PartialEq<Cid> for Mark {
+    fn eq(&self, cid: &Cid) -> bool {
+        *self == Mark::of(cid)
+    }
 }
 
 impl Account {
@@ -48,7 +108,7 @@ impl Account {
             host: Some(row.host),
             local: row.local,
             upstream: row.upstream,
-            repo: row.repo,
+            repo: row.repo.map(Tip::from),
             key: row.signing_key.and_then(parsed),
             resolved_at: row.signing_key.and(row.resolved_at),
             ..Self::default()
@@ -76,112 +136,150 @@ impl Account {
             self.key = key.and_then(parsed);
         }
     }
+
+    /// The account as it rests, unless something about it is unusual. What only memory knows, its counters, is not part
+    /// of that.
+    pub(super) fn pack(&self) -> Option<Record> {
+        let usual = self.known && !self.away && self.local.is_active() && self.upstream.is_active();
+        let tip = self.repo.filter(|_| usual)?;
+        let (key, _) = self.key.as_ref()?;
+        let host = within(u64::from(self.host?.0), HOST_BITS)?;
+        let minute = self.resolved_at?.div_euclid(60) - FIRST_MINUTE;
+        let minute = within(u64::try_from(minute).ok()?, MINUTE_BITS)?;
+        let [parity, x @ ..] = key.compressed();
+        let rest = u128::from(tip.data.0)
+            | minute << DATA_BITS
+            | host << HOST_AT
+            | u128::from(parity & 1) << PARITY_AT
+            | u128::from(key.curve() == Curve::P256) << CURVE_AT;
+        let mut record = [0; RECORD_BYTES];
+        record[..X_BYTES].copy_from_slice(x);
+        record[X_BYTES..REV_END].copy_from_slice(&tip.rev.to_u64().to_le_bytes());
+        record[REV_END..].copy_from_slice(&rest.to_le_bytes()[..RECORD_BYTES - REV_END]);
+        Some(record)
+    }
+
+    /// The account of [`Account::pack`]. Its identity may seem up to a minute older, and its last commit's CID is gone.
+    pub(super) fn unpack(record: &Record) -> Self {
+        let mut rev = [0; 8];
+        rev.copy_from_slice(&record[X_BYTES..REV_END]);
+        let mut rest = [0; 16];
+        rest[..RECORD_BYTES - REV_END].copy_from_slice(&record[REV_END..]);
+        let rest = u128::from_le_bytes(rest);
+        let field = |at: u32, bits: u32| (rest >> at) as u64 & ((1 << bits) - 1);
+        let curve = match field(CURVE_AT, 1) {
+            0 => Curve::K256,
+            _ => Curve::P256,
+        };
+        let mut key = [0; PublicKey::LEN];
+        key[0] = curve as u8;
+        key[1] = 0x02 | field(PARITY_AT, 1) as u8;
+        key[2..].copy_from_slice(&record[..X_BYTES]);
+        Self {
+            known: true,
+            host: Some(HostId(field(HOST_AT, HOST_BITS) as u32)),
+            repo: Some(Tip {
+                rev: Tid::from_u64(u64::from_le_bytes(rev)),
+                data: Mark(field(0, DATA_BITS) as u32),
+                commit: None,
+            }),
+            key: PublicKey::from_bytes(&key).ok().and_then(parsed),
+            resolved_at: Some((field(DATA_BITS, MINUTE_BITS) as i64 + FIRST_MINUTE) * 60),
+            ..Self::default()
+        }
+    }
+}
+
+/// The number, if it has no more bits than these.
+fn within(number: u64, bits: u32) -> Option<u128> {
+    (number >> bits == 0).then_some(number.into())
 }
 
 fn parsed(key: PublicKey) -> Option<(PublicKey, VerifyingKey)> {
     VerifyingKey::new(&key).ok().map(|parsed| (key, parsed))
 }
 
-/// The resident accounts of one shard.
-pub(super) struct Residents {
-    accounts: LruCache<Did, Account>,
-    capacity: usize,
-}
-
-impl Residents {
-    /// Room for about `capacity` accounts.
-    pub fn new(capacity: usize) -> Self {
-        Self {
-            accounts: LruCache::unbounded(),
-            capacity: capacity.max(1),
-        }
-    }
-
-    /// The account, if it is resident; marks it as used.
-    pub fn get(&mut self, did: &Did) -> Option<&mut Account> {
-        self.accounts.get_mut(did)
-    }
-
-    /// Counts whether an event's account is resident.
-    pub fn count_use(&self, did: &Did) {
-        if self.accounts.contains(did) {
-            metrics().account_cache_hits.inc();
-        } else {
-            metrics().account_cache_misses.inc();
-        }
-    }
-
-    /// Takes in an account that was read from SQL.
-    pub fn insert(&mut self, did: Did, account: Account) {
-        self.accounts.put(did, account);
-    }
-
-    /// How many are resident.
-    pub fn len(&self) -> usize {
-        self.accounts.len()
-    }
-
-    /// Lets the least recently used accounts go while there are too many. `settled` is the number of the last
-    /// change that the store's writer knows; `busy` tells which accounts have events waiting.
-    pub fn shrink(&mut self, settled: u64, busy: impl Fn(&Did) -> bool) {
-        let mut kept = 0;
-        while self.accounts.len() > self.capacity && kept < self.accounts.len() {
-            let Some((did, account)) = self.accounts.peek_lru() else {
-                return;
-            };
-            if account.ticket > settled || busy(did) {
-                let did = did.clone();
-                self.accounts.promote(&did);
-                kept += 1;
-            } else {
-                self.accounts.pop_lru();
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::atproto::cid::Codec;
 
-    fn did(name: &str) -> Did {
-        Did::parse(&format!("did:web:{name}.example")).unwrap()
+    const NOW: i64 = 1_790_000_040 + 59;
+
+    /// The examples of the atproto cryptography specification.
+    const KEYS: [&str; 2] = [
+        "zDnaembgSGUhZULN2Caob4HLJPaxBh92N7rtH21TErzqf8HQo",
+        "zQ3shqwJEJyMBsBXCWyCBpUBMqxcon9oHB7mCvx4sSpMdLJwc",
+    ];
+
+    fn usual(key: &str) -> Account {
+        Account {
+            known: true,
+            host: Some(HostId((1 << HOST_BITS) - 1)),
+            repo: Some(Tip::from(RepoState {
+                rev: Tid::from_u64(u64::MAX),
+                data: Cid::of(Codec::DagCbor, b"data"),
+                commit: Cid::of(Codec::DagCbor, b"commit"),
+                desynchronized: false,
+            })),
+            key: parsed(PublicKey::parse_multikey(key).unwrap()),
+            resolved_at: Some(NOW),
+            ..Account::default()
+        }
     }
 
     #[test]
-    fn the_least_recently_used_go_but_never_unsettled_or_busy_ones() {
-        let mut residents = Residents::new(2);
-        for (name, ticket) in [("a", 9), ("b", 1), ("c", 2), ("d", 3), ("e", 4)] {
-            residents.insert(
-                did(name),
-                Account {
-                    ticket,
-                    ..Account::default()
-                },
-            );
+    fn a_usual_account_comes_back_as_it_was() {
+        for key in KEYS {
+            let account = usual(key);
+            let record = account.pack().unwrap();
+            let back = Account::unpack(&record);
+            assert_eq!(back.host, account.host);
+            assert_eq!(back.key.unwrap().0, account.key.unwrap().0);
+            assert_eq!(back.resolved_at, Some(NOW - 59), "in whole minutes");
+            let (tip, before) = (back.repo.unwrap(), account.repo.unwrap());
+            assert_eq!((tip.rev, tip.data), (before.rev, before.data));
+            assert_eq!(tip.commit, None);
+            assert!(back.known && !back.away);
+            let spare = RECORD_BYTES as u32 * 8 - RECORD_BITS;
+            assert_eq!(record[RECORD_BYTES - 1] >> (8 - spare), 0);
         }
-        residents.get(&did("b"));
-        residents.shrink(5, |busy| *busy == did("c"));
-        let resident: Vec<bool> = ["a", "b", "c", "d", "e"]
-            .iter()
-            .map(|name| residents.get(&did(name)).is_some())
-            .collect();
-        assert_eq!(resident, [true, false, true, false, false]);
     }
 
     #[test]
-    fn more_unsettled_accounts_than_room_stay_all() {
-        let mut residents = Residents::new(1);
-        for name in ["a", "b", "c"] {
-            residents.insert(
-                did(name),
-                Account {
-                    ticket: 7,
-                    ..Account::default()
-                },
-            );
+    fn whatever_is_unusual_is_not_packed() {
+        type Change = fn(&mut Account);
+        let changes: [(&str, Change); 11] = [
+            ("new", |account| account.known = false),
+            ("away", |account| account.away = true),
+            ("taken down", |account| {
+                account.local = LocalStatus::TakenDown;
+            }),
+            ("deactivated", |account| {
+                account.upstream = UpstreamStatus::Deactivated;
+            }),
+            ("without a repository", |account| account.repo = None),
+            ("without a key", |account| account.key = None),
+            ("without an identity", |account| account.resolved_at = None),
+            ("resolved long ago", |account| account.resolved_at = Some(0)),
+            ("resolved in the far future", |account| {
+                account.resolved_at = Some(i64::MAX);
+            }),
+            ("without a host", |account| account.host = None),
+            ("of a host with a high number", |account| {
+                account.host = Some(HostId(1 << HOST_BITS));
+            }),
+        ];
+        for (what, change) in changes {
+            let mut account = usual(KEYS[0]);
+            change(&mut account);
+            assert!(account.pack().is_none(), "{what}");
         }
-        residents.shrink(6, |_| false);
-        assert_eq!(residents.len(), 3);
+    }
+
+    #[test]
+    fn a_mark_is_equal_to_its_cid_alone() {
+        let [one, other] = [&b"one"[..], b"other"].map(|bytes| Cid::of(Codec::DagCbor, bytes));
+        assert!(Mark::of(&one) == one && Mark::of(&one) != other);
     }
 }

@@ -227,7 +227,14 @@ fn sync_event(
     from_own_host(waiting, account, at)?;
     active(waiting, account, at, true)?;
     let facts = rules::sync(sync, rev)?;
-    rules::sync_order(&facts, account.repo.map(|repo| (repo.rev, repo.commit)))?;
+    let last = match account.repo {
+        // Only now it matters which commit it was.
+        Some(tip) if tip.rev == rev && tip.commit.is_none() => {
+            return Err(Obstacle::Ask(Question::Account));
+        }
+        last => last.map(|tip| (tip.rev, tip.commit.unwrap_or(facts.commit))),
+    };
+    rules::sync_order(&facts, last)?;
     Ok(Finding::Check(Candidate {
         facts,
         chain: Chain::Intact,

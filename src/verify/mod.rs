@@ -4,14 +4,16 @@
 //! order; shards are plain threads, one per core; what they accept goes to the event log's sequencer. Nothing
 //! unverified leaves, and nothing waits without a bound.
 
-mod account;
+pub mod account;
 mod alarm;
 mod judge;
 mod lookup;
+pub mod residents;
 mod rule;
 pub mod rules;
 mod shard;
 pub mod signature;
+mod slab;
 #[cfg(test)]
 mod tests;
 
@@ -50,8 +52,8 @@ const MEMORY_UNIT: usize = 1024;
 pub struct Options {
     /// Threads that verify.
     pub shards: usize,
-    /// Accounts that one shard keeps in memory.
-    pub resident_accounts: usize,
+    /// Memory for the accounts that all shards together keep, in bytes.
+    pub account_bytes: usize,
     /// After this long a known identity is resolved again.
     pub identity_ttl: Duration,
     /// A PDS is asked for one account's status at most this often.

@@ -224,14 +224,15 @@ pub fn speaks_sync11(commit: &Commit<'_>) -> bool {
 }
 
 /// How `since` and `prevData` fit the stored state (`None`: nothing is known of the account's repository yet).
-pub fn chain(commit: &Commit<'_>, stored: Option<(Tid, Cid)>) -> Chain {
+/// The stored root is a CID, or what is kept of one.
+pub fn chain(commit: &Commit<'_>, stored: Option<(Tid, impl PartialEq<Cid>)>) -> Chain {
     let Some((rev, data)) = stored else {
         return Chain::Intact;
     };
     let since_fits = commit
         .since
         .is_some_and(|since| Tid::parse(since) == Ok(rev));
-    let data_fits = commit.prev_data.is_none_or(|prev_data| prev_data == data);
+    let data_fits = commit.prev_data.is_none_or(|prev_data| data == prev_data);
     if since_fits && data_fits {
         Chain::Intact
     } else {

@@ -27,10 +27,10 @@ use crate::store::{
 use crate::telemetry::metrics;
 use crate::upstream::{HostHandle, InFlight, Received};
 
-use super::account::{Account, Residents};
 use super::judge::{
     self, Candidate, Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting,
 };
+use super::residents::Residents;
 use super::rule::Rule;
 use super::rules::Chain;
 use super::signature::{self, Job};
@@ -179,7 +179,7 @@ impl Shard {
             options,
             inbox,
             outlets,
-            residents: Residents::new(options.resident_accounts),
+            residents: Residents::new(options.account_bytes, options.shards),
             parked: HashMap::new(),
             checks: Vec::with_capacity(BATCH),
             accepted: Vec::new(),
@@ -231,7 +231,7 @@ impl Shard {
         match work {
             Work::Event(received, memory) => {
                 let did = received.did.clone();
-                self.residents.count_use(&did);
+                self.residents.enter(&did);
                 self.arrive(
                     did,
                     Item::Event(Event {
@@ -384,7 +384,7 @@ impl Shard {
             return;
         };
         let repo = judge::repo_state(&candidate.facts, candidate.chain);
-        account.repo = Some(repo);
+        account.repo = Some(repo.into());
         let mut announce = None;
         match candidate.chain {
             Chain::Broken => {
@@ -575,8 +575,7 @@ impl Shard {
     fn learn(&mut self, did: &Did, answer: Answer) {
         match answer {
             Answer::Account(row) => {
-                let account = row.map(|row| Account::from_row(*row)).unwrap_or_default();
-                self.residents.insert(did.clone(), account);
+                self.residents.learn(did, row.map(|row| *row));
             }
             Answer::Identity { result, fresh } => self.learn_identity(did, result, fresh),
             Answer::Status(status) => self.learn_status(did, status),

@@ -8,11 +8,12 @@ use crate::atproto::cid::{Cid, Codec};
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, Message, Peek};
 use crate::atproto::key::VerifyingKey;
+use crate::atproto::tid::Tid;
 use crate::config::Validation;
 use crate::identity::{Identity, PdsHost};
-use crate::store::{HostId, LocalStatus, RepoState, UpstreamStatus};
+use crate::store::{HostId, LocalStatus, UpstreamStatus};
 use crate::upstream::{HostHandle, Received};
-use crate::verify::account::Account;
+use crate::verify::account::{Account, Mark, Tip};
 use crate::verify::judge::{
     Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting, bad_signature, judge,
     repo_state,
@@ -72,11 +73,10 @@ impl Scene {
         let rev = repo.rev().unwrap();
         let draft = repo.commit(&[Write::Put("com.example.note/new", "new")]);
         let mut scene = Self::of_frame(Kind::Commit, draft.frame(), host());
-        scene.account.repo = Some(RepoState {
+        scene.account.repo = Some(Tip {
             rev,
-            data: draft.prev_data.unwrap(),
-            commit: Cid::of(Codec::DagCbor, b"commit"),
-            desynchronized: false,
+            data: Mark::of(&draft.prev_data.unwrap()),
+            commit: Some(Cid::of(Codec::DagCbor, b"commit")),
         });
         scene
     }
@@ -235,7 +235,7 @@ pub const REFUSED: &[Case] = &[
     ),
     case("an old rev", Rule::RevOrder, |scene| {
         let repo = scene.account.repo.as_mut().unwrap();
-        repo.rev = crate::atproto::tid::Tid::from_micros(NOW_US, 0);
+        repo.rev = Tid::from_micros(NOW_US, 0);
     }),
 ];
 
@@ -256,6 +256,30 @@ fn nothing_is_judged_before_sql_was_asked() {
         judge(&scene.waiting, None, &scene.at).err(),
         Some(Obstacle::Ask(Question::Account))
     );
+}
+
+/// The last commit's CID is not kept of an account at rest; a `#sync` that repeats its rev asks SQL for it.
+#[test]
+fn a_sync_of_the_stored_rev_is_compared_with_the_stored_commit() {
+    let mut repo = Repo::filled();
+    let draft = repo.commit(&[]);
+    let rev = repo.rev().unwrap();
+    let asks = (None, Some(Question::Account));
+    let other = Cid::of(Codec::DagCbor, b"other");
+    let earlier = Tid::from_u64(rev.to_u64() - 1);
+    for (stored, commit, outcome) in [
+        (rev, None, asks),
+        (rev, Some(other), (Some(Rule::SyncConflict), None)),
+        (earlier, None, (None, None)),
+    ] {
+        let mut scene = Scene::of_frame(Kind::Sync, draft.sync_frame(), host());
+        scene.account.repo = Some(Tip {
+            rev: stored,
+            data: Mark::of(&other),
+            commit,
+        });
+        assert_eq!((scene.refused(), scene.asks()), outcome, "{commit:?}");
+    }
 }
 
 #[test]
@@ -431,7 +455,8 @@ fn a_broken_chain_passes_and_is_remembered() {
     for (broken, chain) in [(false, Chain::Intact), (true, Chain::Broken)] {
         let mut scene = Scene::commit();
         if broken {
-            scene.account.repo.as_mut().unwrap().data = Cid::of(Codec::DagCbor, b"other");
+            scene.account.repo.as_mut().unwrap().data =
+                Mark::of(&Cid::of(Codec::DagCbor, b"other"));
         }
         let Ok(Finding::Check(candidate)) = scene.judged() else {
             panic!("a commit to be checked");

@@ -54,7 +54,7 @@ impl Bench {
         };
         let options = Options {
             shards: 1,
-            resident_accounts: 10,
+            account_bytes: 1 << 20,
             identity_ttl: Duration::from_secs(3_600),
             status_interval: Duration::from_secs(60),
             validation: Validation::Strict,
