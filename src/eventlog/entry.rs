@@ -11,6 +11,8 @@ pub(super) const HEADER_BYTES: u64 = 64;
 /// The host of an event whose index entry was lost and rebuilt from its frame.
 pub const UNKNOWN_HOST: u32 = 0;
 
+/// Longest segment: far more than anyone configures, and still a length that files can have.
+pub(super) const MAX_SEGMENT_BYTES: u64 = 1 << 40;
 /// Longest WebSocket frame of the log: one from a host, whose sequence number may have grown by eight
 /// bytes.
 const LONGEST_FRAME: u32 = (MAX_FRAME_BYTES + 8 + wire::MAX_HEADER_BYTES) as u32;
@@ -112,7 +114,8 @@ impl Entry {
     /// that cannot be.
     fn is_possible(&self) -> bool {
         let held = self.state != State::Served || self.len <= LONGEST_FRAME;
-        held && self.offset.checked_add(self.len.into()).is_some()
+        let end = self.offset.checked_add(self.len.into());
+        held && end.is_some_and(|end| end <= MAX_SEGMENT_BYTES)
     }
 }
 
@@ -187,11 +190,10 @@ mod tests {
             ..entry()
         };
         assert_eq!(Entry::decode(&longer.encode()), None);
-        let beyond = Entry {
-            offset: u64::MAX,
-            ..entry()
-        };
-        assert_eq!(Entry::decode(&beyond.encode()), None);
+        for offset in [MAX_SEGMENT_BYTES, u64::MAX - 1_000, u64::MAX] {
+            let beyond = Entry { offset, ..entry() };
+            assert_eq!(Entry::decode(&beyond.encode()), None);
+        }
         // What holds the place of lost events may be longer than any frame.
         let lost = Entry {
             state: State::Damaged,

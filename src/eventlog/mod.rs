@@ -172,7 +172,10 @@ impl EventLog {
     pub fn open(options: LogOptions) -> Result<EventLog, LogError> {
         let mut options = options;
         let budget = options.max_bytes / MIN_SEGMENTS_IN_BUDGET;
-        options.segment_bytes = options.segment_bytes.min(budget).max(MIN_SEGMENT_BYTES);
+        options.segment_bytes = options
+            .segment_bytes
+            .min(budget)
+            .clamp(MIN_SEGMENT_BYTES, entry::MAX_SEGMENT_BYTES);
         let dir: Arc<Path> = Arc::from(options.dir.as_path());
         std::fs::create_dir_all(&dir).map_err(LogError::io("creating the log folder", &dir))?;
         let lock = recovery::lock_folder(&dir)?;
