@@ -15,6 +15,9 @@ const FILE_MODE: u32 = 0o640;
 /// Zeros written at a time where the file system cannot punch holes.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
+/// Bytes looked through at a time for what is not zero.
+const BYTES_PER_LOOK: usize = 64 * 1024;
+
 /// Faults that tests inject into the log's writes. Healthy until told otherwise.
 #[derive(Debug, Default)]
 pub struct Faults {
@@ -107,10 +110,6 @@ impl LogFile {
         Ok(LogFile { file, faults: None })
     }
 
-    pub fn len(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
-    }
-
     pub fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(out, offset)
     }
@@ -180,6 +179,36 @@ impl LogFile {
         }
         Ok(())
     }
+}
+
+/// Bytes from `from` up to the last one that is not zero: reserved space is not counted.
+pub(super) fn written_bytes(file: &File, from: u64) -> io::Result<u64> {
+    let mut block = vec![0; BYTES_PER_LOOK];
+    let (mut at, mut written) = (from, 0);
+    loop {
+        let read = read_up_to(file, &mut block, at)?;
+        if read == 0 {
+            return Ok(written);
+        }
+        if let Some(last) = block[..read].iter().rposition(|byte| *byte != 0) {
+            written = at - from + last as u64 + 1;
+        }
+        at += read as u64;
+    }
+}
+
+/// Reads what there is, up to the end of the file.
+pub(super) fn read_up_to(file: &File, out: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut read = 0;
+    while read < out.len() {
+        match file.read_at(&mut out[read..], offset + read as u64) {
+            Ok(0) => break,
+            Ok(count) => read += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(read)
 }
 
 /// Brings the entries of a folder (created, renamed, removed files) to stable storage.

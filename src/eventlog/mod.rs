@@ -14,13 +14,17 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
+use rustix::io::Errno;
 use tokio::sync::watch;
 
+mod audit;
 mod disk;
 mod entry;
+mod inspect;
 mod reader;
 mod recovery;
 mod redaction;
+mod repair;
 mod retention;
 mod segment;
 pub mod sequencer;
@@ -28,9 +32,13 @@ mod syncer;
 mod upkeep;
 pub mod wire;
 
+pub use audit::{Audit, Flaw, Wrong};
 pub use disk::Faults;
 pub use entry::{Entry, UNKNOWN_HOST};
+pub use inspect::{Event, Events, Fate, Folder, Summary};
 pub use reader::{Entries, ReadError, Reader};
+pub use recovery::Changes;
+pub use repair::{Repair, Repaired, repair};
 pub use sequencer::Append;
 
 use recovery::FolderLock;
@@ -99,6 +107,10 @@ pub enum LogError {
     },
     #[error("data folder {} already has a sequencer", .0.display())]
     SequencerRuns(PathBuf),
+    #[error("there is no folder {}; name the relay's data folder with --data-dir", .0.display())]
+    NoFolder(PathBuf),
+    #[error("folder {} holds no event log; name the relay's data folder with --data-dir", .0.display())]
+    NotALog(PathBuf),
 }
 
 fn owner_text(owner: &Option<u32>) -> String {
@@ -116,12 +128,15 @@ fn advice(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "; make it writable for this user, or choose another data folder"
         }
+        _ if Errno::from_io_error(error) == Some(Errno::IO) => {
+            "; the disk is failing: replace it, or have `atproto-relay log repair` give up what cannot be read"
+        }
         _ => "",
     }
 }
 
 impl LogError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
+    fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> LogError {
         move |source| LogError::Io {
             action,
             path: path.to_owned(),

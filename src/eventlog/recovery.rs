@@ -14,6 +14,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::disk::LogFile;
+use super::disk::{LogFile, read_up_to};
 use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES, State, UNKNOWN_HOST};
 use super::segment::{Segment, Writer, frames_path, index_path};
 use super::sequencer::now_us;
@@ -41,6 +42,10 @@ const NAME_DIGITS: usize = 20;
 /// Events that may be lost at the end of a segment before what lies before it is given up, too. Bounds
 /// what a foreign file name can make us write.
 const MAX_LOST: u64 = 1 << 20;
+/// No WebSocket frame of an event is shorter than a DID, a sequence number, a time and their names.
+const MIN_FRAME_BYTES: u64 = 64;
+/// Bytes looked through at a time for what is not zero.
+const BYTES_PER_LOOK: usize = 64 * 1024;
 /// Disks write whole sectors of at least this many bytes.
 const SECTOR: u64 = 512;
 /// Fewer zeros in the part of a sector that a frame has do not say that the sector was not written.
@@ -60,7 +65,7 @@ impl Drop for FolderLock {
 /// Takes the folder for this process.
 pub(super) fn lock_folder(dir: &Path) -> Result<FolderLock, LogError> {
     let path = dir.join(LOCK);
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -68,26 +73,41 @@ pub(super) fn lock_folder(dir: &Path) -> Result<FolderLock, LogError> {
         .mode(LOCK_MODE)
         .open(&path)
         .map_err(LogError::io("opening the lock", &path))?;
+    let mut lock = hold(file, dir)?;
+    // The process id is a courtesy to whoever meets the lock: a full disk does not keep us from it.
+    let _ = lock
+        .0
+        .set_len(0)
+        .and_then(|()| writeln!(lock.0, "{}", std::process::id()));
+    Ok(lock)
+}
+
+/// Keeps relays out of a folder without leaving anything in it. `None` where none has ever used it.
+pub(super) fn lock_for_a_look(dir: &Path) -> Result<Option<FolderLock>, LogError> {
+    let path = dir.join(LOCK);
+    match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(LogError::io("opening the lock", &path)(error)),
+        Ok(file) => hold(file, dir).map(Some),
+    }
+}
+
+fn hold(mut file: File, dir: &Path) -> Result<FolderLock, LogError> {
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
+        Ok(()) => Ok(FolderLock(file)),
         Err(Errno::WOULDBLOCK) => {
             let mut text = String::new();
             let owner = file
                 .read_to_string(&mut text)
                 .ok()
                 .and_then(|_| text.trim().parse().ok());
-            return Err(LogError::InUse {
+            Err(LogError::InUse {
                 dir: dir.to_owned(),
                 owner,
-            });
+            })
         }
-        Err(error) => return Err(LogError::io("locking", &path)(error.into())),
+        Err(error) => Err(LogError::io("locking", &dir.join(LOCK))(error.into())),
     }
-    // The process id is a courtesy to whoever meets the lock: a full disk does not keep us from it.
-    let _ = file
-        .set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
-    Ok(FolderLock(file))
 }
 
 /// A log that is ready to be read and appended to.
@@ -98,10 +118,16 @@ pub(super) struct Recovered {
 
 /// Finds the segments of a folder, repairs what must be, and opens the last one for appending.
 pub(super) fn recover(dir: &Arc<Path>, options: &LogOptions) -> Result<Recovered, LogError> {
-    let mut firsts = list(dir).map_err(LogError::io("reading the log folder", dir))?;
+    let listed = list(dir).map_err(LogError::io("reading the log folder", dir))?;
+    listed
+        .remove_leftovers(dir)
+        .map_err(LogError::io("removing what retention left in", dir))?;
+    let mut firsts = listed.segments();
     let last = firsts.pop().unwrap_or(1);
     let repair = |first, until| {
-        repair(dir, first, until).map_err(LogError::io("repairing", &frames_path(dir, first)))
+        check(dir, first, until, Unreadable::Refuse)
+            .and_then(|checked| checked.apply(dir))
+            .map_err(LogError::io("repairing", &frames_path(dir, first)))
     };
     let end = repair(last, None)?;
     let mut segments = VecDeque::from([Arc::new(Segment::new(dir.clone(), last, u64::MAX))]);
@@ -132,11 +158,18 @@ pub(super) fn recover(dir: &Arc<Path>, options: &LogOptions) -> Result<Recovered
     Ok(Recovered { segments, writer })
 }
 
-/// First sequence numbers of the segments in a folder, ascending. Removes indexes without frames, which
-/// an interrupted removal leaves.
-fn list(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut frames = Vec::new();
-    let mut indexes = Vec::new();
+/// The segments' files in a folder.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    /// First sequence numbers of those with frames, ascending.
+    frames: Vec<u64>,
+    /// Of indexes without frames, ascending.
+    indexes: Vec<u64>,
+}
+
+/// Looks for the segments of a folder; foreign files do not count.
+pub(super) fn list(dir: &Path) -> io::Result<Listed> {
+    let mut listed = Listed::default();
     for file in fs::read_dir(dir)? {
         let name = file?.file_name();
         let Some((stem, kind)) = name.to_str().and_then(|name| name.split_once('.')) else {
@@ -147,18 +180,55 @@ fn list(dir: &Path) -> io::Result<Vec<u64>> {
         };
         match kind {
             _ if stem.len() != NAME_DIGITS || !(1..SEQ_LIMIT).contains(&first) => {}
-            "seg" => frames.push(first),
-            "idx" => indexes.push(first),
+            "seg" => listed.frames.push(first),
+            "idx" => listed.indexes.push(first),
             _ => {}
         }
     }
-    frames.sort_unstable();
-    for first in indexes {
-        if frames.binary_search(&first).is_err() {
-            fs::remove_file(index_path(dir, first))?;
-        }
+    listed.frames.sort_unstable();
+    let frames = &listed.frames;
+    listed
+        .indexes
+        .retain(|first| frames.binary_search(first).is_err());
+    listed.indexes.sort_unstable();
+    Ok(listed)
+}
+
+impl Listed {
+    /// First sequence numbers of all segments, ascending, those whose frames are lost included.
+    pub fn segments(&self) -> Vec<u64> {
+        let mut firsts = [self.frames.clone(), self.lost_segments()].concat();
+        firsts.sort_unstable();
+        firsts
     }
-    Ok(frames)
+
+    /// Segments of which only the index is left. Retention removes the oldest first, so it was not it
+    /// that took their frames; their sequence numbers are given.
+    pub fn lost_segments(&self) -> Vec<u64> {
+        let lost = self
+            .indexes
+            .iter()
+            .filter(|first| !self.is_leftover(**first));
+        lost.copied().collect()
+    }
+
+    /// Indexes that an interrupted removal of the oldest segment left.
+    pub fn leftovers(&self) -> impl Iterator<Item = u64> {
+        let left = self
+            .indexes
+            .iter()
+            .filter(|first| self.is_leftover(**first));
+        left.copied()
+    }
+
+    fn is_leftover(&self, first: u64) -> bool {
+        self.frames.first().is_some_and(|oldest| first < *oldest)
+    }
+
+    pub fn remove_leftovers(&self, dir: &Path) -> io::Result<()> {
+        self.leftovers()
+            .try_for_each(|first| fs::remove_file(index_path(dir, first)))
+    }
 }
 
 /// True where an ended segment is as large as its name and its follower's say, and its frames reach as
@@ -178,52 +248,141 @@ fn is_whole(dir: &Path, first: u64, next: u64) -> bool {
 }
 
 /// Where a repaired segment ends.
-struct End {
-    next_seq: u64,
-    offset: u64,
+pub(super) struct End {
+    pub next_seq: u64,
+    pub offset: u64,
 }
 
-/// Checks every event of a segment and writes its index anew where that differs. `until` is where the
-/// next segment begins, if there is one: events that are missing up to there hold their place.
-fn repair(dir: &Path, first: u64, until: Option<u64>) -> io::Result<End> {
-    let frames = LogFile::open(&frames_path(dir, first), None)?;
-    let index = LogFile::open(&index_path(dir, first), None)?;
-    let found = Index::read(&index, first)?;
-    let len = frames.len()?;
+/// How a segment's index differs from the entries that stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// The header is written anew.
+    pub header: bool,
+    /// Entries made anew from their frames.
+    pub rebuilt: u64,
+    /// Events that are lost, and that readers skip from now on.
+    pub damaged: Vec<u64>,
+    /// Entries cut from the end, whose frames were never written whole.
+    pub cut: u64,
+}
+
+/// What to make of frames that the disk does not give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// A start does not decide that they are lost.
+    Refuse,
+    Mark,
+}
+
+/// A segment as it was found, and the entries that stand.
+pub(super) struct Checked {
+    first: u64,
+    found: Index,
+    pub entries: Vec<Entry>,
+    frames_len: u64,
+}
+
+/// Checks every event of a segment. `until` is where the next segment begins, if there is one: events
+/// that are missing up to there hold their place.
+pub(super) fn check(
+    dir: &Path,
+    first: u64,
+    until: Option<u64>,
+    unreadable: Unreadable,
+) -> io::Result<Checked> {
+    let frames = open_if_there(&frames_path(dir, first))?;
+    let found = Index::read(open_if_there(&index_path(dir, first))?, first)?;
+    let frames_len = match &frames {
+        Some(file) => file.metadata()?.len(),
+        None => 0,
+    };
     let check = Check {
-        frames: &frames,
-        len,
+        frames: frames.as_ref(),
+        len: frames_len,
         first,
         until,
         index: &found,
+        unreadable,
     };
-    let checked = check.run()?;
-    let offset = checked.last().map_or(0, Entry::end);
-    let next_seq = first + checked.len() as u64;
-    if checked
-        .iter()
-        .map(Some)
-        .ne(found.slots.iter().map(Slot::entry))
-        || !found.has_header
-    {
-        // A new segment has neither.
-        if len > 0 || !found.slots.is_empty() {
-            tracing::warn!(
-                segment = %frames_path(dir, first).display(),
-                "the index was not whole; events up to seq {} stand", next_seq - 1
-            );
-        }
-        let mut bytes = entry::header(first).to_vec();
-        checked
-            .iter()
-            .for_each(|entry| bytes.extend_from_slice(&entry.encode()));
-        index.write_all_at(&bytes, 0)?;
+    let entries = check.run()?;
+    Ok(Checked {
+        first,
+        found,
+        entries,
+        frames_len,
+    })
+}
+
+fn open_if_there(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
     }
-    index.set_len(entry::position(first, next_seq))?;
-    frames.set_len(offset)?;
-    frames.sync_data()?;
-    index.sync_data()?;
-    Ok(End { next_seq, offset })
+}
+
+impl Checked {
+    /// Where the segment ends.
+    pub fn end(&self) -> End {
+        End {
+            next_seq: self.first + self.entries.len() as u64,
+            offset: self.entries.last().map_or(0, Entry::end),
+        }
+    }
+
+    /// What is to be changed.
+    pub fn changes(&self) -> Changes {
+        let mut changes = Changes {
+            header: !self.found.has_header,
+            rebuilt: 0,
+            damaged: Vec::new(),
+            cut: self.found.slots.len().saturating_sub(self.entries.len()) as u64,
+        };
+        for (at, entry) in self.entries.iter().enumerate() {
+            if self.found.slots.get(at).and_then(Slot::entry) == Some(entry) {
+                continue;
+            }
+            match entry.state {
+                State::Damaged => changes.damaged.push(entry.seq),
+                State::Served | State::Redacted => changes.rebuilt += 1,
+            }
+        }
+        changes
+    }
+
+    /// True where there are neither frames nor entries.
+    pub fn is_new(&self) -> bool {
+        self.frames_len == 0 && self.found.slots.is_empty() && self.entries.is_empty()
+    }
+
+    fn is_index_whole(&self) -> bool {
+        let found = self.found.slots.iter().map(Slot::entry);
+        self.found.has_header && self.entries.iter().map(Some).eq(found)
+    }
+
+    /// Writes the index anew where it differs, and cuts what lies behind the last event.
+    pub fn apply(&self, dir: &Path) -> io::Result<End> {
+        let frames = LogFile::open(&frames_path(dir, self.first), None)?;
+        let index = LogFile::open(&index_path(dir, self.first), None)?;
+        let end = self.end();
+        if !self.is_index_whole() {
+            if !self.is_new() {
+                tracing::warn!(
+                    segment = %frames_path(dir, self.first).display(),
+                    "the index was not whole; events up to seq {} stand", end.next_seq - 1
+                );
+            }
+            let mut bytes = entry::header(self.first).to_vec();
+            self.entries
+                .iter()
+                .for_each(|entry| bytes.extend_from_slice(&entry.encode()));
+            index.write_all_at(&bytes, 0)?;
+        }
+        index.set_len(entry::position(self.first, end.next_seq))?;
+        frames.set_len(end.offset)?;
+        frames.sync_data()?;
+        index.sync_data()?;
+        Ok(end)
+    }
 }
 
 /// True where a frame, which begins at `offset` in its file, lacks one of the sectors it lies in: new
@@ -259,9 +418,11 @@ impl Slot {
 }
 
 impl Index {
-    fn read(file: &LogFile, first: u64) -> io::Result<Index> {
-        let mut bytes = vec![0; file.len()? as usize];
-        file.read_exact_at(&mut bytes, 0)?;
+    fn read(file: Option<File>, first: u64) -> io::Result<Index> {
+        let mut bytes = Vec::new();
+        if let Some(mut file) = file {
+            file.read_to_end(&mut bytes)?;
+        }
         let header = &bytes[..bytes.len().min(HEADER_BYTES as usize)];
         let has_header = header == entry::header(first);
         let rest = bytes.get(HEADER_BYTES as usize..).unwrap_or_default();
@@ -286,11 +447,13 @@ impl Index {
 
 /// The check of a segment's frames against its index.
 struct Check<'a> {
-    frames: &'a LogFile,
+    /// `None` where they are lost.
+    frames: Option<&'a File>,
     len: u64,
     first: u64,
     until: Option<u64>,
     index: &'a Index,
+    unreadable: Unreadable,
 }
 
 /// How a frame compares with its entry.
@@ -322,7 +485,8 @@ impl Check<'_> {
                     }
                 }
                 _ => {
-                    entries.push(match self.rebuild(at, self.first + entries.len() as u64)? {
+                    let seq = self.first + entries.len() as u64;
+                    entries.push(match self.rebuild(at, seq..=seq)? {
                         Some(entry) => entry,
                         None => self.placeholder(at, entries.len()),
                     });
@@ -343,13 +507,8 @@ impl Check<'_> {
 
     /// The index is gone: as many events as the frames yield.
     fn rebuild_all(&self, entries: &mut Vec<Entry>) -> io::Result<()> {
-        loop {
-            let at = entries.last().map_or(0, Entry::end);
-            match self.rebuild(at, self.first + entries.len() as u64)? {
-                Some(entry) => entries.push(entry),
-                None => return Ok(()),
-            }
-        }
+        while self.rebuild_next(entries, u64::MAX)? {}
+        Ok(())
     }
 
     /// The segment is known to have held `count` events: what the frames do not yield is lost, and its
@@ -358,27 +517,79 @@ impl Check<'_> {
         if count.saturating_sub(entries.len() as u64) > MAX_LOST {
             return Ok(());
         }
-        let count = count as usize;
-        entries.truncate(count);
-        while entries.len() < count {
-            let at = entries.last().map_or(0, Entry::end);
-            entries.push(match self.rebuild(at, self.first + entries.len() as u64)? {
-                Some(entry) => entry,
-                None => self.placeholder(at, entries.len()),
-            });
+        entries.truncate(count as usize);
+        while (entries.len() as u64) < count {
+            if !self.rebuild_next(entries, self.first + count - 1)? {
+                let at = entries.last().map_or(0, Entry::end);
+                entries.push(self.placeholder(at, entries.len()));
+            }
         }
         Ok(())
+    }
+
+    /// Adds the next event that the frames yield, and holds the places of those that were punched out
+    /// before it. False where there is none up to `last`.
+    fn rebuild_next(&self, entries: &mut Vec<Entry>, last: u64) -> io::Result<bool> {
+        let at = entries.last().map_or(0, Entry::end);
+        let seq = self.first + entries.len() as u64;
+        if let Some(entry) = self.rebuild(at, seq..=seq)? {
+            entries.push(entry);
+            return Ok(true);
+        }
+        // Whole frames are punched out, so that what follows the zeros is the beginning of a frame.
+        let Some(zeros) = self.zeros(at)? else {
+            return Ok(false);
+        };
+        let most = zeros / MIN_FRAME_BYTES;
+        let last = last.min(seq.saturating_add(most));
+        let Some(entry) = self.rebuild(at + zeros, seq + 1..=last)? else {
+            return Ok(false);
+        };
+        let mut at = at;
+        for lost in seq..entry.seq {
+            let mut place = self.placeholder(at, (lost - self.first) as usize);
+            place.len = u32::try_from(entry.offset - at).unwrap_or(0);
+            at = place.end();
+            entries.push(place);
+        }
+        entries.push(entry);
+        Ok(true)
+    }
+
+    /// How many zeros there are from `at` on; `None` where they reach to the end of the file.
+    fn zeros(&self, at: u64) -> io::Result<Option<u64>> {
+        let Some(frames) = self.frames else {
+            return Ok(None);
+        };
+        let mut block = vec![0; BYTES_PER_LOOK];
+        let mut from = at;
+        loop {
+            let read = read_up_to(frames, &mut block, from)?;
+            if let Some(end) = block[..read].iter().position(|byte| *byte != 0) {
+                return Ok(Some(from - at + end as u64));
+            }
+            if read == 0 {
+                return Ok(None);
+            }
+            from += read as u64;
+        }
     }
 
     fn compare(&self, entry: &Entry, buffer: &mut Vec<u8>) -> io::Result<Verdict> {
         if entry.state != State::Served {
             return Ok(Verdict::Good);
         }
+        let Some(frames) = self.frames else {
+            return Ok(Verdict::Damaged);
+        };
         if entry.end() > self.len {
             return Ok(Verdict::Unwritten);
         }
         buffer.resize(entry.len as usize, 0);
-        self.frames.read_exact_at(buffer, entry.offset)?;
+        match frames.read_exact_at(buffer, entry.offset) {
+            Err(_) if self.unreadable == Unreadable::Mark => return Ok(Verdict::Damaged),
+            other => other?,
+        }
         if crc32fast::hash(buffer) == entry.frame_crc {
             return Ok(Verdict::Good);
         }
@@ -388,12 +599,15 @@ impl Check<'_> {
         Ok(Verdict::Damaged)
     }
 
-    /// The entry of the frame at `at`, made from the frame itself. Nothing vouches for its bytes but
-    /// their own structure and hashes, so both must hold.
-    fn rebuild(&self, at: u64, seq: u64) -> io::Result<Option<Entry>> {
+    /// The entry of the frame at `at`, whose number is one of `seqs`, made from the frame itself.
+    /// Nothing vouches for its bytes but their own structure and hashes, so both must hold.
+    fn rebuild(&self, at: u64, seqs: RangeInclusive<u64>) -> io::Result<Option<Entry>> {
+        let Some(frames) = self.frames else {
+            return Ok(None);
+        };
         let mut header = [0; wire::MAX_HEADER_BYTES];
         let there = self.len.saturating_sub(at).min(header.len() as u64) as usize;
-        self.frames.read_exact_at(&mut header[..there], at)?;
+        frames.read_exact_at(&mut header[..there], at)?;
         let Some((header_len, length)) = wire::read_header(&header[..there]) else {
             return Ok(None);
         };
@@ -402,14 +616,14 @@ impl Check<'_> {
             return Ok(None);
         }
         let mut bytes = vec![0; (end - at) as usize];
-        self.frames.read_exact_at(&mut bytes, at)?;
+        frames.read_exact_at(&mut bytes, at)?;
         let frame = &bytes[header_len..];
-        let facts = Facts::of(frame).filter(|facts| facts.seq == seq && is_sound(frame));
+        let facts = Facts::of(frame).filter(|facts| seqs.contains(&facts.seq) && is_sound(frame));
         let Some(facts) = facts else {
             return Ok(None);
         };
         Ok(Some(Entry {
-            seq,
+            seq: facts.seq,
             host: UNKNOWN_HOST,
             upstream_seq: 0,
             did_hash: facts.did.hash64(),

@@ -25,7 +25,7 @@ const JOURNAL_MODE: u32 = 0o640;
 const ENTRIES_PER_READ: u64 = 4096;
 
 /// Redactions that hold but are not yet marked in the index.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Redactions {
     path: PathBuf,
     /// By `Did::hash64`.
@@ -62,7 +62,7 @@ impl EventLog {
 
     /// Redactions that hold for readers but are not yet punched out.
     pub fn redactions_pending(&self) -> usize {
-        self.shared.redactions.count.load(Ordering::Acquire)
+        self.shared.redactions.pending()
     }
 }
 
@@ -117,6 +117,19 @@ impl Redactions {
         file.write_all(line.as_bytes())?;
         file.sync_data()?;
         self.path.parent().map_or(Ok(()), sync_folder)
+    }
+
+    /// How many there are.
+    pub fn pending(&self) -> usize {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// True where a pending redaction may be the one that takes out this event, of which nothing but
+    /// the entry is left.
+    pub fn may_cover(&self, entry: &Entry) -> bool {
+        let pending = self.pending.read().unwrap_or_else(PoisonError::into_inner);
+        let candidates = pending.get(&entry.did_hash).map_or(&[][..], Vec::as_slice);
+        candidates.iter().any(|it| it.up_to >= entry.seq)
     }
 
     /// True where a pending redaction takes out this event.

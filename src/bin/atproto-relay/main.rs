@@ -7,6 +7,7 @@ mod config_args;
 mod failure;
 mod firehose;
 mod hosts;
+mod log;
 mod man;
 mod output;
 mod progress;
@@ -64,6 +65,9 @@ enum Command {
     /// Work with lists of hosts
     #[command(subcommand)]
     Hosts(hosts::HostsCommand),
+    /// Look into the event log of a data folder, check it, mend it
+    #[command(subcommand, long_about = log::LONG_ABOUT)]
+    Log(log::LogCommand),
     /// Print the completions of a shell
     #[command(after_help = completions::EXAMPLES)]
     Completions(completions::CompletionsArgs),
@@ -78,6 +82,7 @@ fn main() -> ExitCode {
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Firehose(args) => firehose::run(&args),
         Command::Hosts(command) => hosts::run(&command),
+        Command::Log(command) => log::run(&command),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     };
