@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use atproto_relay::devnet::faults::{Fault, FaultPlan};
 use atproto_relay::devnet::load::{
-    FLOOD_QUOTA, LoadOptions, Measured, Patience, Prepared, ProcessOptions, RelayProcess, Swarm,
-    Target, Usage, relay_beside_us, run as run_load,
+    Crowd, FLOOD_QUOTA, LoadOptions, Measured, Patience, Prepared, ProcessOptions, RelayProcess,
+    Swarm, Target, Usage, relay_beside_us, run as run_load, unlimited,
 };
 use atproto_relay::devnet::scrape::Samples;
 use atproto_relay::devnet::scratch::Scratch;
@@ -24,8 +24,6 @@ const BYTES_PER_EVENT: u64 = 5_700;
 const MAX_PREPARED_BYTES: u64 = 64 << 30;
 /// How long a relay may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(30);
-/// A limit that holds nothing back.
-const UNLIMITED: &str = "1000000000";
 /// `--fault` for every fault.
 const ALL_FAULTS: &str = "all";
 
@@ -67,6 +65,12 @@ pub struct Options {
     /// Records in every repository before the run.
     #[arg(long, default_value_t = 500, value_name = "N")]
     records: usize,
+    /// Consumers beside the one that checks; they read and throw away.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    consumers: usize,
+    /// How many of those consumers read far too slowly.
+    #[arg(long, default_value_t = 0, value_name = "N", requires = "consumers")]
+    slow_consumers: usize,
     /// Seeds accounts, events and faults.
     #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     seed: u64,
@@ -122,6 +126,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
 impl Options {
     fn load(&self) -> anyhow::Result<LoadOptions> {
+        if self.slow_consumers > self.consumers {
+            bail!("--slow-consumers says how many of the --consumers are slow: it cannot be more");
+        }
         let timed = self
             .duration
             .map(|seconds| self.rate as usize * seconds as usize);
@@ -163,6 +170,24 @@ impl Options {
             .collect::<Result<_, _>>()?)
     }
 
+    async fn crowd(&self, firehose: &str) -> anyhow::Result<Crowd> {
+        Crowd::start(firehose, self.consumers, self.slow_consumers)
+            .await
+            .context("the relay has to take all consumers")
+    }
+
+    fn say_of(&self, crowd: &Crowd) {
+        if self.consumers > 0 {
+            eprintln!(
+                "{} more consumers, {} of them slow, read {} MB; {} were cut",
+                self.consumers,
+                self.slow_consumers,
+                crowd.bytes() >> 20,
+                crowd.cut()
+            );
+        }
+    }
+
     fn print(&self, prepared: &Prepared, measured: &Measured) {
         let (p50, p99) = (prepared.frame_size(50.0), prepared.frame_size(99.0));
         if self.json {
@@ -195,6 +220,9 @@ impl Options {
             "eventsPerSecond": measured.rate(),
             "relayCpuSeconds": measured.usage.map(|usage| usage.cpu_seconds),
             "relayCpuMicrosPerEvent": measured.cpu_per_event().map(|time| time.as_secs_f64() * 1e6),
+            "loadCpuSeconds": measured.own_cpu_seconds,
+            "consumers": self.consumers,
+            "slowConsumers": self.slow_consumers,
             "verificationMicros": measured.yardstick.as_secs_f64() * 1e6,
             "verificationsPerEvent": measured.ratio(),
             "relayResidentBytes": measured.usage.map(|usage| usage.resident),
@@ -230,18 +258,7 @@ async fn against_child(
     swarm: &Swarm,
 ) -> anyhow::Result<Measured> {
     let scratch = Scratch::new("atproto-load").context("a temporary folder")?;
-    let limits = [
-        "accounts",
-        "trusted-accounts",
-        "events-per-second",
-        "events-per-hour",
-        "events-per-day",
-    ];
-    let mut arguments: Vec<OsString> = limits
-        .iter()
-        .flat_map(|limit| [format!("--limit-{limit}").into(), UNLIMITED.into()])
-        .collect();
-    arguments.extend(["--identity-directory-rate", "1000000"].map(OsString::from));
+    let mut arguments = unlimited(options.consumers);
     arguments.extend(options.relay_arg.iter().cloned());
     let relay = RelayProcess::start(
         ProcessOptions {
@@ -265,6 +282,7 @@ async fn against_child(
             .change_limits(flooding.trim_start_matches("http://"), FLOOD_QUOTA)
             .await?;
     }
+    let crowd = options.crowd(&relay.firehose()).await?;
     let usage = || relay.usage();
     let target = Target {
         firehose: relay.firehose(),
@@ -283,6 +301,7 @@ async fn against_child(
     if let Ok(samples) = Samples::scrape(&relay.metrics_url()).await {
         eprintln!("dropped by the relay: {:?}", samples.drops());
     }
+    options.say_of(&crowd);
     relay.end(START_PATIENCE).await?;
     Ok(measured)
 }
@@ -318,7 +337,11 @@ async fn against_running(
         subscribe: Duration::from_secs(600),
         ..Patience::default()
     };
-    Ok(run_load(prepared, swarm, target, options.rate.into(), patience, &say).await?)
+    swarm.subscribed(patience.subscribe).await?;
+    let crowd = options.crowd(&target.firehose).await?;
+    let measured = run_load(prepared, swarm, target, options.rate.into(), patience, &say).await?;
+    options.say_of(&crowd);
+    Ok(measured)
 }
 
 fn say(part: &str) {

@@ -3,6 +3,8 @@
 //! time to firehose, memory. Everything that comes out is checked against what must.
 
 mod account;
+mod crowd;
+mod metronome;
 mod prepare;
 mod process;
 mod record;
@@ -15,8 +17,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use crowd::{Crowd, CrowdError};
 pub use prepare::Prepared;
-pub use process::{ProcessError, ProcessOptions, RelayProcess, Usage, relay_beside_us};
+pub use process::{ProcessError, ProcessOptions, RelayProcess, Usage, relay_beside_us, unlimited};
 pub use swarm::{Swarm, SwarmError};
 pub use yardstick::Yardstick;
 
@@ -96,6 +99,8 @@ pub struct Measured {
     pub elapsed: Duration,
     /// What the relay used for them, and its memory at the end.
     pub usage: Option<Usage>,
+    /// CPU time of this process meanwhile, where it can be told: hosts, directory, consumers, checks.
+    pub own_cpu_seconds: Option<f64>,
     /// CPU time of one libsecp256k1 verification.
     pub yardstick: Duration,
     pub latencies: Latencies,
@@ -144,6 +149,13 @@ impl fmt::Display for Measured {
                 "relay memory      {} MB resident, {} MB at most",
                 usage.resident >> 20,
                 usage.resident_peak >> 20
+            )?;
+        }
+        if let Some(own) = self.own_cpu_seconds {
+            writeln!(
+                f,
+                "load CPU          {own:.2} s, {:.0} % of one core",
+                own / self.elapsed.as_secs_f64() * 100.0
             )?;
         }
         writeln!(
@@ -196,6 +208,7 @@ pub async fn run(
         .await?;
     progress("running");
     let before = target.usage.map(|usage| usage());
+    let own_before = Usage::of(std::process::id());
     let yardstick = Yardstick::start();
     let start = Instant::now();
     swarm.play(prepared, rate, &consumer).await?;
@@ -208,6 +221,9 @@ pub async fn run(
             ..after
         }
     });
+    let own_cpu_seconds = own_before
+        .zip(Usage::of(std::process::id()))
+        .map(|(before, after)| after.cpu_seconds - before.cpu_seconds);
     let yardstick = tokio::task::spawn_blocking(|| yardstick.stop()).await?;
     let outcome = consumer.stop().await;
     let events = outcome.checker.complete().saturating_sub(introduced);
@@ -219,6 +235,7 @@ pub async fn run(
         events,
         elapsed,
         usage,
+        own_cpu_seconds,
         yardstick,
         latencies: outcome.latencies,
         checker: outcome.checker,

@@ -15,6 +15,8 @@ use serde_json::json;
 const ADMIN_PASSWORD: &str = "devnet";
 /// Pause between two looks at whether the relay answers.
 const READY_POLL: Duration = Duration::from_millis(10);
+/// Consumers let in beside those that a load announces: the one that checks, and its reconnects.
+const SPARE_CONSUMERS: usize = 50;
 /// Clock ticks of `utime` and `stime` in /proc/PID/stat per second: USER_HZ, 100 on every Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -90,6 +92,27 @@ pub fn relay_beside_us() -> PathBuf {
     std::env::current_exe()
         .map(|own| own.with_file_name(&name))
         .unwrap_or_else(|_| name.into())
+}
+
+/// Arguments with which a relay holds nothing back from so many consumers: its limits are not what a
+/// load measures.
+pub fn unlimited(consumers: usize) -> Vec<OsString> {
+    let limits = [
+        "--limit-accounts",
+        "--limit-trusted-accounts",
+        "--limit-events-per-second",
+        "--limit-events-per-hour",
+        "--limit-events-per-day",
+    ];
+    let consumers = (consumers + SPARE_CONSUMERS).to_string();
+    limits
+        .into_iter()
+        .flat_map(|limit| [limit, "1000000000"])
+        .chain(["--identity-directory-rate", "1000000"])
+        .chain(["--max-consumers", &consumers])
+        .chain(["--max-consumers-per-ip", &consumers])
+        .map(OsString::from)
+        .collect()
 }
 
 impl RelayProcess {

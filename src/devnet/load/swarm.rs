@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::account::Profile;
+use super::metronome::Metronome;
 use super::prepare::{Act, Due, Prepared};
 use crate::devnet::check::{Consumer, WaitError};
 use crate::devnet::feed::{Feed, Step, Stopwatch};
@@ -134,12 +135,29 @@ impl Swarm {
         rate: f64,
         consumer: &Consumer,
     ) -> Result<(), SwarmError> {
-        let start = Instant::now();
         let scripts = self.hosts.iter().zip(&prepared.scripts).enumerate();
-        let hosts = scripts.map(|(host, ((feed, _), script))| {
-            play_host(host as u32, feed, script, start, rate, consumer)
-        });
-        futures_util::future::try_join_all(hosts).await.map(|_| ())
+        let mut players: Vec<Player<'_>> = scripts
+            .map(|(host, ((feed, _), script))| Player {
+                host: host as u32,
+                feed,
+                script,
+                consumer,
+            })
+            .collect();
+        if rate <= 0.0 {
+            let all = players.iter_mut().map(|player| player.play(usize::MAX));
+            return futures_util::future::try_join_all(all).await.map(|_| ());
+        }
+        let metronome = Metronome::start(rate);
+        let start = Instant::now();
+        while players.iter().any(|player| !player.script.is_empty()) {
+            metronome.tick().await;
+            let due = (start.elapsed().as_secs_f64() * rate) as usize;
+            for player in &mut players {
+                player.play(due).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends the connections to every host; subscribers come back with their cursors.
@@ -158,38 +176,30 @@ impl Drop for Swarm {
     }
 }
 
-async fn play_host(
+/// A host and what it has yet to do.
+struct Player<'a> {
     host: u32,
-    feed: &Feed,
-    script: &[Due],
-    start: Instant,
-    rate: f64,
-    consumer: &Consumer,
-) -> Result<(), SwarmError> {
-    let due = |place: usize| {
-        if rate > 0.0 {
-            start + Duration::from_secs_f64(place as f64 / rate)
-        } else {
-            start
+    feed: &'a Feed,
+    script: &'a [Due],
+    consumer: &'a Consumer,
+}
+
+impl Player<'_> {
+    /// Does what is due up to a place of the run.
+    async fn play(&mut self, place: usize) -> Result<(), SwarmError> {
+        while let Some(next) = self.script.first().filter(|next| next.place <= place) {
+            if let Act::Restart { complete } = next.act {
+                restart(self.host, self.feed, complete, self.consumer).await?;
+                self.script = &self.script[1..];
+                continue;
+            }
+            let ready = self.script.iter().take_while(|next| next.place <= place);
+            let steps: Vec<Step> = ready.map_while(|next| step(&next.act)).collect();
+            self.script = &self.script[steps.len()..];
+            self.feed.extend(steps);
         }
-    };
-    let mut at = 0;
-    while let Some(next) = script.get(at) {
-        tokio::time::sleep_until(due(next.place)).await;
-        if let Act::Restart { complete } = next.act {
-            restart(host, feed, complete, consumer).await?;
-            at += 1;
-            continue;
-        }
-        let now = Instant::now();
-        let ready = script[at..]
-            .iter()
-            .take_while(|next| due(next.place) <= now);
-        let steps: Vec<Step> = ready.map_while(|next| step(&next.act)).collect();
-        at += steps.len();
-        feed.extend(steps);
+        Ok(())
     }
-    Ok(())
 }
 
 fn step(act: &Act) -> Option<Step> {
