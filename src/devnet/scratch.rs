@@ -10,8 +10,13 @@ pub struct Scratch(PathBuf);
 impl Scratch {
     /// A new, empty folder in the system's folder for temporary files, readable by its owner alone.
     pub fn new(name: &str) -> io::Result<Scratch> {
+        Scratch::new_in(&std::env::temp_dir(), name)
+    }
+
+    /// A new, empty folder in another one, readable by its owner alone.
+    pub fn new_in(folder: &Path, name: &str) -> io::Result<Scratch> {
         loop {
-            let path = std::env::temp_dir().join(format!(
+            let path = folder.join(format!(
                 "{name}-{}-{:08x}",
                 std::process::id(),
                 fastrand::u32(..)
