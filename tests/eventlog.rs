@@ -5,7 +5,7 @@ mod event;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, IoSlice};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Kind};
 use atproto_relay::eventlog::{
-    Append, Durability, EventLog, Faults, Health, LogOptions, ReadError, UNKNOWN_HOST,
+    Append, Durability, EventLog, Faults, Health, LogOptions, Offer, ReadError, UNKNOWN_HOST,
 };
 use bytes::BytesMut;
 use event::{Event, RunningLog, did, eventually, quick_folder};
@@ -208,21 +208,81 @@ fn a_reader_waits_for_the_next_event() {
 }
 
 #[tokio::test]
-async fn async_reads_equal_blocking_ones() {
+async fn frames_taken_in_pieces_of_any_size_are_the_log_as_it_lies() {
     let folder = tempfile::tempdir().expect("a folder");
-    let log = RunningLog::open(options(folder.path(), 1 << 20));
+    let log = RunningLog::open(options(folder.path(), 1 << 16));
     let all = events(1, 400);
     log.append(&all);
+    for room in [1, 7, 500, 5000, 1 << 20] {
+        let mut reader = log.log.reader(1);
+        let mut out = Vec::new();
+        loop {
+            let offer = reader.offer(5000, |frames| {
+                let offered: Vec<u8> = frames.iter().flat_map(|part| part.to_vec()).collect();
+                let taken = offered.len().min(room);
+                out.extend_from_slice(&offered[..taken]);
+                Ok(taken)
+            });
+            match offer.expect("readable") {
+                Offer::Taken(taken) => assert!((1..=room).contains(&taken)),
+                Offer::Cold => reader.warm(5000).await.expect("readable"),
+                Offer::Nothing => break,
+                Offer::Refused(error) => panic!("nobody refused: {error}"),
+            }
+        }
+        assert!(out == wire(1, &all), "in pieces of {room}");
+        assert_eq!((reader.position(), reader.events()), (401, 400));
+        assert!(!reader.is_inside_frame());
+    }
+}
+
+#[test]
+fn what_was_refused_is_offered_again_and_counts_for_nothing() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 1 << 20));
+    let all = events(1, 3);
+    log.append(&all);
     let mut reader = log.log.reader(1);
+    let full = |_: &[IoSlice<'_>]| Err(io::ErrorKind::WouldBlock.into());
+    for _ in 0..2 {
+        let offer = reader.offer(1 << 20, full).expect("readable");
+        assert!(matches!(offer, Offer::Refused(_)), "{offer:?}");
+        assert_eq!((reader.position(), reader.events()), (1, 0));
+    }
     let mut out = BytesMut::new();
-    while reader
-        .read(&mut out, 5000)
-        .await
-        .expect("readable")
-        .is_some()
-    {}
+    reader.next(&mut out, 1 << 20).expect("readable");
     assert!(out == wire(1, &all));
-    assert_eq!((reader.position(), reader.events()), (401, 400));
+}
+
+#[test]
+fn the_rest_of_a_frame_does_not_go_out_after_its_redaction() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 1 << 20));
+    let all: Vec<_> = (1..=6)
+        .map(|n| Event::identity(1 + n % 2, 300, n as i64))
+        .collect();
+    log.append(&all);
+    let [mut inside, mut between] = [log.log.reader(1), log.log.reader(1)];
+    let first = all[0].wire(1).len();
+    for (reader, taken) in [(&mut inside, first + 10), (&mut between, first)] {
+        let offer = reader.offer(1 << 20, |_| Ok(taken)).expect("readable");
+        assert!(matches!(offer, Offer::Taken(_)));
+        assert_eq!((reader.position(), reader.events()), (2, 1));
+    }
+    let account = Did::parse(&all[1].did).expect("a DID");
+    log.log.redact(&account, 6).expect("redacts");
+    let error = inside
+        .offer(1 << 20, |_| panic!("offered after the redaction"))
+        .expect_err("cannot go on");
+    assert!(matches!(error, ReadError::Redacted { seq: 2 }), "{error}");
+    let mut out = BytesMut::new();
+    while between.next(&mut out, 1 << 20).expect("readable").is_some() {}
+    let kept = [3, 5].map(|seq| all[seq as usize - 1].wire(seq)).concat();
+    assert!(out == kept);
+    eventually("the punching", || log.log.redactions_pending() == 0);
+    inside
+        .offer(1 << 20, |_| panic!("offered after the punching"))
+        .expect_err("cannot go on");
 }
 
 #[test]

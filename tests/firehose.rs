@@ -6,6 +6,7 @@ mod event;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
+use atproto_relay::api::listener::{self, ListenerOptions};
 use atproto_relay::atproto::frame::{self, Message as FrameMessage};
 use atproto_relay::dial::PRODUCT;
 use atproto_relay::eventlog::LogOptions;
@@ -20,6 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, http};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_util::sync::CancellationToken;
 
 type Client = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
@@ -37,6 +39,14 @@ impl Relay {
     }
 
     async fn with(options: FirehoseOptions, segment_bytes: u64) -> Relay {
+        Relay::behind(ListenerOptions::default(), options, segment_bytes).await
+    }
+
+    async fn behind(
+        listening: ListenerOptions,
+        options: FirehoseOptions,
+        segment_bytes: u64,
+    ) -> Relay {
         let folder = quick_folder();
         let running = RunningLog::open(LogOptions {
             segment_bytes,
@@ -45,9 +55,12 @@ impl Relay {
         let firehose = Firehose::new(running.log.clone(), options);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("an address");
-        let service =
-            firehose::router(firehose.clone()).into_make_service_with_connect_info::<SocketAddr>();
-        tokio::spawn(async move { axum::serve(listener, service).await });
+        tokio::spawn(listener::serve(
+            listener,
+            firehose::router(firehose.clone()),
+            listening,
+            CancellationToken::new(),
+        ));
         Relay {
             running,
             firehose,
@@ -570,7 +583,12 @@ async fn a_cold_log_is_served_like_a_warm_one() {
         "ws://{}{SUBSCRIBE_REPOS}?cursor=0",
         listener.local_addr().expect("an address")
     );
-    tokio::spawn(async move { axum::serve(listener, firehose::router(firehose)).await });
+    tokio::spawn(listener::serve(
+        listener,
+        firehose::router(firehose),
+        ListenerOptions::default(),
+        CancellationToken::new(),
+    ));
     for entry in std::fs::read_dir(folder.path()).expect("the folder") {
         let file = std::fs::File::open(entry.expect("a file").path()).expect("a file");
         let advice = rustix::fs::Advice::DontNeed;

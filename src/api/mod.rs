@@ -6,6 +6,7 @@ mod admin;
 mod auth;
 mod error;
 mod input;
+pub mod listener;
 mod operations;
 mod pages;
 mod sync;

@@ -28,6 +28,7 @@ mod repair;
 mod retention;
 mod segment;
 pub mod sequencer;
+mod stretch;
 mod syncer;
 mod upkeep;
 pub mod wire;
@@ -36,7 +37,7 @@ pub use audit::{Audit, Flaw, Wrong};
 pub use disk::Faults;
 pub use entry::{Entry, UNKNOWN_HOST};
 pub use inspect::{Event, Events, Fate, Folder, Summary};
-pub use reader::{Entries, ReadError, Reader};
+pub use reader::{Entries, Offer, ReadError, Reader};
 pub use recovery::Changes;
 pub use repair::{Repair, Repaired, repair};
 pub use sequencer::Append;
@@ -44,6 +45,7 @@ pub use sequencer::Append;
 use recovery::FolderLock;
 use redaction::Redactions;
 use segment::{Segment, Writer};
+use stretch::Stretches;
 use upkeep::Upkeep;
 
 /// Segments are not smaller, whatever the options say.
@@ -177,6 +179,7 @@ struct Shared {
     /// The end of the log, while no sequencer has it.
     writer: Mutex<Option<Writer>>,
     redactions: Redactions,
+    stretches: Stretches,
     /// Wakes the upkeep thread.
     wake: mpsc::SyncSender<upkeep::Call>,
     _lock: FolderLock,
@@ -203,6 +206,7 @@ impl EventLog {
             segments: RwLock::new(recovered.segments),
             writer: Mutex::new(Some(recovered.writer)),
             redactions,
+            stretches: Stretches::default(),
             wake,
             options,
             dir,

@@ -1,8 +1,8 @@
 //! Reading the log: whole frames for consumers, entries with frames for rebuilding state.
 //! Promises every event from its position on, once, in order, without redacted ones. Costs a position
-//! and a few file handles shared with others, no memory per event.
+//! and a few file handles shared with others; frames in memory belong to all readers together.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError};
@@ -12,36 +12,50 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::entry::{self, ENTRY_BYTES, Entry, State};
 use super::segment::{Files, Segment};
+use super::stretch::Stretch;
 use super::{EventLog, wire};
 
 /// Entries looked at per index read.
 const ENTRIES_PER_READ: usize = 128;
+/// Stretches that one offer gathers.
+const MAX_PIECES: usize = 32;
 
 /// Why a reader cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("position {position} has left the window, which begins at {oldest}")]
     TooSlow { position: u64, oldest: u64 },
+    #[error("event {seq} was redacted after a part of it was sent")]
+    Redacted { seq: u64 },
     #[error("event {seq} cannot be read: {source}")]
     Io { seq: u64, source: io::Error },
 }
 
-/// A position in the log.
+/// A position in the log. Holds no frames between two calls.
 #[derive(Debug, Clone)]
 pub struct Reader {
     log: EventLog,
+    /// The next event, or the one of which a part was given out.
     next: u64,
+    /// Bytes of that event's frame that were given out.
+    given: usize,
     events: u64,
     open: Option<(Arc<Segment>, Arc<Files>)>,
+    /// Read from the disk for the next call.
+    warmed: Option<Arc<Stretch>>,
 }
 
-/// Consecutive frames of one segment that can be sent as they lie.
-struct Stretch {
-    offset: u64,
-    len: u64,
-    /// Position behind the stretch, and behind what is skipped after it.
-    next: u64,
-    events: u64,
+/// What became of an offer.
+#[derive(Debug)]
+pub enum Offer {
+    /// So many bytes were taken.
+    Taken(usize),
+    /// They were not taken.
+    Refused(io::Error),
+    /// There is no event yet.
+    Nothing,
+    /// The frames are not in memory: [`Reader::warm`] fetches them.
+    Cold,
 }
 
 /// How a read meets pages that are not in memory.
@@ -56,19 +70,66 @@ impl Reader {
         Reader {
             log,
             next: from.max(1),
+            given: 0,
             events: 0,
             open: None,
+            warmed: None,
         }
     }
 
-    /// Sequence number of the next event.
+    /// Sequence number of the next event, or of the one of which only a part was taken.
     pub fn position(&self) -> u64 {
         self.next
     }
 
-    /// Events read so far, skipped ones not counted.
+    /// Whether only a part of an event was taken.
+    pub fn is_inside_frame(&self) -> bool {
+        self.given > 0
+    }
+
+    /// Events taken as a whole so far, skipped ones not counted.
     pub fn events(&self) -> u64 {
         self.events
+    }
+
+    /// Offers what comes next to `write`, as it goes on the wire: whole frames, about `max` bytes of them, more only
+    /// where a single frame (or what was left of it) is longer. `write` says how much it took, and must not wait:
+    /// redactions are not accepted meanwhile. What it took counts as sent, nothing else is held.
+    pub fn offer(
+        &mut self,
+        max: usize,
+        write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> Result<Offer, ReadError> {
+        match self.offer_all(max, Wait::Never, write) {
+            Err(ReadError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
+                Ok(Offer::Cold)
+            }
+            other => other,
+        }
+    }
+
+    /// Reads what comes next on a blocking thread, few at a time, for the next offer of `max` bytes.
+    pub async fn warm(&mut self, max: usize) -> Result<(), ReadError> {
+        let position = self.next;
+        let failed = |error| ReadError::Io {
+            seq: position,
+            source: error,
+        };
+        let log = self.log.clone();
+        let permit = log.shared.stretches.disk_reads.acquire().await;
+        let _permit = permit.map_err(|closed| failed(io::Error::other(closed)))?;
+        let mut reader = self.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let head = reader.log.head();
+            let stretch = reader.stretch(reader.next, max, head, Wait::ForDisk)?;
+            reader.warmed = Some(stretch);
+            Ok(reader)
+        });
+        *self = match task.await {
+            Ok(result) => result?,
+            Err(error) => return Err(failed(io::Error::other(error))),
+        };
+        Ok(())
     }
 
     /// Appends whole frames to `out`: about `max` bytes of them, more only where a single frame is
@@ -79,89 +140,186 @@ impl Reader {
         out: &mut BytesMut,
         max: usize,
     ) -> Result<Option<RangeInclusive<u64>>, ReadError> {
-        self.advance(out, max, Wait::ForDisk)
-    }
-
-    /// [`Reader::next`] for async callers: reads at once what is in memory, and hands a read that would
-    /// wait for the disk to a blocking thread.
-    pub async fn read(
-        &mut self,
-        out: &mut BytesMut,
-        max: usize,
-    ) -> Result<Option<RangeInclusive<u64>>, ReadError> {
-        match self.advance(out, max, Wait::Never) {
-            Err(ReadError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {}
-            other => return other,
-        }
-        let mut reader = self.clone();
-        let mut buffer = out.split();
-        let task = tokio::task::spawn_blocking(move || {
-            let result = reader.next(&mut buffer, max);
-            (reader, buffer, result)
-        });
-        match task.await {
-            Ok((reader, buffer, result)) => {
-                *self = reader;
-                *out = buffer;
-                result
-            }
-            Err(error) => Err(ReadError::Io {
-                seq: self.next,
-                source: io::Error::other(error),
-            }),
-        }
-    }
-
-    fn advance(
-        &mut self,
-        out: &mut BytesMut,
-        max: usize,
-        wait: Wait,
-    ) -> Result<Option<RangeInclusive<u64>>, ReadError> {
         let first = self.next;
-        let limit = out.len() + max;
-        let head = self.log.head();
-        while self.next <= head && out.len() < limit {
-            match self.step(out, (limit - out.len()) as u64, head, wait) {
-                Ok(()) => {}
-                // What was read before stands; the next call meets the obstacle.
-                Err(_) if self.next > first => break,
-                Err(error) => return Err(error),
-            }
-        }
+        let copy = |frames: &[IoSlice<'_>]| {
+            frames.iter().for_each(|part| out.extend_from_slice(part));
+            Ok(frames.iter().map(|part| part.len()).sum())
+        };
+        self.offer_all(max, Wait::ForDisk, copy)?;
         Ok((self.next > first).then(|| first..=self.next - 1))
     }
 
-    /// Reads one stretch.
-    fn step(
+    fn offer_all(
         &mut self,
-        out: &mut BytesMut,
-        max: u64,
+        max: usize,
+        wait: Wait,
+        write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> Result<Offer, ReadError> {
+        let mut found = Vec::new();
+        loop {
+            let (max, head) = self.bounds(max)?;
+            self.find(&mut found, max, head, wait)?;
+            if found.is_empty() {
+                return Ok(Offer::Nothing);
+            }
+            let hold = self.log.shared.stretches.hold();
+            if !found.iter().all(|stretch| hold.allows(stretch)) {
+                continue;
+            }
+            let offered = self.slices(&found, max);
+            let taken = match write(&offered) {
+                Ok(taken) => taken,
+                Err(error) => return Ok(Offer::Refused(error)),
+            };
+            drop(hold);
+            self.advance(&found, taken);
+            return Ok(Offer::Taken(taken));
+        }
+    }
+
+    /// How many bytes may be given out, and the head. Of what left the window that is no more than the rest of the
+    /// frame that was begun.
+    fn bounds(&self, max: usize) -> Result<(usize, u64), ReadError> {
+        let (oldest, head) = self.log.window();
+        let position = self.next;
+        match (position < oldest, self.given) {
+            (false, _) => Ok((max, head)),
+            (true, 0) => Err(ReadError::TooSlow { position, oldest }),
+            (true, _) => Ok((0, head)),
+        }
+    }
+
+    /// Stretches with frames from the position on, about `max` bytes together. Passes what is not served in front.
+    fn find(
+        &mut self,
+        found: &mut Vec<Arc<Stretch>>,
+        max: usize,
         head: u64,
         wait: Wait,
     ) -> Result<(), ReadError> {
-        let (segment, files) = self.enter()?;
-        let seq = self.next;
-        let failed = |source| ReadError::Io { seq, source };
-        let _gate = segment.gate.read().unwrap_or_else(PoisonError::into_inner);
-        let stretch = self
-            .stretch(&segment, &files, max, head, wait)
-            .map_err(failed)?;
-        let at = out.len();
-        out.resize(at + stretch.len as usize, 0);
-        if let Err(source) = read_at(&files.frames, &mut out[at..], stretch.offset, wait) {
-            out.truncate(at);
-            return Err(failed(source));
+        found.clear();
+        let (mut at, mut bytes) = (self.next, 0);
+        while at <= head && (found.is_empty() || bytes < max) && found.len() < MAX_PIECES {
+            let stretch = match self.stretch(at, max, head, wait) {
+                Ok(stretch) => stretch,
+                // What was found before stands; the next call meets the obstacle.
+                Err(_) if !found.is_empty() => break,
+                Err(error) => return Err(error),
+            };
+            let start = stretch.start(at);
+            at = stretch.next;
+            if found.is_empty() {
+                if stretch.first > self.next && self.given > 0 {
+                    return Err(ReadError::Redacted { seq: self.next });
+                }
+                if start == stretch.bytes.len() {
+                    self.next = at;
+                    continue;
+                }
+            }
+            bytes += stretch.bytes.len() - start;
+            found.push(stretch);
         }
-        self.next = stretch.next;
-        self.events += stretch.events;
         Ok(())
     }
 
-    /// The segment of the next event, opened.
-    fn enter(&mut self) -> Result<(Arc<Segment>, Arc<Files>), ReadError> {
-        let position = self.next;
+    /// What there is to be sent of these stretches.
+    fn slices<'a>(&self, found: &'a [Arc<Stretch>], max: usize) -> Vec<IoSlice<'a>> {
+        let mut slices: Vec<IoSlice<'a>> = Vec::with_capacity(found.len());
+        let (mut at, mut given, mut left) = (self.next, self.given, max);
+        for stretch in found {
+            let from = stretch.start(at) + given;
+            let range = stretch.whole_frames(from, left, slices.is_empty());
+            let whole = range.end == stretch.bytes.len();
+            left = left.saturating_sub(range.len());
+            if !range.is_empty() {
+                slices.push(IoSlice::new(&stretch.bytes[range]));
+            }
+            if !whole {
+                break;
+            }
+            (at, given) = (stretch.next, 0);
+        }
+        slices
+    }
+
+    /// Moves on by what was taken of these stretches.
+    fn advance(&mut self, found: &[Arc<Stretch>], mut taken: usize) {
+        for stretch in found {
+            let start = stretch.start(self.next);
+            let end = start + self.given + taken;
+            let passed = stretch.frames_before(start);
+            if end >= stretch.bytes.len() {
+                taken = end - stretch.bytes.len();
+                self.events += stretch.ends.len() as u64 - passed;
+                (self.next, self.given) = (stretch.next, 0);
+            } else {
+                let whole = stretch.frames_before(end);
+                self.events += whole - passed;
+                self.next = stretch.first + whole;
+                self.given = end - stretch.start(self.next);
+                taken = 0;
+            }
+            if taken == 0 {
+                return;
+            }
+        }
+    }
+
+    /// The stretch that holds the position `at`: one that is in memory, or about `max` bytes from there on.
+    fn stretch(
+        &mut self,
+        at: u64,
+        max: usize,
+        head: u64,
+        wait: Wait,
+    ) -> Result<Arc<Stretch>, ReadError> {
+        let warmed = self.warmed.take();
+        let warmed = warmed.filter(|stretch| (stretch.from..stretch.next).contains(&at));
+        let stretches = &self.log.shared.stretches;
+        if let Some(stretch) = warmed.or_else(|| stretches.find(at)) {
+            // Who is served from memory must not keep the files of a segment that goes.
+            if self
+                .open
+                .as_ref()
+                .is_some_and(|(open, _)| open.first != stretch.segment)
+            {
+                self.open = None;
+            }
+            return Ok(stretch);
+        }
+        let epoch = stretches.epoch();
+        let (segment, files) = self.enter(at)?;
+        let failed = |source| ReadError::Io { seq: at, source };
+        let _gate = segment.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let place = self.place(&segment, &files, at, max as u64, head, wait);
+        let place = place.map_err(failed)?;
+        let len = place.ends.last().copied().unwrap_or(0);
+        let stretches = &self.log.shared.stretches;
+        let mut bytes = stretches.buffer(len as usize);
+        read_at(&files.frames, &mut bytes, place.offset, wait).map_err(failed)?;
+        let stretch = Arc::new(Stretch {
+            from: at,
+            first: place.first,
+            next: place.next,
+            segment: segment.first,
+            ends: place.ends,
+            bytes,
+            epoch,
+        });
+        stretches.keep(&stretch);
+        Ok(stretch)
+    }
+
+    /// The segment of an event, opened.
+    fn enter(&mut self, position: u64) -> Result<(Arc<Segment>, Arc<Files>), ReadError> {
         let too_slow = |oldest| ReadError::TooSlow { position, oldest };
+        if self.given > 0
+            && let Some((segment, files)) = &self.open
+            && (segment.first..=segment.last(u64::MAX)).contains(&position)
+        {
+            return Ok((segment.clone(), files.clone()));
+        }
         let segment = self.log.shared.segment_of(position).map_err(too_slow)?;
         if let Some((entered, files)) = &self.open
             && Arc::ptr_eq(entered, &segment)
@@ -186,50 +344,37 @@ impl Reader {
         Ok((segment, files))
     }
 
-    /// The next frames that lie together: up to `max` bytes, at least one frame.
-    fn stretch(
+    /// Where the frames lie that follow each other from `at` on: up to `max` bytes, at least one frame, none where
+    /// nothing is served up to the end.
+    fn place(
         &self,
         segment: &Segment,
         files: &Files,
+        at: u64,
         max: u64,
         head: u64,
         wait: Wait,
-    ) -> io::Result<Stretch> {
-        let count = (segment.last(head) - self.next + 1).min(ENTRIES_PER_READ as u64) as usize;
+    ) -> io::Result<Place> {
+        let last = segment.last(head);
+        let mut place = Place::at(at);
         let mut block = [0; ENTRIES_PER_READ * ENTRY_BYTES as usize];
-        let block = &mut block[..count * ENTRY_BYTES as usize];
-        read_at(
-            &files.index,
-            block,
-            entry::position(segment.first, self.next),
-            wait,
-        )?;
-        let mut stretch = Stretch {
-            offset: 0,
-            len: 0,
-            next: self.next,
-            events: 0,
-        };
-        let (entries, _) = block.as_chunks::<{ ENTRY_BYTES as usize }>();
-        for bytes in entries {
-            let served = self.served(files, decode(bytes, stretch.next))?;
-            let Some(entry) = served else {
-                if stretch.len > 0 {
-                    break;
-                }
-                stretch.next += 1;
-                continue;
-            };
-            if stretch.len == 0 {
-                stretch.offset = entry.offset;
-            } else if stretch.len + u64::from(entry.len) > max {
-                break;
+        while place.next <= last {
+            let count = (last - place.next + 1).min(ENTRIES_PER_READ as u64) as usize;
+            let block = &mut block[..count * ENTRY_BYTES as usize];
+            let position = entry::position(segment.first, place.next);
+            match read_at(&files.index, block, position, wait) {
+                Err(_) if !place.ends.is_empty() => return Ok(place),
+                other => other?,
             }
-            stretch.len += u64::from(entry.len);
-            stretch.next += 1;
-            stretch.events += 1;
+            let (entries, _) = block.as_chunks::<{ ENTRY_BYTES as usize }>();
+            for bytes in entries {
+                let served = self.served(files, decode(bytes, place.next))?;
+                if !place.take(served, max) {
+                    return Ok(place);
+                }
+            }
         }
-        Ok(stretch)
+        Ok(place)
     }
 
     /// The entry, where its frame may be read and sent.
@@ -239,6 +384,46 @@ impl Reader {
         };
         let covered = self.log.shared.redactions.cover(files, &entry)?;
         Ok((!covered).then_some(entry))
+    }
+}
+
+/// Where frames lie that follow each other, and their sequence numbers.
+struct Place {
+    offset: u64,
+    first: u64,
+    next: u64,
+    ends: Vec<u32>,
+}
+
+impl Place {
+    fn at(position: u64) -> Place {
+        Place {
+            offset: 0,
+            first: position,
+            next: position,
+            ends: Vec::new(),
+        }
+    }
+
+    /// Adds the next event, `None` where it is not served; false where that is the end.
+    fn take(&mut self, served: Option<Entry>, max: u64) -> bool {
+        let end = self.ends.last().copied();
+        match (served, end) {
+            (None, None) => self.first += 1,
+            (None, Some(_)) => return false,
+            (Some(entry), None) => {
+                self.offset = entry.offset;
+                self.ends.push(entry.len);
+            }
+            (Some(entry), Some(end)) => {
+                if u64::from(end) + u64::from(entry.len) > max {
+                    return false;
+                }
+                self.ends.push(end + entry.len);
+            }
+        }
+        self.next += 1;
+        true
     }
 }
 
@@ -299,7 +484,7 @@ impl Entries {
     fn event(&mut self) -> Result<Option<(Entry, Bytes)>, ReadError> {
         let seq = self.reader.next;
         let failed = |source| ReadError::Io { seq, source };
-        let (segment, files) = self.reader.enter()?;
+        let (segment, files) = self.reader.enter(seq)?;
         let _gate = segment.gate.read().unwrap_or_else(PoisonError::into_inner);
         let entry = segment.entry(&files, seq).map_err(failed)?;
         self.reader.next += 1;

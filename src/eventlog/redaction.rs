@@ -56,6 +56,8 @@ impl EventLog {
             did: did.clone(),
             up_to,
         });
+        // Those who read anew leave the account out; what others have at hand is not given out any more.
+        shared.stretches.void();
         shared.call(upkeep::Call::Look);
         noted.map_err(LogError::io("noting a redaction in", path))
     }

@@ -126,7 +126,7 @@ impl Consumers {
         max_per_address: usize,
     ) -> Result<Ticket, Refused> {
         let mut list = self.shared.list();
-        let address = limited_as(remote_addr);
+        let address = network_of(remote_addr);
         let here = list.by_address.get(&address).copied().unwrap_or(0);
         let refused = if list.consumers.len() >= max {
             Some(Refused::Full)
@@ -208,7 +208,7 @@ impl Drop for Ticket {
         let mut list = self.shared.list();
         let info = &self.consumer.info;
         list.consumers.remove(&info.id);
-        let address = limited_as(info.remote_addr);
+        let address = network_of(info.remote_addr);
         if let Some(count) = list.by_address.get_mut(&address) {
             *count -= 1;
             if *count == 0 {
@@ -219,7 +219,7 @@ impl Drop for Ticket {
 }
 
 /// The address that is counted: IPv6 by /64, the smallest block a site is given (RFC 6177).
-fn limited_as(address: IpAddr) -> IpAddr {
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();

@@ -11,17 +11,20 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use http::header::USER_AGENT;
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+mod beat;
 pub mod client_frames;
 mod consumers;
 mod cursor;
 mod handshake;
 mod session;
 
-pub use consumers::{ConsumerInfo, Consumers, Totals};
+pub use consumers::{ConsumerInfo, Consumers, Totals, network_of};
 
 use crate::eventlog::EventLog;
 use consumers::Refused;
@@ -71,18 +74,26 @@ pub struct Firehose {
     log: EventLog,
     options: Arc<FirehoseOptions>,
     consumers: Consumers,
+    beat: watch::Receiver<u64>,
     sessions: TaskTracker,
     closing: CancellationToken,
 }
 
 impl Firehose {
+    /// The firehose of `log`. Call it within the runtime that is to serve it.
     pub fn new(log: EventLog, options: FirehoseOptions) -> Firehose {
+        let (beats, beat) = watch::channel(log.head());
+        let sessions = TaskTracker::new();
+        let closing = CancellationToken::new();
+        let beating = beat::run(log.subscribe(), beats);
+        sessions.spawn(closing.clone().run_until_cancelled_owned(beating));
         Firehose {
             log,
             options: Arc::new(options),
             consumers: Consumers::default(),
-            sessions: TaskTracker::new(),
-            closing: CancellationToken::new(),
+            beat,
+            sessions,
+            closing,
         }
     }
 
@@ -140,16 +151,20 @@ impl Firehose {
             log: self.log.clone(),
             options: self.options.clone(),
             ticket,
+            beat: self.beat.clone(),
             closing: self.closing.clone(),
         };
         self.sessions.spawn(async move {
             match timeout(session.options.handshake_timeout, upgrade).await {
-                Ok(Ok(socket)) => {
-                    let (oldest, head) = session.log.window();
-                    session
-                        .run(TokioIo::new(socket), cursor.start(oldest, head))
-                        .await;
-                }
+                Ok(Ok(upgraded)) => match upgraded.downcast::<TokioIo<TcpStream>>() {
+                    Ok(parts) => {
+                        let (oldest, head) = session.log.window();
+                        let start = cursor.start(oldest, head);
+                        let socket = parts.io.into_inner();
+                        session.run(socket, parts.read_buf, start).await;
+                    }
+                    Err(_) => tracing::error!("a consumer came by something else than TCP"),
+                },
                 Ok(Err(error)) => tracing::debug!(%error, "a consumer's handshake failed"),
                 Err(_) => tracing::debug!("a consumer's handshake took too long"),
             }

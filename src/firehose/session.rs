@@ -1,12 +1,20 @@
 //! One consumer's connection, from its first frame to its last.
 //! Promises whole frames in order, control frames only between them, and an end for every client that
-//! does not read, does not answer or sends garbage. Backfill and live are the same loop.
+//! does not read, does not answer or sends garbage. Backfill and live are the same loop, and between two
+//! writes it holds a position, not bytes.
 
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use bytes::{Buf, Bytes, BytesMut};
+use socket2::SockRef;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -15,12 +23,17 @@ use super::client_frames::{CLOSE, ClientFrames, PING, PONG, Said, put_control};
 use super::consumers::Ticket;
 use super::cursor::Start;
 use crate::atproto::frame::{encode_error, encode_info};
-use crate::eventlog::{EventLog, ReadError, Reader, wire};
+use crate::eventlog::{EventLog, Offer, ReadError, Reader, wire};
 use crate::telemetry::metrics;
 
-/// Frames gathered for one write. Large enough that system calls do not show, small enough that a
-/// thousand stuck consumers hold little.
-const CHUNK_BYTES: usize = 64 * 1024;
+/// Bytes offered to a socket at a time: less to those that took less the last time.
+const MIN_WRITE_BYTES: usize = 64 << 10;
+const MAX_WRITE_BYTES: usize = 512 << 10;
+/// Bytes written before others have their turn.
+const TURN_BYTES: usize = 2 << 20;
+/// Bytes the kernel holds of what it could not send yet. Measured: more is no faster, and a thousand stuck
+/// consumers hold it a thousand times.
+const UNSENT_BYTES: u32 = 128 << 10;
 /// Bytes read from a client at a time; it has little to say.
 const INBOX_BYTES: usize = 512;
 /// How long a connection that is being closed may take to send the rest and to answer.
@@ -37,11 +50,16 @@ const PROTOCOL_ERROR: u16 = 1002;
 const POLICY: u16 = 1008;
 const INTERNAL_ERROR: u16 = 1011;
 
+/// Why most connections end.
+const LOST: &str = "connection lost";
+
 /// What a session needs besides its socket.
 pub(super) struct Session {
     pub log: EventLog,
     pub options: Arc<FirehoseOptions>,
     pub ticket: Ticket,
+    /// Says when there may be more to send.
+    pub beat: watch::Receiver<u64>,
     pub closing: CancellationToken,
 }
 
@@ -86,30 +104,23 @@ impl End {
 }
 
 impl Session {
-    /// Serves a consumer until it ends.
-    pub async fn run<S: AsyncRead + AsyncWrite + Send>(self, socket: S, start: Start) {
-        let (incoming, outgoing) = tokio::io::split(socket);
+    /// Serves a consumer until it ends. `heard` is what it said before.
+    pub async fn run(mut self, socket: TcpStream, heard: Bytes, start: Start) {
         let info = self.ticket.info();
         tracing::debug!(id = info.id, remote = %info.remote_addr, agent = info.user_agent, ?start, "consumer connected");
-        let now = Instant::now();
-        let mut stream = Stream {
-            incoming,
-            outgoing,
-            out: BytesMut::new(),
-            parser: ClientFrames::default(),
-            said: Vec::new(),
-            pong: None,
-            ping_due: false,
-            progress: now,
-            heard: now,
-            fed: now,
-        };
-        let end = match self.begin(start, &mut stream.out) {
-            Ok(reader) => self.serve(&mut stream, reader).await,
+        if let Err(error) = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES) {
+            tracing::debug!(%error, "a consumer's socket holds more than it should");
+        }
+        let mut stream = Stream::new(socket, self.log.reader(self.first(start)));
+        let begun = self
+            .begin(start, &mut stream.out)
+            .and_then(|()| stream.hear(&heard));
+        let end = match begun {
+            Ok(()) => self.serve(&mut stream).await,
             Err(end) => end,
         };
         let reason = end.reason();
-        stream.finish(end, &self.closing).await;
+        stream.finish(end, &self).await;
         let info = self.ticket.info();
         tracing::debug!(
             id = info.id, remote = %info.remote_addr, events = info.events, bytes = info.bytes, reason,
@@ -117,17 +128,25 @@ impl Session {
         );
     }
 
-    /// Where to read, with what must be said first.
-    fn begin(&self, start: Start, out: &mut BytesMut) -> Result<Reader, End> {
-        let (_, head) = self.log.window();
+    /// The first event that is sent.
+    fn first(&self, start: Start) -> u64 {
         match start {
-            Start::At(seq) => Ok(self.log.reader(seq)),
-            Start::Outdated(oldest) => {
+            Start::At(seq) | Start::Outdated(seq) => seq,
+            Start::Future | Start::Invalid => self.log.head() + 1,
+        }
+    }
+
+    /// What must be said first.
+    fn begin(&self, start: Start, out: &mut BytesMut) -> Result<(), End> {
+        match start {
+            Start::At(_) => Ok(()),
+            Start::Outdated(_) => {
                 let message = "the cursor is older than the window, starting at the oldest event";
                 put_message(out, &encode_info("OutdatedCursor", Some(message)));
-                Ok(self.log.reader(oldest))
+                Ok(())
             }
             Start::Future => {
+                let head = self.log.head();
                 let message = format!("the cursor is above the last event, {head}");
                 Err(End::error("FutureCursor", &message))
             }
@@ -138,12 +157,8 @@ impl Session {
         }
     }
 
-    async fn serve<S>(&self, stream: &mut Stream<S>, mut reader: Reader) -> End
-    where
-        S: AsyncRead + AsyncWrite + Send,
-    {
-        let mut head = self.log.subscribe();
-        let options = &self.options;
+    async fn serve(&mut self, stream: &mut Stream) -> End {
+        let options = self.options.clone();
         let shortest = options
             .ping_interval
             .min(options.write_timeout)
@@ -151,42 +166,22 @@ impl Session {
         let every = (shortest / LOOKS_PER_DEADLINE).max(Duration::from_millis(1));
         let mut looks = interval_at(Instant::now() + every, every);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let closing = self.closing.clone();
+        let mut closing = pin!(closing.cancelled());
         let mut pinged = Instant::now();
-        let mut inbox = [0; INBOX_BYTES];
         loop {
-            if stream.out.is_empty() {
-                head.borrow_and_update();
-                if let Err(end) = self.fill(stream, &mut reader).await {
-                    return end;
-                }
-            }
+            self.beat.borrow_and_update();
+            let pushed = match stream.push(self, Wanted::Everything).await {
+                Ok(pushed) => pushed,
+                Err(end) => return end,
+            };
             tokio::select! {
-                read = stream.incoming.read(&mut inbox) => {
-                    let count = match read {
-                        Ok(0) | Err(_) => return End::Cut("connection lost"),
-                        Ok(count) => count,
-                    };
-                    if let Err(end) = stream.hear(&inbox[..count]) {
-                        return end;
-                    }
-                }
-                written = stream.outgoing.write(&stream.out), if !stream.out.is_empty() => {
-                    match written {
-                        Ok(0) | Err(_) => return End::Cut("connection lost"),
-                        Ok(count) => {
-                            stream.out.advance(count);
-                            stream.progress = Instant::now();
-                            self.ticket.sent(0, count as u64);
-                        }
-                    }
-                }
-                changed = head.changed(), if stream.out.is_empty() => {
-                    if changed.is_err() {
-                        return End::close(GOING_AWAY, "the relay is closing");
-                    }
+                biased;
+                () = &mut closing => {
+                    return End::close(GOING_AWAY, "the relay is closing");
                 }
                 _ = looks.tick() => {
-                    if let Err(end) = stream.check_deadlines(options) {
+                    if let Err(end) = stream.check_deadlines(&options) {
                         return end;
                     }
                     if pinged.elapsed() >= options.ping_interval {
@@ -194,39 +189,24 @@ impl Session {
                         stream.ping_due = true;
                     }
                 }
-                () = self.closing.cancelled() => {
-                    return End::close(GOING_AWAY, "the relay is closing");
+                readable = poll_fn(|cx| stream.socket.poll_read_ready(cx)) => {
+                    if let Err(end) = readable.map_err(|_| End::Cut(LOST)).and_then(|()| stream.listen()) {
+                        return end;
+                    }
                 }
+                writable = poll_fn(|cx| stream.socket.poll_write_ready(cx)), if pushed == Pushed::Full => {
+                    if writable.is_err() {
+                        return End::Cut(LOST);
+                    }
+                }
+                changed = self.beat.changed(), if pushed == Pushed::Everything => {
+                    if changed.is_err() {
+                        return End::close(GOING_AWAY, "the relay is closing");
+                    }
+                }
+                () = yield_now(), if pushed == Pushed::ItsTurn => {}
             }
         }
-    }
-
-    /// Between whole frames: what is to be sent next, if anything.
-    async fn fill<S>(&self, stream: &mut Stream<S>, reader: &mut Reader) -> Result<(), End> {
-        if let Some(payload) = stream.pong.take() {
-            put_control(&mut stream.out, PONG, &payload);
-        }
-        if std::mem::take(&mut stream.ping_due) {
-            put_control(&mut stream.out, PING, b"");
-        }
-        let events = reader.events();
-        while stream.out.is_empty() {
-            match reader.read(&mut stream.out, CHUNK_BYTES).await {
-                Ok(Some(_)) => stream.fed = Instant::now(),
-                Ok(None) => {
-                    // An idle consumer holds no buffer.
-                    stream.out = BytesMut::new();
-                    break;
-                }
-                Err(error) => return Err(self.end_of_reading(&error)),
-            }
-        }
-        if !stream.out.is_empty() {
-            stream.progress = Instant::now();
-        }
-        self.ticket.sent(reader.events() - events, 0);
-        self.ticket.moved(reader.position());
-        Ok(())
     }
 
     fn end_of_reading(&self, error: &ReadError) -> End {
@@ -237,6 +217,8 @@ impl Session {
                 tracing::info!(id = info.id, remote = %info.remote_addr, "consumer fell out of the window");
                 End::error("ConsumerTooSlow", &error.to_string())
             }
+            // The rest of the frame must not go out, and nothing can be said in the middle of it.
+            ReadError::Redacted { .. } => End::Cut("an event was redacted while it was sent"),
             ReadError::Io { .. } => {
                 tracing::error!(id = info.id, %error, "a consumer cannot be served");
                 End::close(INTERNAL_ERROR, "the event log cannot be read")
@@ -245,11 +227,29 @@ impl Session {
     }
 }
 
+/// What is to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Everything,
+    /// No further event, just the rest of what was begun and our own messages.
+    LastWords,
+}
+
+/// How far sending came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pushed {
+    Everything,
+    /// The socket takes no more for now.
+    Full,
+    /// There is more, but others have their turn.
+    ItsTurn,
+}
+
 /// The connection and what is under way on it.
-struct Stream<S> {
-    incoming: ReadHalf<S>,
-    outgoing: WriteHalf<S>,
-    /// Whole frames, less what was written of them.
+struct Stream {
+    socket: TcpStream,
+    reader: Reader,
+    /// Messages of our own, less what was written of them. They are begun between whole events only.
     out: BytesMut,
     parser: ClientFrames,
     said: Vec<Said>,
@@ -257,6 +257,10 @@ struct Stream<S> {
     /// section 5.5.3).
     pong: Option<Vec<u8>>,
     ping_due: bool,
+    /// Bytes to offer next.
+    room: usize,
+    /// The socket took nothing when it was asked last.
+    full: bool,
     /// When something was written last, or began to wait.
     progress: Instant,
     /// When the client said something last.
@@ -265,8 +269,134 @@ struct Stream<S> {
     fed: Instant,
 }
 
-impl<S: AsyncRead + AsyncWrite + Send> Stream<S> {
-    /// Takes what a client sent.
+impl Stream {
+    fn new(socket: TcpStream, reader: Reader) -> Stream {
+        let now = Instant::now();
+        Stream {
+            socket,
+            reader,
+            out: BytesMut::new(),
+            parser: ClientFrames::default(),
+            said: Vec::new(),
+            pong: None,
+            ping_due: false,
+            room: MIN_WRITE_BYTES,
+            full: false,
+            progress: now,
+            heard: now,
+            fed: now,
+        }
+    }
+
+    /// Sends until the socket is full, nothing is left, or it is others' turn.
+    async fn push(&mut self, session: &Session, wanted: Wanted) -> Result<Pushed, End> {
+        let events = self.reader.events();
+        let mut bytes = 0;
+        let pushed = loop {
+            let before = bytes;
+            match self
+                .write(wanted)
+                .map_err(|error| session.end_of_reading(&error))?
+            {
+                Offer::Taken(0) => return Err(End::Cut(LOST)),
+                Offer::Taken(count) => bytes += count,
+                Offer::Refused(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !self.full {
+                        self.progress = Instant::now();
+                    }
+                    break Pushed::Full;
+                }
+                Offer::Refused(_) => return Err(End::Cut(LOST)),
+                Offer::Nothing => break Pushed::Everything,
+                Offer::Cold => {
+                    let warmed = self.reader.warm(self.room).await;
+                    warmed.map_err(|error| session.end_of_reading(&error))?;
+                }
+            }
+            if bytes > before {
+                self.full = false;
+                if bytes >= TURN_BYTES {
+                    break Pushed::ItsTurn;
+                }
+            }
+        };
+        self.full = pushed == Pushed::Full;
+        if bytes > 0 {
+            self.progress = Instant::now();
+            let events = self.reader.events() - events;
+            if events > 0 {
+                self.fed = self.progress;
+            }
+            session.ticket.sent(events, bytes as u64);
+        }
+        session.ticket.moved(self.reader.position());
+        Ok(pushed)
+    }
+
+    /// Writes once: our own messages between whole events, else events.
+    fn write(&mut self, wanted: Wanted) -> Result<Offer, ReadError> {
+        let inside = self.reader.is_inside_frame();
+        if !inside {
+            if let Some(payload) = self.pong.take() {
+                put_control(&mut self.out, PONG, &payload);
+            }
+            if std::mem::take(&mut self.ping_due) {
+                put_control(&mut self.out, PING, b"");
+            }
+            if !self.out.is_empty() {
+                return Ok(self.write_own());
+            }
+            if wanted == Wanted::LastWords {
+                return Ok(Offer::Nothing);
+            }
+        }
+        let waiting = self.pong.is_some() || self.ping_due;
+        let max = match wanted {
+            Wanted::Everything if !waiting => self.room,
+            // The rest of the event.
+            _ => 0,
+        };
+        let (mut offered, socket) = (0, &self.socket);
+        let offer = self.reader.offer(max, |frames| {
+            offered = frames.iter().map(|part| part.len()).sum();
+            socket.try_write_vectored(frames)
+        })?;
+        if let Offer::Taken(taken) = offer {
+            if taken < offered {
+                self.room = taken.next_power_of_two();
+            } else if taken >= self.room {
+                self.room *= 2;
+            }
+            self.room = self.room.clamp(MIN_WRITE_BYTES, MAX_WRITE_BYTES);
+        }
+        Ok(offer)
+    }
+
+    fn write_own(&mut self) -> Offer {
+        match self.socket.try_write(&self.out) {
+            Ok(count) => {
+                self.out.advance(count);
+                if self.out.is_empty() {
+                    self.out = BytesMut::new();
+                }
+                Offer::Taken(count)
+            }
+            Err(error) => Offer::Refused(error),
+        }
+    }
+
+    /// Takes what a client sent, once the socket is said to be readable.
+    fn listen(&mut self) -> Result<(), End> {
+        let mut inbox = [0; INBOX_BYTES];
+        match self.socket.try_read(&mut inbox) {
+            Ok(0) => Err(End::Cut(LOST)),
+            Ok(count) => self.hear(&inbox[..count]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(End::Cut(LOST)),
+        }
+    }
+
+    /// Takes what a client said.
     fn hear(&mut self, bytes: &[u8]) -> Result<(), End> {
         self.heard = Instant::now();
         let result = self.parser.feed(bytes, &mut self.said);
@@ -284,7 +414,7 @@ impl<S: AsyncRead + AsyncWrite + Send> Stream<S> {
     }
 
     fn check_deadlines(&self, options: &FirehoseOptions) -> Result<(), End> {
-        if !self.out.is_empty() && self.progress.elapsed() >= options.write_timeout {
+        if self.full && self.progress.elapsed() >= options.write_timeout {
             return Err(End::Cut("does not read"));
         }
         // Who is slow to find our pings behind many events is not idle.
@@ -294,8 +424,8 @@ impl<S: AsyncRead + AsyncWrite + Send> Stream<S> {
         Ok(())
     }
 
-    /// Says the last words, within a time limit, which is shorter once `closing` is cancelled.
-    async fn finish(&mut self, end: End, closing: &CancellationToken) {
+    /// Says the last words, within a time limit, which is shorter once the relay closes.
+    async fn finish(&mut self, end: End, session: &Session) {
         let closed = match end {
             End::Cut(_) => return,
             End::Closed(code) => {
@@ -312,37 +442,40 @@ impl<S: AsyncRead + AsyncWrite + Send> Stream<S> {
                 false
             }
         };
+        (self.pong, self.ping_due) = (None, false);
         let hurried = async {
-            closing.cancelled().await;
+            session.closing.cancelled().await;
             sleep(SHUTDOWN_TIMEOUT).await;
         };
         tokio::select! {
-            _ = timeout(CLOSING_TIMEOUT, self.close(closed)) => {}
+            _ = timeout(CLOSING_TIMEOUT, self.close(session, closed)) => {}
             () = hurried => {}
         }
     }
 
-    async fn close(&mut self, closed_by_client: bool) -> std::io::Result<()> {
+    async fn close(&mut self, session: &Session, closed_by_client: bool) -> Result<(), End> {
         // Reads on meanwhile: a client that waits for us to read would never read what we say.
-        let mut inbox = [0; INBOX_BYTES];
         let mut hearing = !closed_by_client;
-        while !self.out.is_empty() || hearing {
+        loop {
+            let full = self.push(session, Wanted::LastWords).await? == Pushed::Full;
+            if !full && !hearing {
+                break;
+            }
             tokio::select! {
-                written = self.outgoing.write(&self.out), if !self.out.is_empty() => {
-                    match written? {
-                        0 => return Ok(()),
-                        count => self.out.advance(count),
-                    }
+                writable = poll_fn(|cx| self.socket.poll_write_ready(cx)), if full => {
+                    writable.map_err(|_| End::Cut(LOST))?;
                 }
-                read = self.incoming.read(&mut inbox), if hearing => {
-                    let count = read?;
+                readable = poll_fn(|cx| self.socket.poll_read_ready(cx)), if hearing => {
+                    readable.map_err(|_| End::Cut(LOST))?;
                     // After garbage only the end of the stream means anything.
-                    let answered = matches!(self.hear(&inbox[..count]), Err(End::Closed(_)));
-                    hearing = count > 0 && !answered;
+                    match self.listen() {
+                        Err(End::Closed(_) | End::Cut(_)) => hearing = false,
+                        _ => self.pong = None,
+                    }
                 }
             }
         }
-        self.outgoing.shutdown().await
+        self.socket.shutdown().await.map_err(|_| End::Cut(LOST))
     }
 }
 

@@ -15,14 +15,14 @@ use std::sync::mpsc as sync_mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
+use crate::api::listener::{self, ListenerOptions};
 use crate::config::{Config, Durability};
 use crate::dial::{Guard, PdsHost};
 use crate::discovery::{Crawler, CrawlerOptions};
@@ -177,18 +177,18 @@ impl Relay {
         add_configured_hosts(&config, guard, &hosts).await?;
         hosts.start();
         let servers = vec![
-            serve(
+            tokio::spawn(listener::serve(
                 public,
                 api::router(state, firehose::router(firehose.clone())),
+                ListenerOptions::default(),
                 closing.clone(),
-                failing.clone(),
-            ),
-            serve(
+            )),
+            tokio::spawn(listener::serve(
                 private,
                 telemetry::router(running),
+                ListenerOptions::default(),
                 closing.clone(),
-                failing.clone(),
-            ),
+            )),
         ];
         tokio::spawn(checkpoints(
             hosts.clone(),
@@ -437,30 +437,6 @@ async fn add_configured_hosts(
         }
     }
     Ok(())
-}
-
-/// Serves a router until the relay closes.
-fn serve(
-    listener: TcpListener,
-    router: axum::Router,
-    closing: CancellationToken,
-    failing: watch::Sender<Option<String>>,
-) -> task::JoinHandle<()> {
-    tokio::spawn(async move {
-        // A lone event must not wait for the consumer's ACK of the one before.
-        let listener = listener.tap_io(|socket| {
-            if let Err(failure) = socket.set_nodelay(true) {
-                debug!(%failure, "a connection keeps Nagle's delay");
-            }
-        });
-        let service = router.into_make_service_with_connect_info::<SocketAddr>();
-        let served = axum::serve(listener, service)
-            .with_graceful_shutdown(closing.cancelled_owned())
-            .await;
-        if let Err(failure) = served {
-            fail(&failing, format!("a listener failed: {failure}"));
-        }
-    })
 }
 
 /// Notes why the relay must go down; the first reason stays.
