@@ -118,6 +118,7 @@ fn every_setting_is_read_from_file_environment_and_flag() {
         "validation" => ("\"lenient\"", "lenient"),
         "log.durability" => ("\"none\"", "none"),
         "log.max_bytes" => ("\"1TB\"", "1TB"),
+        "log.min_free_bytes" => ("\"2GB\"", "2GB"),
         "log.segment_bytes" => ("\"64MiB\"", "64MiB"),
         "account_cache" => ("\"2GiB\"", "2GiB"),
         "trusted_domains" => ("[\"*.example.com\"]", "*.example.com"),

@@ -9,7 +9,7 @@ use std::io::{self, BufRead, BufReader, IoSlice};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use atproto_relay::atproto::car;
 use atproto_relay::atproto::cid::{Cid, Codec};
@@ -26,6 +26,7 @@ use proptest::prelude::*;
 fn options(dir: &Path, segment_bytes: u64) -> LogOptions {
     LogOptions {
         segment_bytes,
+        min_free_bytes: Some(0),
         ..LogOptions::new(dir)
     }
 }
@@ -714,6 +715,49 @@ fn failing_syncs_show_nothing_that_is_not_kept() {
 }
 
 #[test]
+fn failing_writes_hold_events_back_and_lose_none() {
+    for durability in [
+        Durability::Sync,
+        Durability::Interval(Duration::from_millis(1)),
+        Durability::None,
+    ] {
+        let folder = quick_folder();
+        let faults = Arc::new(Faults::default());
+        let options = LogOptions {
+            durability,
+            faults: Some(faults.clone()),
+            ..options(folder.path(), 4096)
+        };
+        let log = RunningLog::open(options);
+        let all = events(1, 60);
+        log.append(&all[..4]);
+        faults.fail_writes(u64::MAX);
+        log.send(&all[4..30]);
+        eventually("the failure", || log.log.health() != Health::Good);
+        let Health::Failing { reason, .. } = log.log.health() else {
+            panic!("it recovered by itself");
+        };
+        assert!(reason.contains("Input/output error"), "{reason}");
+        assert_holds(
+            &log.log,
+            &all[..log.log.head() as usize],
+            "served meanwhile",
+        );
+        faults.heal();
+        log.await_durable(26);
+        assert_eq!(log.log.health(), Health::Good);
+        for batch in all[30..].chunks(5) {
+            faults.fail_writes(1);
+            log.append(batch);
+        }
+        assert_holds(&log.log, &all, "after failures");
+        log.close();
+        let reopened = EventLog::open(self::options(folder.path(), 4096)).expect("opens");
+        assert_holds(&reopened, &all, "reopened");
+    }
+}
+
+#[test]
 fn stopping_on_a_full_disk_gives_back_what_is_not_durable() {
     let folder = quick_folder();
     let faults = Arc::new(Faults::default());
@@ -793,15 +837,15 @@ fn events_out_of_the_window_go_but_the_numbers_go_on() {
     });
     let all = events(1, 100);
     log.append(&all);
-    log.log.trim(SystemTime::now());
+    let (at, now) = (Instant::now(), SystemTime::now());
+    log.log.trim(at, now);
     assert_eq!(log.log.oldest(), Some(1), "young events stay");
-    log.log.trim(SystemTime::now() - Duration::from_secs(86400));
-    assert_eq!(
-        log.log.oldest(),
-        Some(1),
-        "a clock that was set back removes nothing"
-    );
-    log.log.trim(SystemTime::now() + 2 * window);
+    for wrong in [now - Duration::from_secs(86400), now, now + 1000 * window] {
+        log.log.trim(at, wrong);
+        assert_eq!(log.log.oldest(), Some(1), "a clock set to {wrong:?}");
+    }
+    log.log.trim(at, now);
+    log.log.trim(at + 2 * window, now + 2 * window);
     let oldest = log
         .log
         .oldest()
@@ -812,6 +856,137 @@ fn events_out_of_the_window_go_but_the_numbers_go_on() {
     log.close();
     let again = RunningLog::open(options(folder.path(), 4096));
     assert_eq!(again.append(&all[..1]), [101]);
+}
+
+/// Moves the times of all entries.
+fn shift_times(dir: &Path, by: impl Fn(u64) -> u64) {
+    for path in files(dir, "idx") {
+        let mut index = fs::read(&path).expect("an index");
+        let (entries, _) = index[64..].as_chunks_mut::<64>();
+        for entry in entries.iter_mut().filter(|entry| **entry != [0; 64]) {
+            let time = u64::from_le_bytes(entry[32..40].try_into().expect("eight bytes"));
+            entry[32..40].copy_from_slice(&by(time).to_le_bytes());
+            let sum = crc32fast::hash(&entry[..60]);
+            entry[60..].copy_from_slice(&sum.to_le_bytes());
+        }
+        fs::write(&path, index).expect("an index");
+    }
+}
+
+#[test]
+fn a_start_with_a_wrong_clock_empties_no_window_and_gives_no_number_twice() {
+    const YEAR_US: u64 = 365 * 86400 * 1_000_000;
+    type Shift = fn(u64) -> u64;
+    let shifts: [(&str, Shift); 3] = [
+        ("set forward since", |time| time - YEAR_US),
+        ("set back since", |time| time + YEAR_US),
+        ("at 1970 once", |_| 1),
+    ];
+    for (name, shift) in shifts {
+        let folder = quick_folder();
+        let window = Duration::from_secs(3600);
+        let options = || LogOptions {
+            window,
+            ..options(folder.path(), 4096)
+        };
+        let log = RunningLog::open(options());
+        let all = events(1, 120);
+        log.append(&all[..100]);
+        log.close();
+        shift_times(folder.path(), shift);
+        let log = RunningLog::open(options());
+        let (at, now) = (Instant::now(), SystemTime::now());
+        log.log.trim(at, now);
+        assert_eq!(log.append(&all[100..]), Vec::from_iter(101..=120), "{name}");
+        assert_holds(&log.log, &all, name);
+        // What is new ages as it should, and what lies before it goes with it.
+        log.log.trim(at + window / 2, now + window / 2);
+        assert_holds(&log.log, &all, name);
+        log.log.trim(at + 2 * window, now + 2 * window);
+        assert!(
+            log.log.oldest() > Some(100),
+            "{name}: {:?}",
+            log.log.oldest()
+        );
+    }
+}
+
+#[test]
+fn a_full_disk_costs_the_oldest_segments_before_it_holds_events_back() {
+    let folder = quick_folder();
+    let faults = Arc::new(Faults::default());
+    let log = RunningLog::open(LogOptions {
+        faults: Some(faults.clone()),
+        min_free_bytes: Some(10_000),
+        ..options(folder.path(), 4096)
+    });
+    let all = events(1, 2000);
+    log.append(&all[..200]);
+    assert_eq!(log.log.oldest(), Some(1), "there is room");
+    faults.fill_disk_after(0);
+    // Fifty times what it makes room for at a time.
+    for batch in all[200..].chunks(30) {
+        log.append(batch);
+    }
+    let oldest = log.log.oldest().expect("events");
+    assert!(oldest > 1500, "{oldest}");
+    assert!(read_all(&log.log, oldest, 5000) == wire(oldest, &all[oldest as usize - 1..]));
+    eventually("health", || log.log.health() == Health::Good);
+}
+
+#[test]
+fn room_is_kept_free_before_the_disk_is_full() {
+    let folder = quick_folder();
+    let faults = Arc::new(Faults::default());
+    let log = RunningLog::open(LogOptions {
+        faults: Some(faults.clone()),
+        min_free_bytes: Some(1_000_000),
+        ..options(folder.path(), 4096)
+    });
+    let all = events(1, 400);
+    log.append(&all[..200]);
+    faults.fill_disk_after(990_000);
+    log.append(&all[200..]);
+    eventually("the removal", || log.log.oldest() > Some(1));
+    assert_eq!((faults.refused(), log.log.health()), (0, Health::Good));
+    log.close();
+    // The segment that is written to stays, however little room there is.
+    faults.fill_disk_after(1 << 20);
+    let log = RunningLog::open(LogOptions {
+        faults: Some(faults.clone()),
+        min_free_bytes: Some(u64::MAX),
+        ..options(folder.path(), 4096)
+    });
+    log.log.trim(Instant::now(), SystemTime::now());
+    assert_eq!(files(folder.path(), "seg").len(), 1);
+    assert_eq!(log.append(&all[..1]), [401]);
+}
+
+#[test]
+fn a_reader_that_stands_in_a_removed_segment_keeps_no_space_that_is_lacking() {
+    let folder = quick_folder();
+    let faults = Arc::new(Faults::default());
+    let log = RunningLog::open(LogOptions {
+        faults: Some(faults.clone()),
+        min_free_bytes: Some(1),
+        ..options(folder.path(), 4096)
+    });
+    log.append(&events(1, 100));
+    let mut reader = log.log.reader(1);
+    let mut out = BytesMut::new();
+    reader
+        .next(&mut out, 10)
+        .expect("readable")
+        .expect("an event");
+    let held = fs::File::open(&files(folder.path(), "seg")[0]).expect("frames");
+    faults.fill_disk_after(0);
+    log.log.trim(Instant::now(), SystemTime::now());
+    assert_eq!(held.metadata().expect("still open").len(), 0);
+    let error = reader.next(&mut out, 10).expect_err("it is gone");
+    assert!(
+        matches!(error, ReadError::TooSlow { position: 2, .. }),
+        "{error}"
+    );
 }
 
 #[test]

@@ -124,7 +124,11 @@ async fn a_disk_that_fills_up_stops_events_but_not_consumers_and_loses_nothing()
     let Some(disk) = SmallDisk::mount("64m") else {
         return;
     };
-    let bench = Bench::start_with(1, |config, _| config.data_dir = disk.folder.join("data")).await;
+    let bench = Bench::start_with(1, |config, _| {
+        config.data_dir = disk.folder.join("data");
+        config.log_min_free_bytes = Some(0);
+    })
+    .await;
     let pds = bench.network.pds(0);
     let alice = pds.create_account("alice.pds1.test").unwrap().did;
     bench.until_settled().await;
@@ -139,6 +143,10 @@ async fn a_disk_that_fills_up_stops_events_but_not_consumers_and_loses_nothing()
         let body = until_status(&url, 503).await;
         assert!(body.contains("the event log cannot be written"), "{body}");
     }
+    let samples = Samples::scrape(&metrics.replace("/_health", "/metrics"))
+        .await
+        .unwrap();
+    assert_eq!(samples.get("relay_log_failing"), 1.0);
     let head = bench.relay.log().head();
     assert!((4..24).contains(&head), "{head}");
     let mut consumer = bench.consumer(0).await;
@@ -152,6 +160,47 @@ async fn a_disk_that_fills_up_stops_events_but_not_consumers_and_loses_nothing()
     bench.until_settled().await;
     let bench = bench.restarted(|_| {}).await;
     assert_eq!(bench.relay.log().head(), 24);
+    bench.relay.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_others_fill_costs_the_oldest_events_and_no_new_ones() {
+    let Some(disk) = SmallDisk::mount("96m") else {
+        return;
+    };
+    let bench = Bench::start_with(1, |config, _| {
+        config.data_dir = disk.folder.join("data");
+        // The database lies on the same disk, and must not be the one that finds it full.
+        config.log_min_free_bytes = Some(12 << 20);
+    })
+    .await;
+    let pds = bench.network.pds(0);
+    let alice = pds.create_account("alice.pds1.test").unwrap().did;
+    let long = "x".repeat(700_000);
+    let post_many = || {
+        for _ in 0..30 {
+            pds.create_record(&alice, POSTS, post(&long)).unwrap();
+        }
+    };
+    post_many();
+    bench.until_settled().await;
+    assert_eq!(bench.relay.log().oldest(), Some(1));
+    let free = 4 << 20;
+    disk.fill();
+    let filler = File::options()
+        .write(true)
+        .open(disk.folder.join("filler"))
+        .unwrap();
+    filler
+        .set_len(filler.metadata().unwrap().len() - free)
+        .unwrap();
+    post_many();
+    bench.until_settled().await;
+    let oldest = bench.relay.log().oldest().unwrap();
+    assert!(oldest > 1, "room was made");
+    assert_eq!(bench.relay.log().head(), 64);
+    let seqs = bench.consumer(0).await.up_to(64).await;
+    assert!(seqs.iter().map(|(seq, _)| *seq).eq(oldest..=64));
     bench.relay.shutdown().await;
 }
 

@@ -81,6 +81,8 @@ pub struct Config {
     pub replay_window: Duration,
     /// Most bytes the log takes on disk; the oldest segments go first.
     pub log_max_bytes: u64,
+    /// Bytes the log leaves free on its file system; `None` is the smaller of 5 % of it and 5 GB.
+    pub log_min_free_bytes: Option<u64>,
     /// Size of one log segment in bytes, preallocated.
     pub log_segment_bytes: u64,
     /// When the log's bytes are on disk before consumers see them.
@@ -124,6 +126,7 @@ impl Default for Config {
             account_cache_bytes: 512 * 1024 * 1024,
             replay_window: Duration::from_secs(72 * 3600),
             log_max_bytes: 200_000_000_000,
+            log_min_free_bytes: None,
             log_segment_bytes: 128 * 1024 * 1024,
             log_durability: Durability::Sync,
             max_consumers: 1_000,

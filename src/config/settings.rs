@@ -98,6 +98,9 @@ pub fn settings() -> &'static [Setting] {
 
 use Variable::{Switch, Value};
 
+/// What stands for a size that follows from the machine.
+const AUTO: &str = "auto";
+
 const SETTINGS: &[Setting] = &[
     Setting {
         key: "data_dir",
@@ -270,6 +273,30 @@ const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |c| quoted(format_bytes(c.log_max_bytes)),
+    },
+    Setting {
+        key: "log.min_free_bytes",
+        flag: "log-min-free-bytes",
+        variables: &[Value("RELAY_LOG_MIN_FREE_BYTES")],
+        placeholder: "SIZE",
+        default: "auto",
+        group: Group::Log,
+        help: "Room the log leaves on its file system; the oldest events go first. auto is 5 % of it, at most 5GB; 0 turns it off, and a full disk holds events back",
+        list: false,
+        secret: false,
+        set: |c, raw| {
+            c.log_min_free_bytes = match raw {
+                Raw::Text(text) if text.trim() == AUTO => None,
+                raw => Some(bytes(raw)?),
+            };
+            Ok(())
+        },
+        show: |c| {
+            quoted(
+                c.log_min_free_bytes
+                    .map_or_else(|| AUTO.into(), format_bytes),
+            )
+        },
     },
     Setting {
         key: "log.segment_bytes",

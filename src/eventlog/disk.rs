@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FallocateFlags, fallocate, fdatasync};
+use rustix::fs::{FallocateFlags, fallocate, fdatasync, statvfs};
 use rustix::io::Errno;
 
 /// Files of the log: readable by the owner and the group only.
@@ -30,6 +30,10 @@ struct Plan {
     room: Option<u64>,
     /// Syncs that fail with EIO from now on.
     failing_syncs: u64,
+    /// Writes that fail with EIO from now on.
+    failing_writes: u64,
+    /// Holes that cannot be punched from now on.
+    failing_punches: u64,
     /// Operations refused so far.
     refused: u64,
 }
@@ -45,11 +49,30 @@ impl Faults {
         self.plan().failing_syncs = count;
     }
 
+    /// The next `count` writes fail with EIO, in their middle.
+    pub fn fail_writes(&self, count: u64) {
+        self.plan().failing_writes = count;
+    }
+
+    /// The next `count` holes are not punched, but fail with EIO.
+    pub fn fail_punches(&self, count: u64) {
+        self.plan().failing_punches = count;
+    }
+
     /// Every operation works again.
     pub fn heal(&self) {
-        let mut plan = self.plan();
-        plan.room = None;
-        plan.failing_syncs = 0;
+        let refused = self.refused();
+        *self.plan() = Plan {
+            refused,
+            ..Plan::default()
+        };
+    }
+
+    /// Gives back the room of a removed file.
+    pub(super) fn free(&self, bytes: u64) {
+        if let Some(room) = &mut self.plan().room {
+            *room += bytes;
+        }
     }
 
     /// How many operations have been refused.
@@ -73,12 +96,14 @@ impl Faults {
         granted
     }
 
-    fn sync_fails(&self) -> bool {
+    /// True where the operation that `count` counts is to fail.
+    fn fails(&self, count: impl FnOnce(&mut Plan) -> &mut u64) -> bool {
         let mut plan = self.plan();
-        if plan.failing_syncs == 0 {
+        let left = count(&mut plan);
+        if *left == 0 {
             return false;
         }
-        plan.failing_syncs -= 1;
+        *left -= 1;
         plan.refused += 1;
         true
     }
@@ -105,9 +130,9 @@ impl LogFile {
     }
 
     /// Opens a file that must be there, for changes in place.
-    pub fn open_existing(path: &Path) -> io::Result<LogFile> {
+    pub fn open_existing(path: &Path, faults: Option<Arc<Faults>>) -> io::Result<LogFile> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(LogFile { file, faults: None })
+        Ok(LogFile { file, faults })
     }
 
     pub fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
@@ -116,6 +141,10 @@ impl LogFile {
 
     /// Writes all of `bytes` at `offset`. On an error a part may have been written.
     pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if self.fails(|plan| &mut plan.failing_writes) {
+            self.file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
+            return Err(Errno::IO.into());
+        }
         let granted = match &self.faults {
             Some(faults) => faults.grant(bytes.len() as u64) as usize,
             None => bytes.len(),
@@ -129,11 +158,7 @@ impl LogFile {
 
     /// Brings what was written to stable storage.
     pub fn sync_data(&self) -> io::Result<()> {
-        if self
-            .faults
-            .as_ref()
-            .is_some_and(|faults| faults.sync_fails())
-        {
+        if self.fails(|plan| &mut plan.failing_syncs) {
             return Err(Errno::IO.into());
         }
         Ok(fdatasync(&self.file)?)
@@ -163,11 +188,20 @@ impl LogFile {
 
     /// Makes a range read as zeros, and gives its space back where the file system can.
     pub fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.fails(|plan| &mut plan.failing_punches) {
+            return Err(Errno::IO.into());
+        }
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(&self.file, mode, offset, len) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => self.zero(offset, len),
             other => Ok(other?),
         }
+    }
+
+    fn fails(&self, count: impl FnOnce(&mut Plan) -> &mut u64) -> bool {
+        self.faults
+            .as_ref()
+            .is_some_and(|faults| faults.fails(count))
     }
 
     fn zero(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
@@ -179,6 +213,23 @@ impl LogFile {
         }
         Ok(())
     }
+}
+
+/// Room on a file system, for users without privileges.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    pub total: u64,
+    pub free: u64,
+}
+
+/// The room on the file system of a folder.
+pub(super) fn room(dir: &Path, faults: Option<&Faults>) -> io::Result<Room> {
+    let stat = statvfs(dir)?;
+    let feigned = faults.and_then(|faults| faults.plan().room);
+    Ok(Room {
+        total: stat.f_blocks.saturating_mul(stat.f_frsize),
+        free: feigned.unwrap_or(stat.f_bavail.saturating_mul(stat.f_frsize)),
+    })
 }
 
 /// Bytes from `from` up to the last one that is not zero: reserved space is not counted.

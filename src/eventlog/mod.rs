@@ -10,9 +10,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
 use tokio::sync::watch;
@@ -44,6 +45,7 @@ pub use sequencer::Append;
 
 use recovery::FolderLock;
 use redaction::Redactions;
+use retention::Clock;
 use segment::{Segment, Writer};
 use stretch::Stretches;
 use upkeep::Upkeep;
@@ -78,6 +80,9 @@ pub struct LogOptions {
     pub window: Duration,
     /// The oldest segments go when all together are larger than this.
     pub max_bytes: u64,
+    /// They also go to leave so much room on the file system; 0 leaves none, `None` is the smaller of a
+    /// twentieth of the file system and 5 GB.
+    pub min_free_bytes: Option<u64>,
     /// Faults for tests; `None` in service.
     pub faults: Option<Arc<Faults>>,
 }
@@ -91,6 +96,7 @@ impl LogOptions {
             durability: Durability::Sync,
             window: Duration::from_secs(72 * 3600),
             max_bytes: 200_000_000_000,
+            min_free_bytes: None,
             faults: None,
         }
     }
@@ -124,9 +130,7 @@ fn owner_text(owner: &Option<u32>) -> String {
 /// What an operator can do where writing fails.
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; make room on the disk, or choose another data folder"
-        }
+        _ if is_lack_of_room(error) => "; make room on the disk, or choose another data folder",
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "; make it writable for this user, or choose another data folder"
         }
@@ -135,6 +139,14 @@ fn advice(error: &io::Error) -> &'static str {
         }
         _ => "",
     }
+}
+
+/// True where there is no room for what was to be written.
+fn is_lack_of_room(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 impl LogError {
@@ -176,6 +188,10 @@ struct Shared {
     /// Last sequence number that may be seen, 0 before the first.
     head: watch::Sender<u64>,
     health: watch::Sender<Health>,
+    /// The last write was refused for lack of room.
+    lacks_room: AtomicBool,
+    /// The time by which events age. Held while segments are removed.
+    clock: Mutex<Clock>,
     /// The end of the log, while no sequencer has it.
     writer: Mutex<Option<Writer>>,
     redactions: Redactions,
@@ -200,9 +216,17 @@ impl EventLog {
         let recovered = recovery::recover(&dir, &options)?;
         let redactions = Redactions::load(&dir)?;
         let (wake, calls) = upkeep::channel();
+        let clock = Clock::new(
+            options.window,
+            Instant::now(),
+            SystemTime::now(),
+            recovered.last_event,
+        );
         let shared = Arc::new(Shared {
             head: watch::Sender::new(recovered.writer.next_seq - 1),
             health: watch::Sender::new(Health::Good),
+            lacks_room: AtomicBool::new(false),
+            clock: Mutex::new(clock),
             segments: RwLock::new(recovered.segments),
             writer: Mutex::new(Some(recovered.writer)),
             redactions,

@@ -292,6 +292,9 @@ impl Reader {
         let (segment, files) = self.enter(at)?;
         let failed = |source| ReadError::Io { seq: at, source };
         let _gate = segment.gate.read().unwrap_or_else(PoisonError::into_inner);
+        if segment.is_emptied() {
+            return Err(self.too_slow(at));
+        }
         let place = self.place(&segment, &files, at, max as u64, head, wait);
         let place = place.map_err(failed)?;
         let len = place.ends.last().copied().unwrap_or(0);
@@ -309,6 +312,12 @@ impl Reader {
         });
         stretches.keep(&stretch);
         Ok(stretch)
+    }
+
+    /// The segment of `position` was removed.
+    fn too_slow(&self, position: u64) -> ReadError {
+        let (oldest, _) = self.log.window();
+        ReadError::TooSlow { position, oldest }
     }
 
     /// The segment of an event, opened.
@@ -330,8 +339,7 @@ impl Reader {
             Ok(files) => files,
             // Removed between the look and the opening.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let (oldest, _) = self.log.window();
-                return Err(too_slow(oldest));
+                return Err(self.too_slow(position));
             }
             Err(source) => {
                 return Err(ReadError::Io {
@@ -486,6 +494,9 @@ impl Entries {
         let failed = |source| ReadError::Io { seq, source };
         let (segment, files) = self.reader.enter(seq)?;
         let _gate = segment.gate.read().unwrap_or_else(PoisonError::into_inner);
+        if segment.is_emptied() {
+            return Err(self.reader.too_slow(seq));
+        }
         let entry = segment.entry(&files, seq).map_err(failed)?;
         self.reader.next += 1;
         let gone = entry.filter(|_| self.all);

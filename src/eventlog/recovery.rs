@@ -18,6 +18,7 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -114,6 +115,8 @@ fn hold(mut file: File, dir: &Path) -> Result<FolderLock, LogError> {
 pub(super) struct Recovered {
     pub segments: VecDeque<Arc<Segment>>,
     pub writer: Writer,
+    /// When the last event was appended.
+    pub last_event: SystemTime,
 }
 
 /// Finds the segments of a folder, repairs what must be, and opens the last one for appending.
@@ -155,7 +158,19 @@ pub(super) fn recover(dir: &Arc<Path>, options: &LogOptions) -> Result<Recovered
         end.offset,
     )
     .map_err(LogError::io("opening", &frames_path(dir, last)))?;
-    Ok(Recovered { segments, writer })
+    let last_event = last_time(&segments, end.next_seq - 1).unwrap_or_else(SystemTime::now);
+    Ok(Recovered {
+        segments,
+        writer,
+        last_event,
+    })
+}
+
+/// When the last event was appended, where there is one.
+fn last_time(segments: &VecDeque<Arc<Segment>>, head: u64) -> Option<SystemTime> {
+    let segment = segments.iter().rev().find(|it| it.first <= head)?;
+    let entry = segment.entry(&*segment.files().ok()?, head).ok()??;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_micros(entry.time_us))
 }
 
 /// The segments' files in a folder.

@@ -280,8 +280,9 @@ impl Shared {
         if found.ranges.is_empty() {
             return Ok(());
         }
-        let index = LogFile::open_existing(&index_path(&segment.dir, segment.first))?;
-        let frames = LogFile::open_existing(&frames_path(&segment.dir, segment.first))?;
+        let faults = || self.options.faults.clone();
+        let index = LogFile::open_existing(&index_path(&segment.dir, segment.first), faults())?;
+        let frames = LogFile::open_existing(&frames_path(&segment.dir, segment.first), faults())?;
         // The gate: readers that looked into the index before have copied their frames by now, later
         // ones see the marks.
         let gate = segment.gate.write().unwrap_or_else(PoisonError::into_inner);

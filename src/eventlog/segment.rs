@@ -1,13 +1,13 @@
 //! One segment: a file of WebSocket frames and its index, for readers and for the one writer.
 //! Promises where things lie; when to sync, what to recover and what to remove is decided elsewhere.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
 
@@ -51,6 +51,11 @@ pub(super) struct Segment {
     last: AtomicU64,
     /// Bytes on disk once closed and asked for; 0 until then.
     bytes: AtomicU64,
+    /// When the last event was appended, in microseconds since 1970, once closed and asked for; 0 until
+    /// then.
+    ended_us: AtomicU64,
+    /// Nothing is left to read, also where the files are open still. Changes under the gate.
+    emptied: AtomicBool,
     /// Open files, shared by all readers that are in this segment now.
     files: Mutex<Weak<Files>>,
     /// Held for reading from the look into the index until the frames are copied; redaction takes it
@@ -72,6 +77,8 @@ impl Segment {
             first,
             last: AtomicU64::new(last),
             bytes: AtomicU64::new(0),
+            ended_us: AtomicU64::new(0),
+            emptied: AtomicBool::new(false),
             files: Mutex::default(),
             gate: RwLock::default(),
         }
@@ -128,6 +135,26 @@ impl Segment {
         bytes
     }
 
+    /// When the last event of an ended segment was appended; `None` where that entry is damaged.
+    pub fn ended_at(&self) -> io::Result<Option<SystemTime>> {
+        let known = self.ended_us.load(Ordering::Relaxed);
+        let time = if known > 0 {
+            Some(known)
+        } else {
+            let last = self.last.load(Ordering::Acquire);
+            let entry = self.entry(&*self.files()?, last)?;
+            entry.map(|entry| entry.time_us)
+        };
+        self.ended_us.store(time.unwrap_or(0), Ordering::Relaxed);
+        Ok(time.map(|time| SystemTime::UNIX_EPOCH + Duration::from_micros(time)))
+    }
+
+    /// True where nothing is left to read, also where the files are open still. Ask while holding the
+    /// gate.
+    pub fn is_emptied(&self) -> bool {
+        self.emptied.load(Ordering::Acquire)
+    }
+
     /// Removes both files; readers that have them open keep them.
     pub fn remove(&self) -> io::Result<()> {
         // Frames first: recovery takes frames without an index for a segment, not the reverse.
@@ -141,6 +168,21 @@ impl Segment {
             }
         }
         Ok(())
+    }
+
+    /// Removes both files and gives their space back at once, also where a reader that stands still has
+    /// them open.
+    pub fn empty(&self) -> io::Result<()> {
+        let frames = OpenOptions::new()
+            .write(true)
+            .open(frames_path(&self.dir, self.first));
+        self.remove()?;
+        let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        self.emptied.store(true, Ordering::Release);
+        match frames {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            frames => frames?.set_len(0),
+        }
     }
 }
 

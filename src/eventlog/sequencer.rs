@@ -15,7 +15,7 @@ use bytes::Bytes;
 use super::entry::{Entry, State};
 use super::segment::{Segment, Writer};
 use super::syncer::Syncer;
-use super::{Durability, EventLog, Health, LogError, upkeep, wire};
+use super::{Durability, EventLog, Health, LogError, is_lack_of_room, upkeep, wire};
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind};
 use crate::telemetry::metrics;
@@ -360,12 +360,18 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
         let mut failing = false;
         while let Err(error) = work(self) {
             metrics().log_write_errors.inc();
+            let shared = &self.log.shared;
+            shared
+                .lacks_room
+                .store(is_lack_of_room(&error), Ordering::Release);
             if failing {
                 tracing::debug!(%error, "the event log still cannot write");
             } else {
                 failing = true;
                 self.report_failure(&error);
             }
+            // Retention may make the room that is lacking.
+            self.log.shared.call(upkeep::Call::Look);
             if self.stop.load(Ordering::Acquire) {
                 return Err(GaveUp);
             }
@@ -373,6 +379,7 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
             pause = (pause * 2).min(MAX_RETRY_PAUSE);
         }
         if failing {
+            self.log.shared.lacks_room.store(false, Ordering::Release);
             self.log.shared.health.send_replace(Health::Good);
             tracing::info!("the event log writes again; no event was lost");
         }
@@ -391,7 +398,6 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
         shared
             .health
             .send_replace(Health::Failing { since, reason });
-        shared.call(upkeep::Call::Look);
     }
 
     /// Payloads of everything that is not durable, the queue included.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::segment::Writer;
 use super::{LogError, Shared};
@@ -71,7 +71,7 @@ impl Drop for Upkeep {
 
 fn run(shared: &Shared, calls: &Receiver<Call>, ending: &AtomicBool) {
     while !ending.load(Ordering::Acquire) {
-        shared.trim(SystemTime::now());
+        shared.trim(Instant::now(), SystemTime::now());
         shared.redact_pending(ending);
         match calls.recv_timeout(LOOK_EVERY) {
             Ok(Call::Look) | Err(RecvTimeoutError::Timeout) => {}

@@ -358,6 +358,7 @@ async fn open_log(config: &Config) -> Result<EventLog, StartError> {
         },
         window: config.replay_window,
         max_bytes: config.log_max_bytes,
+        min_free_bytes: config.log_min_free_bytes,
         ..LogOptions::new(config.log_dir())
     };
     match task::spawn_blocking(move || EventLog::open(options)).await {

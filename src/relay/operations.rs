@@ -150,6 +150,9 @@ impl Observed for Running {
             .log_oldest_seq
             .set(self.log.oldest().unwrap_or(0) as i64);
         metrics.log_bytes.set(self.log.bytes() as i64);
+        metrics
+            .log_failing
+            .set(i64::from(self.log.health() != eventlog::Health::Good));
         let totals = self.firehose.consumers().totals();
         metrics.consumers.set(totals.connected as i64);
         raise_to(&metrics.consumers_admitted, totals.admitted);

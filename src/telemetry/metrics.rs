@@ -115,6 +115,8 @@ pub struct Metrics {
     pub log_oldest_seq: IntGauge,
     /// Bytes of the log on disk, sampled.
     pub log_bytes: IntGauge,
+    /// 1 while the log cannot write and takes no events.
+    pub log_failing: IntGauge,
     /// Events with a sequence number that are not yet durable.
     pub log_durable_lag: IntGauge,
     /// Time of one write with its fdatasync, in seconds.
@@ -245,6 +247,10 @@ impl Metrics {
             log_seq: r.gauge("relay_log_seq", "Last durable sequence number"),
             log_oldest_seq: r.gauge("relay_log_oldest_seq", "Oldest sequence number in the log"),
             log_bytes: r.gauge("relay_log_bytes", "Bytes of the log on disk"),
+            log_failing: r.gauge(
+                "relay_log_failing",
+                "1 while the log cannot be written and takes no events",
+            ),
             log_durable_lag: r.gauge(
                 "relay_log_durable_lag_events",
                 "Events with a sequence number that are not yet durable",
