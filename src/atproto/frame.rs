@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::cbor::{CborError, MapWriter, Reader, Writer, compare_keys};
 use super::cid::Cid;
+use super::fixed;
 
 /// Longest frame, in bytes (<https://atproto.com/specs/event-stream>: 5 MB).
 pub const MAX_FRAME_BYTES: usize = 5_000_000;
@@ -596,12 +597,17 @@ fn required<T>(field: &'static str, value: Option<T>) -> Result<T, FrameError> {
 /// # Panics
 /// If `span` does not lie in `frame`.
 pub fn splice_seq(frame: &[u8], span: Range<usize>, seq: u64, out: &mut Vec<u8>) {
-    let mut encoded = Writer::with_capacity(9);
-    encoded.unsigned(seq);
+    let rest = &frame[span.end..];
     out.reserve(frame.len() + 9);
+    splice_head(frame, span, seq, out);
+    out.extend_from_slice(rest);
+}
+
+/// The first part of [`splice_seq`]: the frame up to and with the new `seq`. What follows are the bytes of the frame
+/// behind `span`.
+pub fn splice_head(frame: &[u8], span: Range<usize>, seq: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(&frame[..span.start]);
-    out.extend_from_slice(encoded.as_slice());
-    out.extend_from_slice(&frame[span.end..]);
+    fixed::put_unsigned(out, seq);
 }
 
 /// The frame without the `handle` of its body; everything else stays. Spans must be taken anew.

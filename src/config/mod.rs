@@ -38,6 +38,8 @@ pub const SQLITE_FILE: &str = "relay.sqlite";
 pub const LOG_FOLDER: &str = "log";
 /// A frame may have 5,000,000 bytes, so a smaller segment could not hold every frame.
 pub const MIN_SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+/// Longest `log.group_window`: every event may wait for it.
+pub const MAX_GROUP_WINDOW: Duration = Duration::from_secs(1);
 /// More shards than this are a typing error, not a machine.
 pub const MAX_SHARDS: usize = 1024;
 
@@ -87,6 +89,8 @@ pub struct Config {
     pub log_segment_bytes: u64,
     /// When the log's bytes are on disk before consumers see them.
     pub log_durability: Durability,
+    /// Shortest time between two writes to the log.
+    pub log_group_window: Duration,
     /// Consumers of the firehose at one time.
     pub max_consumers: usize,
     /// Consumers of the firehose from one address (one /64 for IPv6) at one time.
@@ -129,6 +133,7 @@ impl Default for Config {
             log_min_free_bytes: None,
             log_segment_bytes: 128 * 1024 * 1024,
             log_durability: Durability::Sync,
+            log_group_window: Duration::from_millis(2),
             max_consumers: 1_000,
             max_consumers_per_ip: 50,
             host_limits: HostLimits::default(),

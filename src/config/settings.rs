@@ -10,7 +10,9 @@ use url::Url;
 
 use super::source::Raw;
 use super::units::{format_bytes, format_duration, parse_bytes, parse_duration};
-use super::{Config, DatabaseUrl, DomainPattern, HostEntry, MAX_SHARDS, MIN_SEGMENT_BYTES};
+use super::{
+    Config, DatabaseUrl, DomainPattern, HostEntry, MAX_GROUP_WINDOW, MAX_SHARDS, MIN_SEGMENT_BYTES,
+};
 
 /// Headings of `--help` and of the README's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -336,6 +338,29 @@ const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |c| quoted(c.log_durability),
+    },
+    Setting {
+        key: "log.group_window",
+        flag: "log-group-window",
+        variables: &[Value("RELAY_LOG_GROUP_WINDOW")],
+        placeholder: "TIME",
+        default: "2ms",
+        group: Group::Log,
+        help: "Shortest time between two writes to the log; events that come in between share one (at most 1s, 0s writes at once)",
+        list: false,
+        secret: false,
+        set: |c, raw| {
+            let window = duration(raw)?;
+            if window > MAX_GROUP_WINDOW {
+                return Err(format!(
+                    "is too long; use {} or less",
+                    format_duration(MAX_GROUP_WINDOW)
+                ));
+            }
+            c.log_group_window = window;
+            Ok(())
+        },
+        show: |c| quoted(format_duration(c.log_group_window)),
     },
     Setting {
         key: "trusted_domains",
@@ -854,12 +879,16 @@ fn positive_number(raw: &Raw) -> Result<f64, String> {
     }
 }
 
+fn duration(raw: &Raw) -> Result<Duration, String> {
+    match raw {
+        Raw::Text(text) => parse_duration(text),
+        Raw::Integer(_) | Raw::Float(_) => Err("has no unit; write it as in \"72h\"".into()),
+        _ => Err("must be a time, as in \"72h\"".into()),
+    }
+}
+
 fn positive_duration(raw: &Raw) -> Result<Duration, String> {
-    let duration = match raw {
-        Raw::Text(text) => parse_duration(text)?,
-        Raw::Integer(_) | Raw::Float(_) => return Err("has no unit; write it as in \"72h\"".into()),
-        _ => return Err("must be a time, as in \"72h\"".into()),
-    };
+    let duration = duration(raw)?;
     if duration.is_zero() {
         return Err("must be longer than zero".into());
     }

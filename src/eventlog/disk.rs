@@ -2,16 +2,19 @@
 //! Promises whole writes or an error; knows nothing of segments.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{FallocateFlags, fallocate, fdatasync, statvfs};
-use rustix::io::Errno;
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, fdatasync, statvfs};
+use rustix::io::{Errno, pwritev};
 
 /// Files of the log: readable by the owner and the group only.
 const FILE_MODE: u32 = 0o640;
+/// Pieces that one write may have (IOV_MAX of Linux).
+const MAX_PIECES: usize = 1024;
 /// Zeros written at a time where the file system cannot punch holes.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
@@ -154,6 +157,47 @@ impl LogFile {
             return Err(Errno::NOSPC.into());
         }
         Ok(())
+    }
+
+    /// Writes all of `pieces`, one behind the other, at `offset`. On an error a part may have been written.
+    pub fn write_all_vectored_at(
+        &self,
+        mut pieces: &mut [IoSlice<'_>],
+        mut offset: u64,
+    ) -> io::Result<()> {
+        if self.faults.is_some() {
+            return self.write_pieces_at(pieces, offset);
+        }
+        while !pieces.is_empty() {
+            let some = &pieces[..pieces.len().min(MAX_PIECES)];
+            let written = match pwritev(&self.file, some, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => written,
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            IoSlice::advance_slices(&mut pieces, written);
+            offset += written as u64;
+        }
+        Ok(())
+    }
+
+    /// The same, piece by piece, each of which may meet a fault.
+    fn write_pieces_at(&self, pieces: &[IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        for piece in pieces {
+            self.write_all_at(piece, offset)?;
+            offset += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Lets the page cache forget a range that was synced.
+    pub fn forget(&self, offset: u64, len: u64) {
+        let Some(len) = NonZeroU64::new(len) else {
+            return;
+        };
+        // Advice: where it is not taken nothing is lost.
+        fadvise(&self.file, offset, Some(len), Advice::DontNeed).ok();
     }
 
     /// Brings what was written to stable storage.

@@ -13,12 +13,21 @@ use rustix::io::Errno;
 
 use super::disk::{Faults, LogFile, sync_folder};
 use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES};
+use super::group::Group;
 use super::syncer::Syncer;
 
 /// A segment's index is preallocated for frames of this size; it grows where frames are smaller.
 const EXPECTED_FRAME_BYTES: u64 = 4096;
 /// How long the writer waits before it asks a full disk for preallocated space again.
 const ALLOCATE_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// Frames at the end of a segment that stay in the page cache, for consumers that are live or nearly so. The log is
+/// written once and seldom read twice: what lies further back would only drive out the database's pages, and memory
+/// that is used again is cheaper to write to than memory that is not.
+const CACHED_BYTES: u64 = 64 << 20;
+/// A length that reaches behind the end of every segment.
+const WHOLE_FILE: u64 = 1 << 40;
+/// How much the page cache is told to forget at a time.
+const FORGET_BYTES: u64 = 8 << 20;
 /// Bytes rewritten at a time after a failed sync.
 const REWRITE_BYTES: u64 = 1 << 20;
 
@@ -200,6 +209,10 @@ pub(super) struct Writer {
     pub offset: u64,
     /// End of the frames and the sequence number behind the last one that a sync has covered.
     synced: (u64, u64),
+    /// Where the frames begin that the page cache was not told to forget.
+    cached_from: u64,
+    /// The same of the segment before.
+    cached_before: Option<(LogFile, u64)>,
     space: Space,
 }
 
@@ -233,6 +246,8 @@ impl Writer {
             next_seq,
             offset,
             synced: (offset, next_seq),
+            cached_from: offset,
+            cached_before: None,
             space: Space::Wanted(None),
         };
         writer.index.write_all_at(&entry::header(first), 0)?;
@@ -242,10 +257,13 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Opens the segment behind this one. This one must have been closed.
-    pub fn following(&self) -> io::Result<Writer> {
+    /// Goes on to the segment behind this one, which must have been closed.
+    pub fn follow(&mut self) -> io::Result<()> {
         let (dir, faults) = (self.dir.clone(), self.faults.clone());
-        Writer::open(dir, faults, self.capacity, self.next_seq, self.next_seq, 0)
+        let next = Writer::open(dir, faults, self.capacity, self.next_seq, self.next_seq, 0)?;
+        let ended = std::mem::replace(self, next);
+        self.cached_before = Some((ended.frames, ended.cached_from));
+        Ok(())
     }
 
     /// True where a frame of `len` bytes behind `pending` others belongs into the next segment.
@@ -254,27 +272,38 @@ impl Writer {
         used > 0 && used + len > self.capacity
     }
 
-    /// Writes frames and their entries, and with a `syncer` brings both to disk. Nothing moves forward
+    /// Writes a group's frames and entries, and with a `syncer` brings both to disk. Nothing moves forward
     /// on an error: call [`Writer::cut_back`], then the same append again.
-    pub fn append(
-        &mut self,
-        frames: &[u8],
-        entries: &[u8],
-        syncer: Option<&Syncer>,
-    ) -> io::Result<()> {
+    pub fn append<T>(&mut self, group: &Group<T>, syncer: Option<&Syncer>) -> io::Result<()> {
         self.reserve();
-        self.frames.write_all_at(frames, self.offset)?;
-        self.index
-            .write_all_at(entries, entry::position(self.first, self.next_seq))?;
+        self.frames
+            .write_all_vectored_at(&mut group.frames(), self.offset)?;
+        let index_end = entry::position(self.first, self.next_seq);
+        self.index.write_all_at(group.entries(), index_end)?;
         if let Some(syncer) = syncer {
             syncer.sync_both(&self.frames, &self.index)?;
         }
-        self.offset += frames.len() as u64;
-        self.next_seq += entries.len() as u64 / ENTRY_BYTES;
+        self.offset += group.bytes();
+        self.next_seq = group.next_seq();
         if syncer.is_some() {
-            self.synced = (self.offset, self.next_seq);
+            self.was_synced();
         }
         Ok(())
+    }
+
+    /// Notes that everything appended is on disk, and lets the page cache forget what is far behind.
+    fn was_synced(&mut self) {
+        self.synced = (self.offset, self.next_seq);
+        if self.offset - self.cached_from >= CACHED_BYTES + FORGET_BYTES {
+            let len = self.offset - self.cached_from - CACHED_BYTES;
+            self.frames.forget(self.cached_from, len);
+            self.cached_from += len;
+        }
+        if self.offset >= CACHED_BYTES
+            && let Some((file, from)) = self.cached_before.take()
+        {
+            file.forget(from, WHOLE_FILE);
+        }
     }
 
     /// True where appended events have not been synced.
@@ -285,7 +314,7 @@ impl Writer {
     /// Syncs what was appended without a sync.
     pub fn sync_appended(&mut self) -> io::Result<()> {
         self.sync()?;
-        self.synced = (self.offset, self.next_seq);
+        self.was_synced();
         Ok(())
     }
 

@@ -12,18 +12,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 
-use super::entry::{Entry, State};
+use super::group::Group;
 use super::segment::{Segment, Writer};
 use super::syncer::Syncer;
 use super::{Durability, EventLog, Health, LogError, is_lack_of_room, upkeep, wire};
 use crate::atproto::did::Did;
-use crate::atproto::frame::{self, Kind};
+use crate::atproto::frame::Kind;
 use crate::telemetry::metrics;
 
 /// Frames gathered for one write and one sync. Bounds memory; well above what one sync takes to do.
 const MAX_GROUP_BYTES: usize = 8 << 20;
-/// Capacity of the write buffers that is kept between groups.
-const KEPT_BUFFER_BYTES: usize = 1 << 20;
 /// First pause after a failed write; doubles up to [`MAX_RETRY_PAUSE`].
 const MIN_RETRY_PAUSE: Duration = Duration::from_millis(50);
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(2);
@@ -97,6 +95,7 @@ pub fn spawn<T: Send + 'static>(
     let worker = Worker {
         stop: stop.clone(),
         group: Group::new(writer.next_seq),
+        committed_at: Instant::now(),
         writer: Some(writer),
         syncer,
         log,
@@ -112,58 +111,6 @@ pub fn spawn<T: Send + 'static>(
     Ok(Sequencer { thread, stop })
 }
 
-/// Events that are written and synced together, all in one segment.
-struct Group<T> {
-    frames: Vec<u8>,
-    entries: Vec<u8>,
-    payloads: Vec<(u64, T)>,
-    next_seq: u64,
-}
-
-impl<T> Group<T> {
-    fn new(next_seq: u64) -> Group<T> {
-        Group {
-            frames: Vec::new(),
-            entries: Vec::new(),
-            payloads: Vec::new(),
-            next_seq,
-        }
-    }
-
-    /// Adds an event: its WebSocket frame, with the next sequence number in it, and its entry.
-    fn push(&mut self, event: Append<T>, frame_len: usize, offset: u64) {
-        let at = self.frames.len();
-        let seq = self.next_seq;
-        wire::put_header(&mut self.frames, frame_len);
-        frame::splice_seq(&event.frame, event.seq_span, seq, &mut self.frames);
-        let written = &self.frames[at..];
-        let entry = Entry {
-            seq,
-            host: event.host,
-            upstream_seq: event.upstream_seq,
-            did_hash: event.did.hash64(),
-            kind: event.kind,
-            time_us: now_us(),
-            offset: offset + at as u64,
-            len: written.len() as u32,
-            frame_crc: crc32fast::hash(written),
-            state: State::Served,
-        };
-        debug_assert_eq!(wire::payload(written).map(<[u8]>::len), Some(frame_len));
-        self.entries.extend_from_slice(&entry.encode());
-        self.payloads.push((seq, event.payload));
-        self.next_seq += 1;
-        metrics().log_durable_lag.inc();
-    }
-
-    fn clear(&mut self) {
-        for buffer in [&mut self.frames, &mut self.entries] {
-            buffer.clear();
-            buffer.shrink_to(KEPT_BUFFER_BYTES);
-        }
-    }
-}
-
 /// The disk refuses and nobody waits any longer.
 struct GaveUp;
 
@@ -177,7 +124,9 @@ struct Worker<T, F> {
     on_durable: F,
     stop: Arc<AtomicBool>,
     group: Group<T>,
-    /// Published, not yet synced (`Durability::Interval`).
+    /// When the last group was begun to be written.
+    committed_at: Instant,
+    /// Published, not yet synced (`Durability::Interval`); what is left over where the disk refuses.
     unsynced: Vec<(u64, T)>,
     sync_due: Option<Instant>,
 }
@@ -204,6 +153,7 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
     fn work(&mut self) -> Result<(), GaveUp> {
         while let Some(events) = self.receive()? {
             let mut bytes = self.add(events)?;
+            self.await_company();
             while bytes < MAX_GROUP_BYTES {
                 let Ok(more) = self.rx.try_recv() else { break };
                 bytes += self.add(more)?;
@@ -212,6 +162,16 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
             self.sync_if_due()?;
         }
         self.sync_unsynced()
+    }
+
+    /// Waits until the group before is [`super::LogOptions::group_window`] old: a lone event goes at once, a
+    /// stream of them goes in groups.
+    fn await_company(&self) {
+        let window = self.log.shared.options.group_window;
+        let left = window.saturating_sub(self.committed_at.elapsed());
+        if !left.is_zero() {
+            thread::sleep(left);
+        }
     }
 
     /// Waits for events; syncs in between where an interval ends. `None` when all senders are gone.
@@ -240,20 +200,19 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
                 tracing::error!(did = %event.did, "event without a sequence number to replace, left out");
                 continue;
             }
-            let length = spliced_len(&event, self.group.next_seq);
+            let length = spliced_len(&event, self.group.next_seq());
             let total = (wire::header_len(length) + length) as u64;
-            if self.writer().is_full(self.group.frames.len() as u64, total) {
+            if self.writer().is_full(self.group.bytes(), total) {
                 let turned = self.commit().and_then(|()| self.rotate());
                 if turned.is_err() {
                     let rest = std::iter::once(event).chain(events);
-                    self.group
-                        .payloads
-                        .extend(rest.map(|event| (0, event.payload)));
+                    self.unsynced.extend(rest.map(|event| (0, event.payload)));
                     return Err(GaveUp);
                 }
             }
-            let offset = self.writer().offset;
-            self.group.push(event, length, offset);
+            let start = self.writer().offset;
+            self.group.push(event, length, start);
+            metrics().log_durable_lag.inc();
             bytes += total as usize;
         }
         Ok(bytes)
@@ -261,11 +220,12 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
 
     /// Writes the group, publishes it, and reports it.
     fn commit(&mut self) -> Result<(), GaveUp> {
-        if self.group.payloads.is_empty() {
+        if self.group.is_empty() {
             return Ok(());
         }
         let durability = self.log.shared.options.durability;
         let began = Instant::now();
+        self.committed_at = began;
         self.persist(|worker| {
             let Worker {
                 writer,
@@ -274,23 +234,18 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
                 ..
             } = worker;
             let Some(writer) = writer else { return Ok(()) };
-            writer
-                .append(&group.frames, &group.entries, syncer.as_ref())
-                .inspect_err(|_| {
-                    if let Err(error) = writer.cut_back() {
-                        tracing::debug!(%error, "cutting back a failed append");
-                    }
-                })
+            writer.append(group, syncer.as_ref()).inspect_err(|_| {
+                if let Err(error) = writer.cut_back() {
+                    tracing::debug!(%error, "cutting back a failed append");
+                }
+            })
         })?;
-        self.log.shared.head.send_replace(self.group.next_seq - 1);
+        self.log.shared.head.send_replace(self.group.next_seq() - 1);
         metrics()
             .log_write_seconds
             .observe(began.elapsed().as_secs_f64());
-        metrics()
-            .log_durable_lag
-            .sub(self.group.payloads.len() as i64);
-        self.group.clear();
-        let payloads = std::mem::take(&mut self.group.payloads);
+        metrics().log_durable_lag.sub(self.group.len() as i64);
+        let payloads = self.group.take();
         if let Durability::Interval(interval) = durability {
             self.unsynced.extend(payloads);
             self.sync_due
@@ -338,8 +293,7 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
         self.persist(|worker| {
             let writer = worker.writer_mut();
             writer.close()?;
-            *writer = writer.following()?;
-            Ok(())
+            writer.follow()
         })?;
         let shared = &self.log.shared;
         let first = self.writer().first;
@@ -404,7 +358,7 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
     fn left_over(&mut self) -> Vec<T> {
         let mut left: Vec<T> = Vec::new();
         left.extend(self.unsynced.drain(..).map(|(_, payload)| payload));
-        left.extend(self.group.payloads.drain(..).map(|(_, payload)| payload));
+        left.extend(self.group.take().into_iter().map(|(_, payload)| payload));
         while let Ok(events) = self.rx.try_recv() {
             left.extend(events.into_iter().map(|event| event.payload));
         }

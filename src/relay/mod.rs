@@ -356,6 +356,7 @@ async fn open_log(config: &Config) -> Result<EventLog, StartError> {
             Durability::Interval => eventlog::Durability::Interval(SYNC_INTERVAL),
             Durability::None => eventlog::Durability::None,
         },
+        group_window: config.log_group_window,
         window: config.replay_window,
         max_bytes: config.log_max_bytes,
         min_free_bytes: config.log_min_free_bytes,
