@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::atproto::frame::{self, Kind, Message};
+use crate::atproto::frame::{self, Message};
+use crate::atproto::key::VerifyingKey;
 use crate::config::Validation;
 use crate::identity::Identity;
 use crate::store::{LocalStatus, RepoState, UpstreamStatus};
@@ -98,6 +99,8 @@ pub(super) enum Question {
 
 /// An event that broke no rule so far, whose signature must still be checked.
 pub(super) struct Candidate {
+    /// The account's key. An event that may change it is not looked at while this one waits for its check.
+    pub key: VerifyingKey,
     /// What it says, and the signature.
     pub facts: Facts,
     /// How it continues the account's chain.
@@ -194,12 +197,14 @@ fn commit_event(
     rules::commit_size(commit)?;
     let rev = rules::rev(commit.rev, at.now_us)?;
     from_own_host(waiting, account, at)?;
+    let key = signing_key(waiting, account)?;
     active(waiting, account, at, false)?;
     rules::rev_order(rev, account.repo.map(|repo| repo.rev))?;
     let strictness = strictness(waiting, at);
     let facts = rules::commit(commit, rev, strictness)?;
     let chain = rules::chain(commit, account.repo.map(|repo| (repo.rev, repo.data)));
     Ok(Finding::Check(Candidate {
+        key: key.clone(),
         facts,
         chain,
         sync11: rules::speaks_sync11(commit),
@@ -225,6 +230,7 @@ fn sync_event(
     rules::sync_size(sync)?;
     let rev = rules::rev(sync.rev, at.now_us)?;
     from_own_host(waiting, account, at)?;
+    let key = signing_key(waiting, account)?;
     active(waiting, account, at, true)?;
     let facts = rules::sync(sync, rev)?;
     let last = match account.repo {
@@ -236,6 +242,7 @@ fn sync_event(
     };
     rules::sync_order(&facts, last)?;
     Ok(Finding::Check(Candidate {
+        key: key.clone(),
         facts,
         chain: Chain::Intact,
         sync11: false,
@@ -253,10 +260,7 @@ fn from_own_host(waiting: &Waiting, account: &Account, at: &Circumstances) -> Re
         return Err(Obstacle::Drop(reason.rule()));
     }
     if account.is_at(waiting.received.host.id()) {
-        return match (&account.key, waiting.received.kind) {
-            (None, Kind::Commit | Kind::Sync) => Err(without_key(waiting)),
-            _ => Ok(()),
-        };
+        return Ok(());
     }
     if !waiting.refreshed {
         return Err(Obstacle::Ask(Question::Identity { fresh: true }));
@@ -275,14 +279,18 @@ fn needs_identity(account: &Account, at: &Circumstances) -> bool {
         .is_none_or(|resolved_at| age(resolved_at) >= at.identity_ttl.as_secs() as i64)
 }
 
-fn without_key(waiting: &Waiting) -> Obstacle {
-    if !waiting.refreshed {
-        return Obstacle::Ask(Question::Identity { fresh: true });
+/// The account's key. An account without one is looked up once more, past every cache.
+fn signing_key<'a>(waiting: &Waiting, account: &'a Account) -> Result<&'a VerifyingKey, Obstacle> {
+    if let Some((_, key)) = &account.key {
+        return Ok(key);
     }
-    Obstacle::Drop(match &waiting.identity {
+    if !waiting.refreshed {
+        return Err(Obstacle::Ask(Question::Identity { fresh: true }));
+    }
+    Err(Obstacle::Drop(match &waiting.identity {
         Some(Err(reason)) => reason.rule(),
         _ => Rule::NoSigningKey,
-    })
+    }))
 }
 
 /// The account must be active, here and at its PDS; the PDS is asked before its last word counts. A `#sync` is how an

@@ -3,7 +3,7 @@
 //! It never waits for a look-up: an event that needs one is parked with its successors of the same DID, and the
 //! shard goes on with others. It waits only for the log, and so the pressure of a slow disk reaches the hosts.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
@@ -161,7 +161,11 @@ pub(super) struct Shard {
     outlets: Outlets,
     residents: Residents,
     parked: HashMap<Did, Parked>,
+    /// Items of all of `parked`.
+    parked_items: usize,
     checks: Vec<(Event, Candidate)>,
+    /// The accounts of `checks`.
+    checking: HashSet<Did>,
     accepted: Vec<Append<Settlement>>,
     ticket: u64,
     at: Circumstances,
@@ -181,7 +185,9 @@ impl Shard {
             outlets,
             residents: Residents::new(options.account_bytes, options.shards),
             parked: HashMap::new(),
+            parked_items: 0,
             checks: Vec::with_capacity(BATCH),
+            checking: HashSet::with_capacity(BATCH),
             accepted: Vec::new(),
             ticket: 0,
             at: Circumstances {
@@ -217,12 +223,7 @@ impl Shard {
                 .shrink(settled, |did| parked.contains_key(did));
             let gauge = &metrics().shards[self.index];
             gauge.queue.set(self.inbox.len() as i64);
-            let parked = self
-                .parked
-                .values()
-                .map(|parked| parked.items.len())
-                .sum::<usize>();
-            gauge.parked.set(parked as i64);
+            gauge.parked.set(self.parked_items as i64);
             gauge.residents.set(self.residents.len() as i64);
         }
     }
@@ -255,7 +256,10 @@ impl Shard {
     /// A new item goes behind those of its DID that wait, else it is judged now.
     fn arrive(&mut self, did: Did, item: Item) {
         match self.parked.get_mut(&did) {
-            Some(parked) => parked.items.push_back(item),
+            Some(parked) => {
+                parked.items.push_back(item);
+                self.parked_items += 1;
+            }
             None => self.consider(&did, item),
         }
     }
@@ -270,20 +274,18 @@ impl Shard {
                 self.parked.remove(did);
                 return;
             };
+            self.parked_items -= 1;
             self.consider(did, item);
             self.check_signatures();
         }
     }
 
     fn consider(&mut self, did: &Did, item: Item) {
-        if self
-            .checks
-            .iter()
-            .any(|(event, _)| event.waiting.received.did == *did)
-        {
+        if self.checking.contains(did) {
             self.check_signatures();
             if let Some(parked) = self.parked.get_mut(did).filter(|parked| parked.asking) {
                 parked.items.push_back(item);
+                self.parked_items += 1;
                 return;
             }
         }
@@ -296,7 +298,10 @@ impl Shard {
     fn consider_event(&mut self, did: &Did, event: Event) {
         let account = self.residents.get(did).map(|account| &*account);
         match judge::judge(&event.waiting, account, &self.at) {
-            Ok(Finding::Check(candidate)) => self.checks.push((event, candidate)),
+            Ok(Finding::Check(candidate)) => {
+                self.checking.insert(did.clone());
+                self.checks.push((event, candidate));
+            }
             Ok(Finding::Identity(frame)) => self.forward_identity(event, frame),
             Ok(Finding::Account(upstream)) => self.forward_account(event, upstream),
             Err(obstacle) => self.stop(event, obstacle),
@@ -320,6 +325,7 @@ impl Shard {
     fn park(&mut self, did: Did, item: Item, question: Question, host: Option<Arc<HostHandle>>) {
         let parked = self.parked.entry(did.clone()).or_default();
         parked.items.push_front(item);
+        self.parked_items += 1;
         parked.asking = true;
         // The look-ups end only with the process; an answer that never comes is then of no use to anyone.
         let _ = self.outlets.lookups.send(Lookup {
@@ -336,28 +342,15 @@ impl Shard {
             return;
         }
         let checks = mem::take(&mut self.checks);
-        let keys: Vec<_> = checks
+        self.checking.clear();
+        let jobs: Vec<Job<'_>> = checks
             .iter()
-            .map(|(event, _)| {
-                let account = self.residents.get(&event.waiting.received.did);
-                account.and_then(|account| account.key.as_ref().map(|(_, key)| key.clone()))
+            .map(|(_, candidate)| Job {
+                key: &candidate.key,
+                signed: &candidate.facts.signed,
             })
             .collect();
-        let jobs: Vec<Job<'_>> = keys
-            .iter()
-            .zip(&checks)
-            .filter_map(|(key, (_, candidate))| {
-                key.as_ref().map(|key| Job {
-                    key,
-                    signed: &candidate.facts.signed,
-                })
-            })
-            .collect();
-        let mut verdicts = signature::verify(&jobs).into_iter();
-        let verdicts: Vec<bool> = keys
-            .iter()
-            .map(|key| key.is_some() && verdicts.next().unwrap_or(false))
-            .collect();
+        let verdicts = signature::verify(&jobs);
         for ((event, candidate), good) in checks.into_iter().zip(verdicts) {
             if good {
                 self.accept(event, candidate);
