@@ -117,6 +117,7 @@ fn every_setting_is_read_from_file_environment_and_flag() {
         "request_crawl" => ("false", "false"),
         "validation" => ("\"lenient\"", "lenient"),
         "log.durability" => ("\"none\"", "none"),
+        "log.group_window" => ("\"5ms\"", "5ms"),
         "log.max_bytes" => ("\"1TB\"", "1TB"),
         "log.min_free_bytes" => ("\"2GB\"", "2GB"),
         "log.segment_bytes" => ("\"64MiB\"", "64MiB"),

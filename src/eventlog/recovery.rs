@@ -400,9 +400,12 @@ impl Checked {
     }
 }
 
-/// True where a frame, which begins at `offset` in its file, lacks one of the sectors it lies in: new
-/// space reads as zeros until it is written.
-fn has_unwritten_sector(frame: &[u8], offset: u64) -> bool {
+/// True where a frame, which begins at `offset` in its file, lacks one of the sectors it lies in, or its
+/// end: new space reads as zeros until it is written, and a copy made meanwhile may end anywhere.
+fn is_torn(frame: &[u8], offset: u64) -> bool {
+    if frame.ends_with(&[0; MIN_ZEROS]) {
+        return true;
+    }
     let first = ((SECTOR - offset % SECTOR) as usize).min(frame.len());
     let (head, rest) = frame.split_at(first);
     std::iter::once(head)
@@ -608,7 +611,7 @@ impl Check<'_> {
         if crc32fast::hash(buffer) == entry.frame_crc {
             return Ok(Verdict::Good);
         }
-        if has_unwritten_sector(buffer, entry.offset) {
+        if is_torn(buffer, entry.offset) {
             return Ok(Verdict::Unwritten);
         }
         Ok(Verdict::Damaged)

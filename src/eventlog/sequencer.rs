@@ -206,6 +206,7 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
                 let turned = self.commit().and_then(|()| self.rotate());
                 if turned.is_err() {
                     let rest = std::iter::once(event).chain(events);
+                    self.unsynced.extend(self.group.take());
                     self.unsynced.extend(rest.map(|event| (0, event.payload)));
                     return Err(GaveUp);
                 }
