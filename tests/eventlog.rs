@@ -434,6 +434,8 @@ fn a_last_frame_that_lacks_a_sector_was_never_seen() {
     let all = [Event::identity(1, 700, 1), Event::identity(2, 3000, 2)];
     log.append(&all);
     log.close();
+    // The mark is not synced.
+    fs::remove_file(folder.path().join("head")).expect("the mark");
     let path = &files(folder.path(), "seg")[0];
     let whole = fs::read(path).expect("frames");
     let index = fs::read(&files(folder.path(), "idx")[0]).expect("an index");
@@ -523,6 +525,12 @@ fn commits_are_rebuilt_only_where_their_blocks_hash() {
         .expect("the record");
     frames[at] ^= 1;
     fs::write(path, frames).expect("frames");
+    let reopened = EventLog::open(options(folder.path(), 1 << 20)).expect("opens");
+    // The numbers of the others stay taken: the mark says that they were seen.
+    assert_eq!((reopened.head(), reopened.entries(1).count()), (9, 5));
+    drop(reopened);
+    fs::remove_file(folder.path().join("head")).expect("the mark");
+    fs::remove_file(&files(folder.path(), "idx")[0]).expect("an index");
     let reopened = EventLog::open(options(folder.path(), 1 << 20)).expect("opens");
     assert_eq!(reopened.head(), 5);
 }

@@ -2,6 +2,9 @@
 //! what comes out is exactly what must, whatever happens.
 #![cfg(feature = "devnet")]
 
+#[path = "support/postgres.rs"]
+mod postgres;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
@@ -16,8 +19,17 @@ use atproto_relay::devnet::scrape::Samples;
 
 /// How long a test waits for anything before it fails.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Times the relay is killed in the middle.
+/// Times the relay is killed in the middle where `ATPROTO_KILLS` says nothing else.
 const KILLS: usize = 10;
+/// Events for each kill: it strikes at another place in the rhythm of checkpoints each time.
+const EVENTS_PER_KILL: usize = 600;
+
+fn kills() -> usize {
+    let kills = std::env::var("ATPROTO_KILLS").ok();
+    kills.map_or(KILLS, |kills| {
+        kills.parse().expect("ATPROTO_KILLS is a number")
+    })
+}
 
 fn options(events: usize, faults: FaultPlan) -> LoadOptions {
     LoadOptions {
@@ -31,7 +43,12 @@ fn options(events: usize, faults: FaultPlan) -> LoadOptions {
     }
 }
 
-async fn start(prepared: &Prepared, swarm: &Swarm, folder: &Path) -> RelayProcess {
+async fn start(
+    prepared: &Prepared,
+    swarm: &Swarm,
+    folder: &Path,
+    database: Option<String>,
+) -> RelayProcess {
     let limits = [
         "accounts",
         "events-per-second",
@@ -43,6 +60,7 @@ async fn start(prepared: &Prepared, swarm: &Swarm, folder: &Path) -> RelayProces
         .flat_map(|limit| [format!("--limit-{limit}").into(), "1000000000".into()])
         .collect();
     arguments.extend(["--identity-directory-rate", "1000000"].map(OsString::from));
+    arguments.extend(database.map(|url| format!("--database-url={url}").into()));
     let process = ProcessOptions {
         binary: env!("CARGO_BIN_EXE_atproto-relay").into(),
         folder: folder.to_owned(),
@@ -107,7 +125,7 @@ async fn with_every_fault_on_exactly_what_must_come_out_does() {
     .unwrap();
     let swarm = Swarm::start(&prepared).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let relay = start(&prepared, &swarm, folder.path()).await;
+    let relay = start(&prepared, &swarm, folder.path(), None).await;
     let consumer = consume(&prepared, &relay).await;
     swarm.introduce(&prepared);
     swarm
@@ -157,15 +175,28 @@ fn every_fault_had_its_effect(prepared: &Prepared, samples: &Samples) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_in_the_middle_ten_times_nothing_is_lost_or_doubled() {
-    let prepared = tokio::task::spawn_blocking(|| {
-        Prepared::new(options(6_000, FaultPlan::none()), &|_, _| {})
+async fn killed_in_the_middle_of_every_fault_nothing_is_lost_or_doubled_on_sqlite() {
+    killed_in_the_middle("SQLite", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_the_middle_of_every_fault_nothing_is_lost_or_doubled_on_postgres() {
+    if let Some(server) = postgres::server() {
+        killed_in_the_middle("PostgreSQL", Some(server.database().await)).await;
+    }
+}
+
+async fn killed_in_the_middle(name: &str, database: Option<String>) {
+    let kills = kills();
+    let faults = FaultPlan::all(0.1, kills);
+    let prepared = tokio::task::spawn_blocking(move || {
+        Prepared::new(options(kills * EVENTS_PER_KILL, faults), &|_, _| {})
     })
     .await
     .unwrap();
     let swarm = Swarm::start(&prepared).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let mut relay = start(&prepared, &swarm, folder.path()).await;
+    let mut relay = start(&prepared, &swarm, folder.path(), database).await;
     let consumer = consume(&prepared, &relay).await;
     swarm.introduce(&prepared);
     let introduced = prepared.introduced();
@@ -174,25 +205,34 @@ async fn killed_in_the_middle_ten_times_nothing_is_lost_or_doubled() {
         .await
         .unwrap();
     let everything = prepared.ledger().forward();
+    let mut moments = fastrand::Rng::with_seed(3);
+    let mut longest = Duration::ZERO;
     let kill = async {
-        for round in 1..=KILLS {
-            let due = introduced + (everything - introduced) * round / (KILLS + 1);
+        for round in 1..=kills {
+            let due = introduced + (everything - introduced) * round / (kills + 1);
             consumer
                 .wait_for(PATIENCE, |checker| checker.complete() >= due)
                 .await
                 .unwrap_or_else(|error| panic!("round {round}: {error}\n{}", relay.said()));
+            // Also when nothing comes out, such as while a host that begins anew is waited for.
+            tokio::time::sleep(Duration::from_millis(moments.u64(0..300))).await;
             relay.kill().unwrap();
-            relay
+            let ready = relay
                 .restart(PATIENCE)
                 .await
                 .unwrap_or_else(|error| panic!("round {round}: {error}"));
+            longest = longest.max(ready);
         }
     };
     let (played, ()) = tokio::join!(swarm.play(&prepared, 1_500.0, &consumer), kill);
     played.unwrap();
     let outcome = finish(&prepared, consumer).await;
     let report = outcome.checker.report();
+    println!(
+        "{name}: {kills} kills, {} faults; {report}; ready after {longest:?} at most",
+        prepared.injected().len()
+    );
     assert!(report.is_clean(), "{report}");
-    assert!(report.reconnects >= KILLS, "{report}");
+    assert!(report.reconnects >= kills, "{report}");
     same_from_the_beginning(&prepared, &relay, &outcome).await;
 }

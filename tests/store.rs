@@ -131,6 +131,7 @@ fn a_new_database_is_empty_and_opens_again() {
             let store = open(&url).await;
             store.check().await.unwrap();
             assert_eq!(store.replay_from().await.unwrap(), 1);
+            assert_eq!(store.log_head().await.unwrap(), 0);
             assert_eq!(store.hosts().await.unwrap(), []);
             assert_eq!(store.list_accounts(0, 10).await.unwrap(), []);
             assert_eq!(store.domain_bans().await.unwrap(), Vec::<String>::new());
@@ -554,11 +555,13 @@ fn batches_of_any_size_are_written_and_read() {
                 accounts: changes.collect(),
                 cursors: vec![(host, 12)],
                 replay_from: Some(34),
+                head: Some(40),
             })
             .await
             .unwrap();
         assert_eq!(count(&store, host).await, i64::from(many));
         assert_eq!(store.replay_from().await.unwrap(), 34);
+        assert_eq!(store.log_head().await.unwrap(), 40);
         let dids: Vec<Did> = (0..many + 5).map(did).collect();
         let rows = store.accounts(&dids).await.unwrap();
         assert_eq!(rows.len(), many as usize);
@@ -718,6 +721,7 @@ fn a_failing_batch_leaves_nothing_behind() {
             accounts: vec![created(1, host)],
             cursors: vec![(host, 5)],
             replay_from: Some(9),
+            head: None,
         };
         let error = store.apply(&failing).await.unwrap_err();
         assert!(
@@ -811,6 +815,7 @@ fn the_writer_writes_in_time_and_at_its_end() {
                 accounts: vec![created(1, host)],
                 cursors: vec![(host, 3)],
                 replay_from: Some(8),
+                head: None,
             })
             .await
             .unwrap();

@@ -84,6 +84,7 @@ impl From<StoreError> for ApiError {
             | StoreError::Open { .. }
             | StoreError::NotADatabase { .. }
             | StoreError::Locked { .. }
+            | StoreError::InUse { .. }
             | StoreError::Corrupt { .. }
             | StoreError::WriterStopped
             | StoreError::Unwritten { .. }

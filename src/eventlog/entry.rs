@@ -66,6 +66,11 @@ impl State {
 }
 
 impl Entry {
+    /// Whether its frame was lost on the disk.
+    pub fn is_lost(&self) -> bool {
+        self.state == State::Damaged
+    }
+
     /// Where the next frame begins.
     pub(super) fn end(&self) -> u64 {
         self.offset + u64::from(self.len)

@@ -23,6 +23,7 @@ mod disk;
 mod entry;
 mod group;
 mod inspect;
+mod mark;
 mod reader;
 mod recovery;
 mod redaction;
@@ -44,6 +45,7 @@ pub use recovery::Changes;
 pub use repair::{Repair, Repaired, repair};
 pub use sequencer::Append;
 
+use mark::Mark;
 use recovery::FolderLock;
 use redaction::Redactions;
 use retention::Clock;
@@ -197,6 +199,8 @@ struct Shared {
     lacks_room: AtomicBool,
     /// The time by which events age. Held while segments are removed.
     clock: Mutex<Clock>,
+    /// Follows the head on disk.
+    mark: Mark,
     /// The end of the log, while no sequencer has it.
     writer: Mutex<Option<Writer>>,
     redactions: Redactions,
@@ -218,7 +222,9 @@ impl EventLog {
         let dir: Arc<Path> = Arc::from(options.dir.as_path());
         std::fs::create_dir_all(&dir).map_err(LogError::io("creating the log folder", &dir))?;
         let lock = recovery::lock_folder(&dir)?;
-        let recovered = recovery::recover(&dir, &options)?;
+        let (mark, published) =
+            Mark::open(&dir).map_err(LogError::io("reading the mark in", &dir))?;
+        let recovered = recovery::recover(&dir, &options, published)?;
         let redactions = Redactions::load(&dir)?;
         let (wake, calls) = upkeep::channel();
         let clock = Clock::new(
@@ -229,6 +235,7 @@ impl EventLog {
         );
         let shared = Arc::new(Shared {
             head: watch::Sender::new(recovered.writer.next_seq - 1),
+            mark,
             health: watch::Sender::new(Health::Good),
             lacks_room: AtomicBool::new(false),
             clock: Mutex::new(clock),
@@ -246,6 +253,16 @@ impl EventLog {
             _upkeep: Arc::new(upkeep),
             shared,
         })
+    }
+
+    /// The same log with `next` as its next sequence number: the numbers from its head on were given out by a log that
+    /// is lost. Must come before a sequencer and readers.
+    pub fn skip_to(self, next: u64) -> Result<EventLog, LogError> {
+        let options = self.options().clone();
+        let (_, head) = self.window();
+        recovery::begin_at(&self.shared.dir, next, head)?;
+        drop(self);
+        EventLog::open(options)
     }
 
     /// Last sequence number that consumers may see; 0 before the first event.
@@ -306,6 +323,13 @@ impl EventLog {
 impl Shared {
     fn head(&self) -> u64 {
         *self.head.borrow()
+    }
+
+    /// Lets everybody see the events up to `head`.
+    fn publish(&self, head: u64) {
+        // First, so that nobody has seen more than it says.
+        self.mark.set(head);
+        self.head.send_replace(head);
     }
 
     fn segments(&self) -> RwLockReadGuard<'_, VecDeque<Arc<Segment>>> {

@@ -9,7 +9,8 @@
 //!   whose blocks must hash to their CIDs (host and upstream seq are lost);
 //! * a frame damaged since: its number stays taken, readers skip it.
 //!
-//! A segment that others follow has no tail to cut: what is missing from it is rebuilt or skipped.
+//! A segment that others follow has no tail to cut: what is missing from it is rebuilt or skipped. So it is with the
+//! last one up to the event that was published last, where the mark tells which.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -23,7 +24,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::disk::{LogFile, read_up_to};
+use super::disk::{LogFile, read_up_to, sync_folder};
 use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES, State, UNKNOWN_HOST};
 use super::segment::{Segment, Writer, frames_path, index_path};
 use super::sequencer::now_us;
@@ -120,23 +121,37 @@ pub(super) struct Recovered {
 }
 
 /// Finds the segments of a folder, repairs what must be, and opens the last one for appending.
-pub(super) fn recover(dir: &Arc<Path>, options: &LogOptions) -> Result<Recovered, LogError> {
+/// Everything up to `published` was seen.
+pub(super) fn recover(
+    dir: &Arc<Path>,
+    options: &LogOptions,
+    published: u64,
+) -> Result<Recovered, LogError> {
     let listed = list(dir).map_err(LogError::io("reading the log folder", dir))?;
     listed
         .remove_leftovers(dir)
         .map_err(LogError::io("removing what retention left in", dir))?;
     let mut firsts = listed.segments();
-    let last = firsts.pop().unwrap_or(1);
+    let mut last = firsts.pop().unwrap_or(1);
     let repair = |first, until| {
         check(dir, first, until, Unreadable::Refuse)
             .and_then(|checked| checked.apply(dir))
             .map_err(LogError::io("repairing", &frames_path(dir, first)))
     };
-    let end = repair(last, None)?;
+    let mut end = repair(last, Until::Published(published))?;
+    if end.next_seq <= published {
+        firsts.push(last);
+        last = published + 1;
+        end = End {
+            next_seq: last,
+            offset: 0,
+        };
+    }
     let mut segments = VecDeque::from([Arc::new(Segment::new(dir.clone(), last, u64::MAX))]);
     let mut next = last;
     for first in firsts.into_iter().rev() {
-        let whole = is_whole(dir, first, next) || repair(first, Some(next))?.next_seq == next;
+        let whole =
+            is_whole(dir, first, next) || repair(first, Until::Next(next))?.next_seq == next;
         if !whole {
             tracing::warn!(
                 folder = %dir.display(),
@@ -262,6 +277,32 @@ fn is_whole(dir: &Path, first: u64, next: u64) -> bool {
     sized && read.is_ok() && Entry::decode(&last).is_some_and(reaches)
 }
 
+/// Makes `next` the next sequence number of a log that ends at `head`. An empty log forgets where it began.
+pub(super) fn begin_at(dir: &Path, next: u64, head: u64) -> Result<(), LogError> {
+    let path = frames_path(dir, next);
+    let failed = LogError::io("creating", &path);
+    let create = || {
+        let listed = list(dir)?;
+        LogFile::open(&path, None)?;
+        if head == 0 {
+            for first in listed.segments() {
+                fs::remove_file(frames_path(dir, first))?;
+            }
+        }
+        sync_folder(dir)
+    };
+    create().map_err(failed)
+}
+
+/// What is known of where a segment ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Until {
+    /// Where the next segment begins: no event of this one lies behind.
+    Next(u64),
+    /// The last event that was published; others may follow it.
+    Published(u64),
+}
+
 /// Where a repaired segment ends.
 pub(super) struct End {
     pub next_seq: u64,
@@ -297,12 +338,11 @@ pub(super) struct Checked {
     frames_len: u64,
 }
 
-/// Checks every event of a segment. `until` is where the next segment begins, if there is one: events
-/// that are missing up to there hold their place.
+/// Checks every event of a segment. Events that are missing before `until` hold their place.
 pub(super) fn check(
     dir: &Path,
     first: u64,
-    until: Option<u64>,
+    until: Until,
     unreadable: Unreadable,
 ) -> io::Result<Checked> {
     let frames = open_if_there(&frames_path(dir, first))?;
@@ -469,7 +509,7 @@ struct Check<'a> {
     frames: Option<&'a File>,
     len: u64,
     first: u64,
-    until: Option<u64>,
+    until: Until,
     index: &'a Index,
     unreadable: Unreadable,
 }
@@ -514,13 +554,39 @@ impl Check<'_> {
         }
         entries.truncate(standing);
         match self.until {
-            Some(until) => self.extend(&mut entries, until.saturating_sub(self.first))?,
-            None if !self.index.has_header && entries.is_empty() => {
-                self.rebuild_all(&mut entries)?
+            Until::Next(next) => {
+                let count = next.saturating_sub(self.first);
+                entries.truncate(usize::try_from(count).unwrap_or(usize::MAX));
+                self.extend(&mut entries, count)?;
             }
-            None => {}
+            Until::Published(published) => {
+                if !self.index.has_header && entries.is_empty() {
+                    self.rebuild_all(&mut entries)?;
+                }
+                self.restore(&mut entries, published)?;
+            }
         }
         Ok(entries)
+    }
+
+    /// The last segment has lost events that were published: says which, and keeps their numbers.
+    fn restore(&self, entries: &mut Vec<Entry>, published: u64) -> io::Result<()> {
+        let found = self.first + entries.len() as u64;
+        if found > published {
+            return Ok(());
+        }
+        self.extend(entries, published + 1 - self.first)?;
+        let back = entries[(found - self.first) as usize..].iter();
+        let back = back.filter(|entry| entry.state != State::Damaged).count();
+        let lost = published + 1 - found - back as u64;
+        tracing::error!(
+            from = found,
+            to = published,
+            lost,
+            "the event log lost its end, which consumers may have seen: damage of the disk or of its file system. \
+             Their numbers are not given again"
+        );
+        Ok(())
     }
 
     /// The index is gone: as many events as the frames yield.
@@ -535,7 +601,6 @@ impl Check<'_> {
         if count.saturating_sub(entries.len() as u64) > MAX_LOST {
             return Ok(());
         }
-        entries.truncate(count as usize);
         while (entries.len() as u64) < count {
             if !self.rebuild_next(entries, self.first + count - 1)? {
                 let at = entries.last().map_or(0, Entry::end);

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::LogError;
 use super::disk::written_bytes;
-use super::recovery::{self, Changes, Checked, Unreadable};
+use super::mark;
+use super::recovery::{self, Changes, Checked, Unreadable, Until};
 use super::segment::{frames_path, index_path};
 
 /// What is mended in one segment.
@@ -59,12 +60,18 @@ pub fn repair(dir: &Path, dry_run: bool, step: &mut dyn FnMut()) -> Result<Repai
         let failed = LogError::io("removing what retention left in", dir);
         listed.remove_leftovers(dir).map_err(failed)?;
     }
-    let mut until = None;
+    let failed = LogError::io("reading the mark in", dir);
+    let mut until = Until::Published(mark::read(dir).map_err(failed)?);
     while let Some(first) = firsts.pop() {
         let path = frames_path(dir, first);
         let failed = LogError::io("repairing", &path);
         let checked = recovery::check(dir, first, until, Unreadable::Mark).map_err(&failed)?;
-        if until.is_some_and(|until| checked.end().next_seq != until) {
+        let next = checked.end().next_seq;
+        let lacks = match until {
+            Until::Next(until) => next != until,
+            Until::Published(published) => next <= published,
+        };
+        if lacks {
             firsts.push(first);
             break;
         }
@@ -76,7 +83,7 @@ pub fn repair(dir: &Path, dry_run: bool, step: &mut dyn FnMut()) -> Result<Repai
         if !dry_run {
             checked.apply(dir).map_err(&failed)?;
         }
-        until = Some(first);
+        until = Until::Next(first);
         step();
     }
     repaired.repairs.reverse();

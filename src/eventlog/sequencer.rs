@@ -241,7 +241,7 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
                 }
             })
         })?;
-        self.log.shared.head.send_replace(self.group.next_seq() - 1);
+        self.log.shared.publish(self.group.next_seq() - 1);
         metrics()
             .log_write_seconds
             .observe(began.elapsed().as_secs_f64());

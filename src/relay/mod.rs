@@ -6,6 +6,7 @@
 mod durable;
 mod operations;
 mod recovery;
+mod roster;
 
 use std::future::Future;
 use std::io;
@@ -37,6 +38,7 @@ use crate::{api, telemetry};
 use durable::{Position, on_durable};
 use operations::Running;
 pub use recovery::RecoveryError;
+use roster::{Name, Roster};
 
 /// Batches of accepted events that may wait for the sequencer.
 const LOG_QUEUE: usize = 64;
@@ -115,7 +117,10 @@ impl Relay {
         let private = listen(config.metrics_listen, "metrics", "metrics-listen").await?;
         let log = open_log(&config).await?;
         let store = Store::open(config.database_url().expose()).await?;
-        let recovered = recovery::replay(&log, &store).await?;
+        let hold = store.hold().await?;
+        let log = recovery::above_the_database(log, &store).await?;
+        let mut roster = open_roster(&log)?;
+        let recovered = recovery::replay(&log, &store, &mut roster, &config).await?;
 
         let guard = Guard::new(config.allow_private_hosts);
         let writer = Writer::spawn(store.clone());
@@ -154,6 +159,8 @@ impl Relay {
         known_hosts.set(hosts.clone());
 
         add_configured_hosts(&config, guard, &hosts).await?;
+        // Before the first event: what was recovered needs not be recovered again.
+        checkpoint(&hosts, &writer, &position, None).await;
         hosts.start();
         // From here on nothing waits and nothing fails: who is answered meets a whole relay.
         unfinished.finish();
@@ -174,9 +181,7 @@ impl Relay {
             operations: running.clone(),
             admin_password: config.admin_password.clone(),
         };
-        add_configured_hosts(&config, guard, &hosts).await?;
-        hosts.start();
-        let servers = vec![
+        let mut servers = vec![
             tokio::spawn(listener::serve(
                 public,
                 api::router(state, firehose::router(firehose.clone())),
@@ -194,9 +199,14 @@ impl Relay {
             hosts.clone(),
             writer.clone(),
             position.clone(),
+            roster,
             closing.clone(),
-            failing,
+            failing.clone(),
         ));
+        servers.push(tokio::spawn(async move {
+            let lost = hold.keep().await;
+            fail(&failing, lost.to_string());
+        }));
         info!(listen = %public_addr, metrics = %metrics_addr, head = log.head(), "the relay is up");
         Ok(Relay {
             public_addr,
@@ -342,6 +352,26 @@ fn local_addr(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
     listener.local_addr().unwrap_or(configured)
 }
 
+/// Lets a relay whose event log is lost go on: its log begins again, with numbers above all that its database knows of.
+/// Returns the first of them.
+///
+/// # Errors
+/// See [`StartError`]; where the log is not lost, nothing is changed.
+pub async fn abandon_log(config: &Config) -> Result<u64, StartError> {
+    let log = open_log(config).await?;
+    let store = Store::open(config.database_url().expose()).await?;
+    let _hold = store.hold().await?;
+    Ok(recovery::abandon(log, &store).await?)
+}
+
+fn open_roster(log: &EventLog) -> Result<Roster, RecoveryError> {
+    let folder = &log.options().dir;
+    Roster::open(folder).map_err(|source| RecoveryError::Roster {
+        folder: folder.display().to_string(),
+        source,
+    })
+}
+
 /// Opens the log on a thread of its own: recovery reads files.
 async fn open_log(config: &Config) -> Result<EventLog, StartError> {
     let folder = |source| StartError::DataFolder {
@@ -456,12 +486,14 @@ async fn checkpoints(
     hosts: Hosts,
     writer: Writer,
     position: Position,
+    mut roster: Roster,
     closing: CancellationToken,
     failing: watch::Sender<Option<String>>,
 ) {
     let mut ticks = interval(CHECKPOINT_INTERVAL);
     let mut last = None;
     while closing.run_until_cancelled(ticks.tick()).await.is_some() {
+        note_new_hosts(&hosts, &mut roster);
         last = checkpoint(&hosts, &writer, &position, last).await;
         if last.is_none() && !closing.is_cancelled() {
             let reason = "the database's writer ended; restart the relay";
@@ -470,25 +502,42 @@ async fn checkpoints(
     }
 }
 
-/// One checkpoint: every event it covers was handed to the writer before. Returns its replay position, or nothing where
-/// the writer has ended; writes nothing where that is still the `last` one and no cursor moved.
+/// Notes hosts that are new beside the log. What cannot be noted now is noted the next time.
+fn note_new_hosts(hosts: &Hosts, roster: &mut Roster) {
+    if hosts.count() <= roster.hosts().len() {
+        return;
+    }
+    let known = hosts.list();
+    let names = known
+        .iter()
+        .map(|host| (host.id(), Name::new(host.name(), host.host().tls())));
+    if let Err(failure) = roster.note(names) {
+        warn!(%failure, "new hosts cannot be noted beside the event log yet");
+    }
+}
+
+/// One checkpoint: every event it covers was handed to the writer before. Returns its replay position and head, or
+/// nothing where the writer has ended; writes nothing where those are still the `last` ones and no cursor moved.
 async fn checkpoint(
     hosts: &Hosts,
     writer: &Writer,
     position: &Position,
-    last: Option<u64>,
-) -> Option<u64> {
+    last: Option<(u64, u64)>,
+) -> Option<(u64, u64)> {
+    let head = position.get();
     let Checkpoint {
         cursors,
         replay_from,
-    } = hosts.checkpoint(position.get());
-    if cursors.is_empty() && last == Some(replay_from) {
+    } = hosts.checkpoint(head);
+    let now = (replay_from, head);
+    if cursors.is_empty() && last == Some(now) {
         return last;
     }
     let batch = Batch {
         accounts: Vec::new(),
         cursors,
         replay_from: Some(replay_from),
+        head: Some(head),
     };
-    writer.send(batch).await.ok().map(|()| replay_from)
+    writer.send(batch).await.ok().map(|()| now)
 }

@@ -1,26 +1,39 @@
-//! After a crash: what the log holds and SQL does not yet know.
+//! After a crash or a loss: what the log holds and SQL does not know, and what SQL knows and the log does not hold.
 //!
 //! The log is the truth. Its tail, from the position up to which SQL surely has everything, is applied once more
-//! (applying twice changes nothing), and tells which events above a host's cursor are durable already.
+//! (applying twice changes nothing), and tells which events above a host's cursor are durable already. Of a database
+//! that is lost or old, hosts, cursors and accounts come back as far as the log reaches; an operator's limits and bans
+//! of hosts do not.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
 
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
+use super::roster::{Name, Roster};
 use crate::atproto::car::Car;
 use crate::atproto::commit::SignedCommit;
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, Message};
 use crate::atproto::tid::Tid;
+use crate::config::Config;
 use crate::eventlog::{Entry, EventLog, LogError, ReadError, UNKNOWN_HOST};
 use crate::store::{
-    AccountUpdate, Batch, HostId, LocalStatus, RepoState, Store, StoreError, UpstreamStatus,
+    AccountUpdate, Batch, HostId, HostRow, LocalStatus, NewHost, RepoState, Store, StoreError,
+    UpstreamStatus,
 };
-use crate::upstream::RecoveredHost;
+use crate::upstream::{InFlightLimits, RecoveredHost};
 use crate::verify::LOCAL_STATUS_BASE;
 
 /// Account changes written in one transaction.
 const BATCH: usize = 1_000;
+/// Most events of one host between the oldest unsettled one and the newest that the log may have.
+const SPAN: usize = InFlightLimits::DEFAULT.span;
+/// Numbers left out where the log has lost events that the database had counted: so far ahead of the database may the
+/// log have been. More than it takes up while the database is away for a minute, and few enough to hold their places.
+const UNSEEN: u64 = 1 << 19;
+/// A word on how far it is, after so many events.
+const REPORT_EVENTS: u64 = 250_000;
 
 /// Why recovery failed.
 #[derive(Debug, thiserror::Error)]
@@ -34,75 +47,109 @@ pub enum RecoveryError {
     /// The log's folder.
     #[error(transparent)]
     Folder(#[from] LogError),
-    /// The database is ahead of the log: the log's folder was lost or replaced.
+    /// The roster.
+    #[error("the list of hosts in {folder} cannot be used: {source}")]
+    Roster { folder: String, source: io::Error },
+    /// The log is empty, the database is not.
     #[error(
-        "the database has seen events up to seq {database}, the event log in {folder} ends at {log}: the log's folder \
-         was lost or belongs to another database. Bring back the folder, or start with a new database"
+        "the database has seen events up to seq {database}, and the event log in {folder} is empty: bring back its \
+         folder, or name the right one. If it is lost for good, go on above those numbers with \
+         `atproto-relay log abandon` and the same settings"
     )]
-    LogBehindDatabase {
+    LogLost { database: u64, folder: String },
+    /// The log is not lost.
+    #[error(
+        "the event log in {folder} ends at seq {log}, and the database has seen events up to {database}: nothing is to \
+         be abandoned, start the relay"
+    )]
+    LogNotLost {
         database: u64,
         log: u64,
         folder: String,
     },
 }
 
-/// Applies the log's tail to the database. Returns, for every host, its cursor and the events above it that are durable.
-pub async fn replay(
-    log: &EventLog,
+/// The log, ready to give out only numbers that were never given out, as far as the database knows.
+///
+/// # Errors
+/// [`RecoveryError::LogLost`] where nothing is left of a log: that is more often the wrong folder than a loss.
+pub(super) async fn above_the_database(
+    log: EventLog,
     store: &Store,
-) -> Result<HashMap<HostId, RecoveredHost>, RecoveryError> {
-    let mut hosts: HashMap<HostId, RecoveredHost> = store
-        .hosts()
-        .await?
-        .into_iter()
-        .map(|row| {
-            (
-                row.id,
-                RecoveredHost {
-                    cursor: row.cursor,
-                    ..RecoveredHost::default()
-                },
-            )
-        })
-        .collect();
-    let from = store.replay_from().await?;
-    if from > log.head() + 1 {
-        let folder = log.options().dir.display().to_string();
-        return Err(RecoveryError::LogBehindDatabase {
-            database: from - 1,
-            log: log.head(),
-            folder,
+) -> Result<EventLog, RecoveryError> {
+    let database = store.log_head().await?;
+    let head = log.head();
+    if head >= database {
+        return Ok(log);
+    }
+    let folder = log.options().dir.display().to_string();
+    if head == 0 {
+        return Err(RecoveryError::LogLost { database, folder });
+    }
+    let next = database + 1 + UNSEEN;
+    error!(
+        folder,
+        from = head + 1,
+        to = database,
+        next,
+        "the event log lost its end: events that the database had seen are not in it, and consumers may have seen \
+         them and some more. Going on with numbers above all that were given out"
+    );
+    Ok(log.skip_to(next)?)
+}
+
+/// Lets an empty log begin above all that the database knows of. Returns its first number.
+pub(super) async fn abandon(log: EventLog, store: &Store) -> Result<u64, RecoveryError> {
+    let database = store.log_head().await?;
+    let folder = || log.options().dir.display().to_string();
+    let head = log.head();
+    if head > 0 || database == 0 {
+        return Err(RecoveryError::LogNotLost {
+            database,
+            log: head,
+            folder: folder(),
         });
     }
+    let next = database + 1 + UNSEEN;
+    log.skip_to(next)?;
+    Ok(next)
+}
+
+/// Applies the log's tail to the database. Returns, for every host, its cursor and the events above it that are durable.
+pub(super) async fn replay(
+    log: &EventLog,
+    store: &Store,
+    roster: &mut Roster,
+    config: &Config,
+) -> Result<HashMap<HostId, RecoveredHost>, RecoveryError> {
+    let from = store.replay_from().await?;
+    let mut tail = Tail::begin(log, store, roster, config, from).await?;
     let from = from_the_window(log, from);
     let mut accounts = Vec::with_capacity(BATCH);
     let mut count = 0_u64;
     for entry in log.entries(from).and_redacted() {
         let (entry, frame) = entry?;
         count += 1;
-        // Without a host: an event of the relay's own, one whose index entry was rebuilt from its frame, or one of a
-        // host that a database now gone knew under a number which this one gives to another.
-        let host = Some(HostId(entry.host)).filter(|host| hosts.contains_key(host));
-        if let Some(recovered) = host.and_then(|host| hosts.get_mut(&host))
-            && recovered
-                .cursor
-                .is_none_or(|cursor| entry.upstream_seq > cursor)
-        {
-            recovered
-                .already_durable
-                .insert(entry.upstream_seq, entry.seq);
-        }
+        let host = tail.note(&entry, &frame);
         accounts.extend(account_update(&frame, host));
-        accounts.extend(own_update(&entry, &frame));
+        accounts.extend(own_update(
+            &entry,
+            &frame,
+            tail.hosts_of_redacted.get(&entry.did_hash),
+        ));
         redact_again(log, &entry, &frame)?;
         if accounts.len() >= BATCH {
             write(store, &mut accounts).await?;
         }
+        if count.is_multiple_of(REPORT_EVENTS) {
+            info!(
+                seq = entry.seq,
+                head = log.head(),
+                "applying the event log to the database"
+            );
+        }
     }
     write(store, &mut accounts).await?;
-    for recovered in hosts.values_mut() {
-        resume_new_host(recovered);
-    }
     if count > 0 {
         info!(
             from,
@@ -110,7 +157,174 @@ pub async fn replay(
             "applied the tail of the event log to the database"
         );
     }
-    Ok(hosts)
+    tail.end(store, config).await
+}
+
+/// What is learned of the hosts on the way through the log's tail.
+struct Tail {
+    hosts: HashMap<HostId, Numbered>,
+    /// Hosts that the database did not know.
+    restored: Vec<(HostId, Name)>,
+    /// The last host of accounts whose events were taken out of the log, by the hash of their DIDs: the only word left
+    /// on whose accounts they were. Kept where hosts were restored.
+    hosts_of_redacted: HashMap<u64, HostId>,
+}
+
+impl Tail {
+    async fn begin(
+        log: &EventLog,
+        store: &Store,
+        roster: &mut Roster,
+        config: &Config,
+        replay_from: u64,
+    ) -> Result<Tail, RecoveryError> {
+        let known = store.hosts().await?;
+        let restored = missing(&known, roster);
+        for (id, name) in &restored {
+            // Its accounts were admitted once: none is throttled on the way back.
+            let host = NewHost {
+                account_limit: i64::MAX,
+                ..NewHost::new(&name.hostname, name.tls, config.is_trusted(domain(name)))
+            };
+            store.restore_host(*id, &host).await?;
+        }
+        let foreign: HashSet<HostId> = known
+            .iter()
+            .filter(|row| {
+                roster
+                    .hosts()
+                    .get(&row.id)
+                    .is_some_and(|name| *name != Name::of(row))
+            })
+            .map(|row| row.id)
+            .collect();
+        let rows = store.hosts().await?;
+        roster
+            .note(rows.iter().map(|row| (row.id, Name::of(row))))
+            .map_err(|source| RecoveryError::Roster {
+                folder: log.options().dir.display().to_string(),
+                source,
+            })?;
+        if !restored.is_empty() {
+            warn!(
+                hosts = restored.len(),
+                "the database did not know hosts that the event log knows: it is new, or was restored from a copy. \
+                 They, their cursors and their accounts come back from the log; limits and bans that were set do not"
+            );
+        }
+        if !foreign.is_empty() {
+            warn!(
+                hosts = foreign.len(),
+                "the database has numbers of hosts that mean others in the event log: what is in the log so far is \
+                 not attributed to them"
+            );
+        }
+        // A host that this database gives the number of another one has no event in the log.
+        let hosts = rows.iter().filter(|row| !foreign.contains(&row.id));
+        Ok(Tail {
+            hosts: hosts
+                .map(|row| (row.id, Numbered::new(row, replay_from)))
+                .collect(),
+            restored,
+            hosts_of_redacted: HashMap::new(),
+        })
+    }
+
+    /// Takes an event in; its host, where that is known. There is none for an event of the relay's own, and for one
+    /// whose index entry was rebuilt from its frame.
+    fn note(&mut self, entry: &Entry, frame: &[u8]) -> Option<HostId> {
+        let host = HostId(entry.host);
+        self.hosts.get_mut(&host)?.note(entry);
+        if frame.is_empty() && !self.restored.is_empty() {
+            self.hosts_of_redacted.insert(entry.did_hash, host);
+        }
+        Some(host)
+    }
+
+    async fn end(
+        self,
+        store: &Store,
+        config: &Config,
+    ) -> Result<HashMap<HostId, RecoveredHost>, RecoveryError> {
+        for (id, name) in &self.restored {
+            let limit = i64::try_from(config.default_account_limit(domain(name)));
+            let accounts = store.count_accounts(*id).await?;
+            let limit = limit.unwrap_or(i64::MAX).max(accounts);
+            store.set_account_limit(*id, limit).await?;
+        }
+        let recovered = self.hosts.into_iter();
+        Ok(recovered
+            .map(|(host, numbered)| (host, numbered.recovered()))
+            .collect())
+    }
+}
+
+/// The hosts of the roster that the database knows neither by number nor by name.
+fn missing(known: &[HostRow], roster: &Roster) -> Vec<(HostId, Name)> {
+    let mut missing: Vec<_> = roster
+        .hosts()
+        .iter()
+        .filter(|(id, name)| {
+            known
+                .iter()
+                .all(|row| row.id != **id && row.hostname != name.hostname)
+        })
+        .map(|(id, name)| (*id, name.clone()))
+        .collect();
+    missing.sort_by_key(|(id, _)| *id);
+    missing
+}
+
+/// The name without a port.
+fn domain(name: &Name) -> &str {
+    name.hostname.split(':').next().unwrap_or_default()
+}
+
+/// A host's events of the log's tail, by the host's own numbers.
+struct Numbered {
+    cursor: Option<i64>,
+    durable: BTreeMap<i64, u64>,
+    /// First log seq from which on the host's numbers are those that its cursor is of.
+    since: u64,
+}
+
+impl Numbered {
+    /// `replay_from` is what was written together with the row's cursor, or later.
+    fn new(row: &HostRow, replay_from: u64) -> Self {
+        // A cursor that was on its way when the host began anew may have been written after its new one.
+        let renumbered = row
+            .renumbered
+            .filter(|renumbered| renumbered.log_seq >= replay_from);
+        Self {
+            cursor: renumbered.map_or(row.cursor, |renumbered| Some(renumbered.cursor)),
+            durable: BTreeMap::new(),
+            since: renumbered.map_or(0, |renumbered| renumbered.log_seq),
+        }
+    }
+
+    fn note(&mut self, entry: &Entry) {
+        let above = self.cursor.is_none_or(|cursor| entry.upstream_seq > cursor);
+        // What the disk has lost may come once more, under a number of its own.
+        if above && entry.seq >= self.since && !entry.is_lost() {
+            self.durable.insert(entry.upstream_seq, entry.seq);
+        }
+        // Of so many, whatever lies before was settled.
+        if self.durable.len() > SPAN
+            && let Some((seq, _)) = self.durable.pop_first()
+        {
+            self.cursor = Some(seq);
+        }
+    }
+
+    /// A host whose first cursor was not yet written goes on before its first event, not live.
+    fn recovered(self) -> RecoveredHost {
+        let first = self.durable.keys().next();
+        let before_first = first.map(|first| first.saturating_sub(1).max(0));
+        RecoveredHost {
+            cursor: self.cursor.or(before_first),
+            already_durable: self.durable,
+        }
+    }
 }
 
 /// Where to read from: not before the window. What is gone from it was never applied to the database.
@@ -126,22 +340,16 @@ fn from_the_window(log: &EventLog, from: u64) -> u64 {
     from.max(oldest)
 }
 
-/// A host whose first cursor was not yet written goes on before its first event, not live.
-fn resume_new_host(recovered: &mut RecoveredHost) {
-    let first = recovered.already_durable.keys().next();
-    if let (None, Some(first)) = (recovered.cursor, first) {
-        recovered.cursor = Some(first.saturating_sub(1).max(0));
-    }
-}
-
-/// The local status that an `#account` event of this relay's own announces.
-fn own_update(entry: &Entry, frame: &[u8]) -> Option<AccountUpdate> {
+/// The local status that an `#account` event of this relay's own announces. With a `host`, the account is created where
+/// it is not known.
+fn own_update(entry: &Entry, frame: &[u8], host: Option<&HostId>) -> Option<AccountUpdate> {
     let local = announced(entry)?;
     let Message::Account(account) = frame::decode(frame).ok()?.message else {
         return None;
     };
     Some(AccountUpdate {
         local: Some(local),
+        host: host.copied(),
         ..AccountUpdate::new(Did::normalized(account.did).ok()?)
     })
 }

@@ -64,6 +64,7 @@ trait Statements {
     async fn add_to_count(&mut self, host: i32, change: i64) -> Result<(), sqlx::Error>;
     async fn set_cursor(&mut self, host: i32, cursor: i64) -> Result<(), sqlx::Error>;
     async fn set_replay_from(&mut self, seq: i64) -> Result<(), sqlx::Error>;
+    async fn raise_head(&mut self, seq: i64) -> Result<(), sqlx::Error>;
     async fn insert(&mut self, rows: &[&AccountUpdate]) -> Result<(), sqlx::Error>;
     async fn update(&mut self, rows: &[&AccountUpdate]) -> Result<(), sqlx::Error>;
 }
@@ -102,6 +103,14 @@ macro_rules! shared_statements {
 
         async fn set_replay_from(&mut self, seq: i64) -> Result<(), sqlx::Error> {
             sqlx::query("UPDATE log_position SET replay_from = $1")
+                .bind(seq)
+                .execute(&mut *self)
+                .await
+                .map(drop)
+        }
+
+        async fn raise_head(&mut self, seq: i64) -> Result<(), sqlx::Error> {
+            sqlx::query("UPDATE log_position SET head = $1 WHERE head < $1")
                 .bind(seq)
                 .execute(&mut *self)
                 .await
@@ -293,14 +302,27 @@ impl Store {
 
     /// The log sequence number from which on the log must be read after a crash. 1 at first.
     pub async fn replay_from(&self) -> Result<u64, StoreError> {
-        let (seq,): (i64,) = super::database::reading!(self, pool => {
-            sqlx::query_as("SELECT replay_from FROM log_position").fetch_one(pool).await
+        Ok(self.log_position().await?.0)
+    }
+
+    /// The last log sequence number that was given out, as far as it is known here: the log may be some events ahead.
+    pub async fn log_head(&self) -> Result<u64, StoreError> {
+        let (replay_from, head) = self.log_position().await?;
+        Ok(head.max(replay_from.saturating_sub(1)))
+    }
+
+    async fn log_position(&self) -> Result<(u64, u64), StoreError> {
+        let (replay_from, head): (i64, i64) = super::database::reading!(self, pool => {
+            sqlx::query_as("SELECT replay_from, head FROM log_position").fetch_one(pool).await
         })
         .doing("reading the log position")?;
-        u64::try_from(seq).map_err(|_| StoreError::Corrupt {
-            table: "log_position",
-            what: format!("the sequence number {seq}"),
-        })
+        let seq = |seq: i64| {
+            u64::try_from(seq).map_err(|_| StoreError::Corrupt {
+                table: "log_position",
+                what: format!("the sequence number {seq}"),
+            })
+        };
+        Ok((seq(replay_from)?, seq(head)?))
     }
 }
 
@@ -322,6 +344,9 @@ async fn write_batch<C: Statements>(conn: &mut C, batch: &Batch) -> Result<(), s
     if let Some(seq) = batch.replay_from {
         // Sequence numbers stay below 2^53.
         conn.set_replay_from(seq as i64).await?;
+    }
+    if let Some(seq) = batch.head {
+        conn.raise_head(seq as i64).await?;
     }
     Ok(())
 }

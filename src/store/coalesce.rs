@@ -12,6 +12,7 @@ pub(super) struct Coalesced {
     index: HashMap<Did, usize>,
     cursors: HashMap<HostId, i64>,
     replay_from: Option<u64>,
+    head: Option<u64>,
 }
 
 impl Coalesced {
@@ -28,6 +29,7 @@ impl Coalesced {
         }
         self.cursors.extend(batch.cursors);
         self.replay_from = batch.replay_from.or(self.replay_from);
+        self.head = batch.head.max(self.head);
     }
 
     /// Whether a change of this account waits here.
@@ -41,7 +43,7 @@ impl Coalesced {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.rows() == 0 && self.replay_from.is_none()
+        self.rows() == 0 && self.replay_from.is_none() && self.head.is_none()
     }
 
     /// Takes everything out, as one batch.
@@ -51,6 +53,7 @@ impl Coalesced {
             accounts: std::mem::take(&mut self.accounts),
             cursors: self.cursors.drain().collect(),
             replay_from: self.replay_from.take(),
+            head: self.head.take(),
         }
     }
 }

@@ -51,11 +51,16 @@ pub(super) enum Database {
 pub(super) struct PostgresDatabase {
     write: PgPool,
     pub(super) read: PgPool,
+    pub(super) options: Box<PgConnectOptions>,
+    /// As an operator knows it.
+    pub(super) name: String,
 }
 
 pub(super) struct SqliteDatabase {
     write: SqlitePool,
     pub(super) read: SqlitePool,
+    /// The file, where it may be written.
+    pub(super) path: Option<PathBuf>,
 }
 
 impl Database {
@@ -119,6 +124,8 @@ impl PostgresDatabase {
         let database = Self {
             write: pool(1),
             read: pool(POSTGRES_READERS),
+            options: Box::new(options),
+            name,
         };
         // A server that is going away matters at the first use, not here.
         let _ = first.close().await;
@@ -201,6 +208,7 @@ impl SqliteDatabase {
         let database = Self {
             read: pool(SQLITE_READERS, writing.clone().pragma("query_only", "ON")),
             write: pool(1, writing),
+            path: (!read_only).then_some(path),
         };
         first
             .close()

@@ -106,6 +106,17 @@ pub enum StoreError {
         /// Which.
         database: String,
     },
+    /// Another relay has the database.
+    #[error(
+        "{database} is in use by another relay{owner}: stop that one, or give this one a database of its own. If its \
+         machine is gone, the server notices within a minute"
+    )]
+    InUse {
+        /// Which.
+        database: String,
+        /// By whom, as far as it is known.
+        owner: String,
+    },
     /// A row holds what no version of the relay writes.
     #[error("the database holds {what} in {table}, which is not valid; restore it from a backup")]
     Corrupt {

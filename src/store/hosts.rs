@@ -4,11 +4,13 @@
 use super::accounts::{RELEASE_OLDEST, released_dids};
 use super::database::{Durability, reading, writing};
 use super::error::{Doing, StoreError};
-use super::rows::{HostId, HostRow, NewHost, RateOverrides};
+use super::rows::{HostId, HostRow, NewHost, RateOverrides, Renumbered};
 use super::status::HostStatus;
 use super::{Store, unix_now};
 use crate::atproto::did::Did;
 use crate::config::Validation;
+use sqlx::postgres::PgConnection;
+use sqlx::sqlite::SqliteConnection;
 
 #[derive(sqlx::FromRow)]
 struct HostRecord {
@@ -17,6 +19,8 @@ struct HostRecord {
     tls: bool,
     status: String,
     last_seq: Option<i64>,
+    renumbered_cursor: Option<i64>,
+    renumbered_from: Option<i64>,
     account_limit: i64,
     account_count: i64,
     trusted: bool,
@@ -61,6 +65,12 @@ impl HostRecord {
             hostname: self.hostname,
             tls: self.tls,
             cursor: self.last_seq,
+            renumbered: self.renumbered_cursor.zip(self.renumbered_from).map(
+                |(cursor, log_seq)| Renumbered {
+                    cursor,
+                    log_seq: log_seq.unsigned_abs(),
+                },
+            ),
             account_limit: self.account_limit,
             account_count: self.account_count,
             trusted: self.trusted,
@@ -103,6 +113,68 @@ macro_rules! release_to_limit {
     }};
 }
 
+/// Inserting a row under a number that is given: PostgreSQL wants to be told so, and to go on above it; SQLite needs
+/// neither.
+trait InsertNumbered {
+    async fn insert_numbered(
+        &mut self,
+        id: i32,
+        host: &NewHost,
+        now: i64,
+    ) -> Result<(), sqlx::Error>;
+}
+
+impl InsertNumbered for PgConnection {
+    async fn insert_numbered(
+        &mut self,
+        id: i32,
+        host: &NewHost,
+        now: i64,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "INSERT INTO hosts (id, hostname, tls, trusted, account_limit, created_at) \
+             OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(id)
+        .bind(&host.hostname)
+        .bind(host.tls)
+        .bind(host.trusted)
+        .bind(host.account_limit)
+        .bind(now)
+        .execute(&mut *self)
+        .await?;
+        sqlx::query(
+            "SELECT setval(pg_get_serial_sequence('hosts', 'id'), (SELECT max(id) FROM hosts))",
+        )
+        .execute(&mut *self)
+        .await
+        .map(drop)
+    }
+}
+
+impl InsertNumbered for SqliteConnection {
+    async fn insert_numbered(
+        &mut self,
+        id: i32,
+        host: &NewHost,
+        now: i64,
+    ) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "INSERT INTO hosts (id, hostname, tls, trusted, account_limit, created_at) \
+             VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(id)
+        .bind(&host.hostname)
+        .bind(host.tls)
+        .bind(host.trusted)
+        .bind(host.account_limit)
+        .bind(now)
+        .execute(&mut *self)
+        .await
+        .map(drop)
+    }
+}
+
 impl Store {
     /// Adds a host, or finds the one of that name, which stays as it is.
     pub async fn add_host(&self, host: &NewHost) -> Result<HostRow, StoreError> {
@@ -127,6 +199,15 @@ impl Store {
                 .doing(DOING)
         })?;
         record.into_row()
+    }
+
+    /// Adds a host under the number that the log has for it: the database that gave it out is lost, or was older.
+    /// Neither the number nor the name may be known.
+    pub async fn restore_host(&self, id: HostId, host: &NewHost) -> Result<(), StoreError> {
+        const DOING: &str = "restoring a host";
+        writing!(self, Durability::Now, DOING, conn => {
+            conn.insert_numbered(id.to_sql(), host, unix_now()).await.doing(DOING)
+        })
     }
 
     /// The host of that number.
@@ -229,6 +310,28 @@ impl Store {
             sqlx::query("UPDATE hosts SET validation = $2 WHERE id = $1")
                 .bind(id.to_sql())
                 .bind(mode.map(validation_text))
+                .execute(&mut *conn)
+                .await
+                .map(|done| done.rows_affected())
+                .doing(DOING)
+        })?;
+        known_host(id, changed)
+    }
+
+    /// Sets the cursor of a host that numbers its events anew; `log_seq` is the first that they may get in the log.
+    pub async fn renumber_host(
+        &self,
+        id: HostId,
+        cursor: i64,
+        log_seq: u64,
+    ) -> Result<(), StoreError> {
+        const DOING: &str = "setting the cursor of a host that numbers its events anew";
+        let changed = writing!(self, Durability::Now, DOING, conn => {
+            sqlx::query("UPDATE hosts SET last_seq = $2, renumbered_cursor = $2, renumbered_from = $3 WHERE id = $1")
+                .bind(id.to_sql())
+                .bind(cursor)
+                // Sequence numbers stay below 2^53.
+                .bind(log_seq as i64)
                 .execute(&mut *conn)
                 .await
                 .map(|done| done.rows_affected())

@@ -7,15 +7,17 @@ mod apply;
 mod coalesce;
 mod database;
 mod error;
+mod hold;
 mod hosts;
 mod rows;
 mod status;
 mod writer;
 
 pub use error::StoreError;
+pub use hold::Hold;
 pub use rows::{
     AccountRow, AccountUpdate, Batch, DEFAULT_ACCOUNT_LIMIT, HostId, HostRow, KnownKey, NewHost,
-    RateOverrides, RepoState, TRUSTED_ACCOUNT_LIMIT,
+    RateOverrides, Renumbered, RepoState, TRUSTED_ACCOUNT_LIMIT,
 };
 pub use status::{HostStatus, LocalStatus, MAX_STATUS_BYTES, UpstreamStatus, combined_status};
 pub use writer::{FLUSH_INTERVAL, FLUSH_ROWS, Writer};

@@ -43,6 +43,15 @@ pub struct RateOverrides {
     pub per_day: Option<u32>,
 }
 
+/// A host's new beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renumbered {
+    /// Its cursor then.
+    pub cursor: i64,
+    /// The first log sequence number of what it sent since; what the log has of it below bears its old numbers.
+    pub log_seq: u64,
+}
+
 /// A host the relay knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostRow {
@@ -56,6 +65,8 @@ pub struct HostRow {
     pub status: HostStatus,
     /// Its last settled sequence number; `None` before the first event.
     pub cursor: Option<i64>,
+    /// Where it last began to number its events anew.
+    pub renumbered: Option<Renumbered>,
     /// Accounts it may have; those over it are created throttled.
     pub account_limit: i64,
     /// Whether it was of a trusted domain when it was added.
@@ -213,11 +224,16 @@ pub struct Batch {
     /// From which log sequence number on the log must be read after a crash: everything below is
     /// in this or an earlier batch. `None` leaves it.
     pub replay_from: Option<u64>,
+    /// The last log sequence number that was given out. A lower one than the stored changes nothing.
+    pub head: Option<u64>,
 }
 
 impl Batch {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.accounts.is_empty() && self.cursors.is_empty() && self.replay_from.is_none()
+        self.accounts.is_empty()
+            && self.cursors.is_empty()
+            && self.replay_from.is_none()
+            && self.head.is_none()
     }
 }

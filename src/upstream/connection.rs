@@ -19,11 +19,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::handle::{HostHandle, HostState};
 use super::incoming::{Event, Incoming, read_frame};
+use super::runner::Shared;
 use super::{Received, Sink};
 use crate::atproto::did::Did;
 use crate::atproto::frame::{FrameError, MAX_FRAME_BYTES};
 use crate::dial::{DialError, Guard, PRODUCT, client_config, relay_mark};
-use crate::store::{Batch, HostStatus, Store};
+use crate::store::{Batch, HostStatus};
 use crate::telemetry::metrics;
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -119,7 +120,7 @@ pub(super) struct Connection<'a, S> {
     pub(super) host: &'a Arc<HostHandle>,
     pub(super) sink: &'a S,
     pub(super) guard: Guard,
-    pub(super) store: &'a Store,
+    pub(super) shared: &'a Shared,
     pub(super) times: Times,
     pub(super) cancel: &'a CancellationToken,
     /// The cursor it resumes from; `None` starts live.
@@ -307,6 +308,10 @@ impl<S: Sink> Connection<'_, S> {
             };
         }
         self.old_in_a_row = 0;
+        if self.last.is_none() && self.host.last_seq().is_some_and(|last| event.seq <= last) {
+            let cursor = event.seq.saturating_sub(1);
+            self.shared.renumber(self.host, cursor, self.cancel).await?;
+        }
         self.last = Some(event.seq);
         self.taken += 1;
         self.host.took(event.seq);
@@ -348,7 +353,7 @@ impl<S: Sink> Connection<'_, S> {
             cursors: vec![(self.host.id(), cursor)],
             ..Batch::default()
         };
-        if let Err(error) = self.store.apply(&batch).await {
+        if let Err(error) = self.shared.store.apply(&batch).await {
             tracing::warn!(host = self.host.name(), %error, "the first cursor of a host is not written yet");
         }
     }
@@ -368,7 +373,6 @@ impl<S: Sink> Connection<'_, S> {
                 );
                 metrics().upstream_gaps.inc();
                 self.host.add_gap();
-                self.host.progress().forget_recovered();
                 true
             }
             (None, Some(resumed)) => seq > resumed,

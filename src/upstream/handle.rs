@@ -386,6 +386,7 @@ impl HostHandle {
             tls: true,
             status: HostStatus::Active,
             cursor: None,
+            renumbered: None,
             account_limit,
             trusted: false,
             validation: None,

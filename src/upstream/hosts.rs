@@ -2,6 +2,7 @@
 //! It decides who is connected; what a host sends goes past it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -110,6 +111,8 @@ struct Inner {
     /// Held while a status is written, so that an operator's word and the supervisor's do not cross.
     status_writes: tokio::sync::Mutex<()>,
     spawn: Spawn,
+    /// What the runners share, told of every checkpoint.
+    checkpoints: Arc<Shared>,
     cancel: CancellationToken,
 }
 
@@ -150,7 +153,9 @@ impl Hosts {
                 idle: options.idle_timeout,
             },
             handshakes: Semaphore::new(options.handshakes.max(1)),
+            log_head: AtomicU64::new(0),
         });
+        let checkpoints = shared.clone();
         let runners = shared.clone();
         let spawn: Spawn = Box::new(move |host, cancel| {
             tokio::spawn(Runner::new(host, sink.clone(), runners.clone(), cancel).run())
@@ -170,6 +175,7 @@ impl Hosts {
             recovered: Mutex::new(recovered),
             status_writes: tokio::sync::Mutex::new(()),
             spawn,
+            checkpoints,
             cancel: CancellationToken::new(),
         };
         let hosts = Self {
@@ -230,6 +236,11 @@ impl Hosts {
         let mut hosts: Vec<_> = self.inner.known().by_id.values().cloned().collect();
         hosts.sort_by_key(|host| host.id());
         hosts
+    }
+
+    /// How many hosts are known.
+    pub fn count(&self) -> usize {
+        self.inner.known().by_id.len()
     }
 
     /// How many hosts are in each state.
@@ -389,6 +400,10 @@ impl Hosts {
     /// Floor and cursors in the order that is safe: a cursor that moves in between only makes recovery read more than
     /// it needs.
     pub fn checkpoint(&self, head: u64) -> Checkpoint {
+        self.inner
+            .checkpoints
+            .log_head
+            .fetch_max(head, Ordering::AcqRel);
         let replay_from = self.replay_floor(head);
         Checkpoint {
             cursors: self.cursors(),

@@ -27,13 +27,18 @@ pub struct InFlightLimits {
     pub span: usize,
 }
 
+impl InFlightLimits {
+    /// The limits of every host. Recovery relies on a span that never was larger.
+    pub const DEFAULT: Self = Self {
+        events: 1_000,
+        bytes: 8 * 1024 * 1024,
+        span: 20_000,
+    };
+}
+
 impl Default for InFlightLimits {
     fn default() -> Self {
-        Self {
-            events: 1_000,
-            bytes: 8 * 1024 * 1024,
-            span: 20_000,
-        }
+        Self::DEFAULT
     }
 }
 
@@ -62,6 +67,8 @@ struct State {
     open_events: usize,
     open_bytes: usize,
     cursor: Option<i64>,
+    /// The highest log seq of an event of this host since the start.
+    newest_log_seq: u64,
     /// Whether the cursor moved since [`Progress::take_moved_cursor`].
     moved: bool,
     already_durable: BTreeMap<i64, u64>,
@@ -173,9 +180,27 @@ impl Progress {
         }
     }
 
-    /// Forgets what recovery knew: the host numbers its events anew, so its old seqs say nothing.
-    pub fn forget_recovered(&self) {
-        self.lock().already_durable.clear();
+    /// Waits until nothing is under way.
+    pub async fn drained(&self) {
+        loop {
+            let notified = self.room.notified();
+            tokio::pin!(notified);
+            notified.as_mut().enable();
+            if self.lock().open_events == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// The host numbers its events anew, from the one after `cursor` on. To be called when nothing is under way. Returns
+    /// a log seq before which all of its events with old numbers lie, as far as it had any since the start.
+    pub fn restart(&self, cursor: i64) -> u64 {
+        let mut state = self.lock();
+        state.already_durable.clear();
+        state.cursor = Some(cursor);
+        state.moved = true;
+        state.newest_log_seq + 1
     }
 
     /// From now on an event that goes out of scope stays open, so that the cursor does not move past it: the relay is
@@ -188,6 +213,9 @@ impl Progress {
         let mut state = self.lock();
         let index = (ticket - state.first_ticket) as usize;
         state.events[index].settled = Some(settled);
+        if let Settled::Durable { log_seq } = settled {
+            state.newest_log_seq = state.newest_log_seq.max(log_seq);
+        }
         state.open_events -= 1;
         state.open_bytes -= bytes;
         state.advance();
@@ -256,6 +284,8 @@ impl Drop for InFlight {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     fn progress(limits: InFlightLimits) -> Arc<Progress> {
@@ -320,14 +350,20 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_numbers_anew_moves_the_cursor_back_after_its_old_events() {
-        let progress = progress(InFlightLimits::default());
+    fn a_host_that_numbers_anew_starts_again_once_its_old_events_are_settled() {
+        let recovered = RecoveredHost {
+            cursor: Some(998),
+            already_durable: BTreeMap::from([(1_001, 3)]),
+        };
+        let progress = Arc::new(Progress::new(recovered, InFlightLimits::default()));
         let old = progress.begin(1_000, 1);
-        let new = progress.begin(1, 1);
-        new.settle(Settled::Dropped);
-        assert_eq!(progress.cursor(), Some(999));
-        old.settle(Settled::Dropped);
-        assert_eq!(progress.cursor(), Some(1));
+        let mut drained = std::pin::pin!(progress.drained());
+        assert!(drained.as_mut().now_or_never().is_none());
+        old.settle(Settled::Durable { log_seq: 40 });
+        assert!(drained.as_mut().now_or_never().is_some());
+        assert_eq!(progress.restart(6), 41);
+        assert_eq!(progress.take_moved_cursor(), Some(6));
+        assert!(!progress.settle_if_durable(1_001), "a number of before");
     }
 
     #[test]

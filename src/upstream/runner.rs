@@ -2,6 +2,7 @@
 //! resume and when a stream cannot be resumed; what goes over a connection is not its concern.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -22,6 +23,9 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// recorded as a gap, and is less than everything the host will ever send.
 const MAX_STUCK: u32 = 5;
 
+/// The wait before a database that failed is written to again.
+const DATABASE_PAUSE: Duration = Duration::from_millis(500);
+
 /// What all runners share.
 pub(super) struct Shared {
     pub(super) guard: Guard,
@@ -30,6 +34,34 @@ pub(super) struct Shared {
     pub(super) times: Times,
     /// Bounds the handshakes under way, so that a start with thousands of hosts is no burst.
     pub(super) handshakes: Semaphore,
+    /// The highest head of the log that a checkpoint was made with.
+    pub(super) log_head: AtomicU64,
+}
+
+impl Shared {
+    /// A host numbers its events anew, from the one after `cursor` on. Its old events are settled and its new cursor is
+    /// in the database when this returns, so that after a crash its numbers are taken for what they are.
+    pub(super) async fn renumber(
+        &self,
+        host: &HostHandle,
+        cursor: i64,
+        cancel: &CancellationToken,
+    ) -> Result<(), End> {
+        let renumbered = async {
+            host.progress().drained().await;
+            // Behind every position that the database may have from before.
+            let log_seq = host.progress().restart(cursor);
+            let log_seq = log_seq.max(self.log_head.load(Ordering::Acquire) + 1);
+            while let Err(error) = self.store.renumber_host(host.id(), cursor, log_seq).await {
+                tracing::warn!(host = host.name(), %error, "the host waits: it numbers its events anew, and that cannot be written");
+                tokio::time::sleep(DATABASE_PAUSE).await;
+            }
+        };
+        cancel
+            .run_until_cancelled(renumbered)
+            .await
+            .ok_or(End::Cancelled)
+    }
 }
 
 /// The task of one host.
@@ -73,8 +105,7 @@ impl<S: Sink> Runner<S> {
                 _ => {}
             }
             self.count(&end, lasted, taken);
-            self.resume_after(&end, taken);
-            if !self.wait().await {
+            if self.resume_after(&end, taken).await.is_err() || !self.wait().await {
                 break self.host.set_state(HostState::Stopped);
             }
         }
@@ -86,7 +117,7 @@ impl<S: Sink> Runner<S> {
             host: &self.host,
             sink: &*self.sink,
             guard: self.shared.guard,
-            store: &self.shared.store,
+            shared: &self.shared,
             times: self.shared.times,
             cancel: &self.cancel,
             resumed: self.cursor,
@@ -128,7 +159,7 @@ impl<S: Sink> Runner<S> {
     }
 
     /// Goes live where the stream cannot be resumed, and records the gap.
-    fn resume_after(&mut self, end: &End, taken: u64) {
+    async fn resume_after(&mut self, end: &End, taken: u64) -> Result<(), End> {
         let unreadable = matches!(end, End::TooLarge | End::Malformed(_));
         self.stuck = match (unreadable, taken) {
             (true, 0) => self.stuck + 1,
@@ -141,18 +172,20 @@ impl<S: Sink> Runner<S> {
             if refused {
                 self.host.set_status(HostStatus::Idle);
             }
-            return;
+            return Ok(());
         }
         tracing::warn!(host = self.host.name(), cursor = self.cursor, reason = %end, "host is taken up live: its cursor is of no use");
         metrics().upstream_gaps.inc();
         self.host.add_gap();
-        self.host.progress().forget_recovered();
         self.cursor = None;
         self.stuck = 0;
         if refused {
             metrics().upstream_future_cursors.inc();
             self.host.set_status(HostStatus::Idle);
+            // After a crash before its first event it is resumed from its beginning: live would be a second gap.
+            self.shared.renumber(&self.host, 0, &self.cancel).await?;
         }
+        Ok(())
     }
 
     /// Waits for the next attempt; `false` if there is to be none.

@@ -177,9 +177,15 @@ impl RelayProcess {
     /// until it answered.
     pub async fn restart(&mut self, patience: Duration) -> Result<Duration, ProcessError> {
         let start = Instant::now();
-        self.child = spawn(&self.options, self.port, self.metrics_port)?;
+        self.start_again()?;
         self.ready(patience).await?;
         Ok(start.elapsed())
+    }
+
+    /// Like [`RelayProcess::restart`], but waits for nothing.
+    pub fn start_again(&mut self) -> Result<(), ProcessError> {
+        self.child = spawn(&self.options, self.port, self.metrics_port)?;
+        Ok(())
     }
 
     /// What it has used so far; zeros where the kernel does not tell.
@@ -240,9 +246,14 @@ impl RelayProcess {
         })
     }
 
+    /// Everything it said so far, in all its lives.
+    pub fn said_in_all(&self) -> String {
+        fs::read_to_string(messages(&self.options.folder)).unwrap_or_default()
+    }
+
     /// The end of what it said so far.
     pub fn said(&self) -> String {
-        let text = fs::read_to_string(messages(&self.options.folder)).unwrap_or_default();
+        let text = self.said_in_all();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }

@@ -1,6 +1,7 @@
 //! `log`: the event log of a data folder, for operators: what is in it, whether it is whole, and how it
-//! becomes so again. All but `repair` run beside a relay, take no lock and change nothing.
+//! becomes so again. All but `repair` and `abandon` run beside a relay, take no lock and change nothing.
 
+mod abandon;
 mod dump;
 mod info;
 mod repair;
@@ -13,12 +14,13 @@ use clap::{Args, Subcommand, ValueHint};
 use atproto_relay::config::{Config, Environment, Flags};
 use atproto_relay::eventlog::{Folder, LogError};
 
+use super::config_args::ConfigArgs;
 use super::failure::Failure;
 use super::progress::Progress;
 
 pub const LONG_ABOUT: &str = "\
 Looks into the event log of a data folder. `info`, `verify` and `dump` change nothing and may run while a relay \
-uses the folder; `repair` refuses to then.";
+uses the folder; `repair` and `abandon` refuse to then.";
 
 #[derive(Subcommand)]
 pub enum LogCommand {
@@ -34,6 +36,9 @@ pub enum LogCommand {
     /// Mend a log: rebuild indexes from frames, cut a torn tail, mark lost events
     #[command(after_help = repair::EXAMPLES)]
     Repair(repair::RepairArgs),
+    /// Go on without a log that is lost, above every number that the database knows
+    #[command(long_about = abandon::LONG_ABOUT)]
+    Abandon(ConfigArgs),
 }
 
 pub fn run(command: &LogCommand) -> Result<(), Failure> {
@@ -42,6 +47,7 @@ pub fn run(command: &LogCommand) -> Result<(), Failure> {
         LogCommand::Verify(args) => verify::run(args),
         LogCommand::Dump(args) => dump::run(args),
         LogCommand::Repair(args) => repair::run(args),
+        LogCommand::Abandon(args) => abandon::run(args),
     }
 }
 

@@ -1,0 +1,585 @@
+//! What is left of a relay's data after worse than a crash: a database that is lost or old, a log that is lost or has
+//! lost its end, a second relay on the same data. It starts, or says why not and what to do; nothing that is left is
+//! lost, and no number is given twice.
+
+#![cfg(feature = "devnet")]
+
+#[path = "support/postgres.rs"]
+mod postgres;
+#[path = "support/process.rs"]
+mod process;
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use atproto_relay::devnet::load::{ProcessError, RelayProcess};
+use atproto_relay::devnet::pds::Pds;
+use atproto_relay::store::Store;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use process::{
+    Consumer, HOSTS, PASSWORD, PATIENCE, POSTS, Traffic, all_once_and_in_order, post, seq_of,
+    start, until_connected,
+};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tokio::time::timeout;
+use tokio_tungstenite::connect_async;
+use tokio_tungstenite::tungstenite::Message;
+
+/// How often the log's end is cut.
+const CUTS: u64 = 10;
+
+fn data(folder: &tempfile::TempDir) -> PathBuf {
+    folder.path().join("data")
+}
+
+fn log(folder: &tempfile::TempDir) -> PathBuf {
+    data(folder).join("log")
+}
+
+/// The files of a folder's SQLite database, to where they are copied.
+fn copy_database(from: &Path, to: &Path) {
+    for name in ["relay.sqlite", "relay.sqlite-wal", "relay.sqlite-shm"] {
+        // What the copy does not have must not stay.
+        let _ = fs::remove_file(to.join(name));
+        if from.join(name).exists() {
+            fs::copy(from.join(name), to.join(name)).unwrap();
+        }
+    }
+}
+
+/// Waits until the database knows that the log's numbers up to `seq` were given out.
+async fn until_counted(folder: &tempfile::TempDir, seq: u64) {
+    let database = format!("sqlite:{}", data(folder).join("relay.sqlite").display());
+    let store = Store::open(&database).await.unwrap();
+    let wait = async { while store.log_head().await.unwrap() < seq {} };
+    timeout(PATIENCE, wait)
+        .await
+        .expect("the position is written");
+}
+
+/// Asks the relay something as an operator.
+async fn admin(relay: &RelayProcess, path: &str, body: Value) {
+    let request = reqwest::Client::new()
+        .post(format!("{}{path}", relay.url()))
+        .basic_auth("admin", Some(PASSWORD))
+        .json(&body);
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status().as_u16(), 200);
+}
+
+async fn status_of(relay: &RelayProcess, did: &str) -> Value {
+    let url = format!(
+        "{}/xrpc/com.atproto.sync.getRepoStatus?did={did}",
+        relay.url()
+    );
+    reqwest::get(url).await.unwrap().json().await.unwrap()
+}
+
+/// Everything from `cursor` up to the event that holds `text`, and the names of the infos before it.
+async fn read_until(
+    relay: &RelayProcess,
+    cursor: u64,
+    text: &str,
+) -> (BTreeMap<u64, Bytes>, usize) {
+    let url = format!(
+        "{}/xrpc/com.atproto.sync.subscribeRepos?cursor={cursor}",
+        relay.firehose()
+    );
+    let (mut socket, _) = connect_async(url).await.unwrap();
+    let (mut events, mut infos) = (BTreeMap::new(), 0);
+    let read = async {
+        while let Some(Ok(message)) = socket.next().await {
+            let Message::Binary(frame) = message else {
+                continue;
+            };
+            if contains(&frame, b"OutdatedCursor") {
+                infos += 1;
+                continue;
+            }
+            let last = contains(&frame, text.as_bytes());
+            let before = events.insert(seq_of(&frame), frame);
+            assert!(before.is_none(), "a number twice");
+            if last {
+                return;
+            }
+        }
+        panic!("the connection ended");
+    };
+    timeout(PATIENCE, read).await.expect("the event comes");
+    (events, infos)
+}
+
+fn contains(frame: &[u8], text: &[u8]) -> bool {
+    frame.windows(text.len()).any(|window| window == text)
+}
+
+/// A record of its own text, so that its event is known when it comes.
+fn write(pds: &Pds, did: &atproto_relay::atproto::did::Did, text: &str) {
+    pds.create_record(did, POSTS, post(text)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_database_comes_back_from_the_log() {
+    let (network, mut relay, folder) = start(HOSTS, None).await;
+    let consumer = Consumer::start(relay.firehose());
+    let traffic = Traffic::start(&network);
+    for loss in 1..=3 {
+        consumer.has(consumer.events() + 150 * loss).await;
+        relay.kill().unwrap();
+        copy_database(Path::new("/nonexistent"), &data(&folder));
+        relay.restart(PATIENCE).await.unwrap();
+        assert!(
+            relay.said().contains("come back from the log"),
+            "{}",
+            relay.said()
+        );
+    }
+    let sent = traffic.stop(&network).await;
+    consumer.has(sent).await;
+    all_once_and_in_order(&network, &consumer.frames.lock().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_database_is_brought_up_to_date_from_the_log() {
+    let (network, mut relay, folder) = start(HOSTS, None).await;
+    let copy = tempfile::tempdir().unwrap();
+    let consumer = Consumer::start(relay.firehose());
+    let traffic = Traffic::start(&network);
+    consumer.has(100).await;
+    relay.kill().unwrap();
+    copy_database(&data(&folder), copy.path());
+    relay.restart(PATIENCE).await.unwrap();
+    for _ in 0..3 {
+        consumer.has(consumer.events() + 250).await;
+        relay.kill().unwrap();
+        copy_database(copy.path(), &data(&folder));
+        relay.restart(PATIENCE).await.unwrap();
+    }
+    let sent = traffic.stop(&network).await;
+    consumer.has(sent).await;
+    all_once_and_in_order(&network, &consumer.frames.lock().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn databases_on_postgres_come_back_likewise() {
+    let Some(server) = postgres::server() else {
+        return;
+    };
+    let url = server.database().await;
+    let (path, _) = url.split_once('?').unwrap();
+    let name = path.rsplit('/').next().unwrap().to_owned();
+    let (network, mut relay, _folder) = start(HOSTS, Some(url)).await;
+    let consumer = Consumer::start(relay.firehose());
+    let traffic = Traffic::start(&network);
+    let mut server = PgConnection::connect(&server.url("postgres"))
+        .await
+        .unwrap();
+    let copy = format!("{name}_copy");
+    consumer.has(100).await;
+    relay.kill().unwrap();
+    until_unused(&mut server, &name).await;
+    run(
+        &mut server,
+        format!("CREATE DATABASE {copy} TEMPLATE {name}"),
+    )
+    .await;
+    relay.restart(PATIENCE).await.unwrap();
+    for template in [&copy, "template1", &copy] {
+        consumer.has(consumer.events() + 250).await;
+        relay.kill().unwrap();
+        until_unused(&mut server, &name).await;
+        run(&mut server, format!("DROP DATABASE {name}")).await;
+        run(
+            &mut server,
+            format!("CREATE DATABASE {name} TEMPLATE {template}"),
+        )
+        .await;
+        relay.restart(PATIENCE).await.unwrap();
+    }
+    let sent = traffic.stop(&network).await;
+    consumer.has(sent).await;
+    all_once_and_in_order(&network, &consumer.frames.lock().unwrap());
+}
+
+async fn run(server: &mut PgConnection, statement: String) {
+    sqlx::query(AssertSqlSafe(statement))
+        .execute(server)
+        .await
+        .unwrap();
+}
+
+/// Waits until the server has noticed the end of every session of a database.
+async fn until_unused(server: &mut PgConnection, database: &str) {
+    let wait = async {
+        loop {
+            let (sessions,): (i64,) =
+                sqlx::query_as("SELECT count(*) FROM pg_stat_activity WHERE datname = $1")
+                    .bind(database)
+                    .fetch_one(&mut *server)
+                    .await
+                    .unwrap();
+            if sessions == 0 {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, wait).await.expect("the sessions end");
+}
+
+/// Accounts, and an operator's word on them, are in the log, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_takedown_outlives_the_loss_of_the_database() {
+    let (network, mut relay, folder) = start(1, None).await;
+    let consumer = Consumer::start(relay.firehose());
+    let pds = network.pds(0);
+    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| {
+        pds.create_account(&format!("{name}.pds1.test"))
+            .unwrap()
+            .did
+    });
+    consumer.has(12).await;
+    admin(
+        &relay,
+        "/admin/repo/takeDown",
+        json!({"did": alice.as_str()}),
+    )
+    .await;
+    pds.deactivate(&bob).unwrap();
+    consumer.has(14).await;
+    relay.kill().unwrap();
+    copy_database(Path::new("/nonexistent"), &data(&folder));
+    relay.restart(PATIENCE).await.unwrap();
+    for (did, active, status) in [
+        (&alice, false, json!("takendown")),
+        (&bob, false, json!("deactivated")),
+        (&carol, true, Value::Null),
+    ] {
+        let answer = status_of(&relay, did.as_str()).await;
+        assert_eq!(
+            (&answer["active"], &answer["status"]),
+            (&json!(active), &status),
+            "{answer}"
+        );
+    }
+    // And it holds: what she writes does not come out.
+    write(pds, &alice, "not to be seen");
+    write(pds, &carol, "to be seen");
+    let (events, _) = read_until(&relay, 0, "to be seen").await;
+    assert!(
+        events
+            .values()
+            .all(|frame| !contains(frame, b"not to be seen"))
+    );
+}
+
+/// Gives up the log of a test.
+fn abandon(folder: &tempfile::TempDir) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_atproto-relay"))
+        .args(["log", "abandon", "--data-dir"])
+        .arg(data(folder))
+        .output()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_log_a_relay_goes_on_only_when_told_and_above_all_numbers() {
+    let (network, mut relay, folder) = start(1, None).await;
+    let consumer = Consumer::start(relay.firehose());
+    let pds = network.pds(0);
+    let alice = pds.create_account("alice.pds1.test").unwrap().did;
+    for n in 0..50 {
+        write(pds, &alice, &format!("before {n}."));
+    }
+    consumer.has(54).await;
+    drop(consumer);
+    until_counted(&folder, 54).await;
+    // Nothing is to be abandoned while the log is there.
+    relay.kill().unwrap();
+    let refused = abandon(&folder);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && said.contains("nothing is to be abandoned"),
+        "{said}"
+    );
+    fs::rename(log(&folder), folder.path().join("elsewhere")).unwrap();
+    let Err(ProcessError::Ended { said, .. }) = relay.restart(PATIENCE).await else {
+        panic!("a relay without its log starts");
+    };
+    for part in ["is empty", "bring back", "log abandon"] {
+        assert!(said.contains(part), "{said}");
+    }
+    // The folder was there after all.
+    fs::remove_dir_all(log(&folder)).unwrap();
+    fs::rename(folder.path().join("elsewhere"), log(&folder)).unwrap();
+    relay.restart(PATIENCE).await.unwrap();
+    let (events, _) = read_until(&relay, 0, "before 49.").await;
+    assert!(events.keys().copied().eq(1..=54));
+    relay.kill().unwrap();
+    write(pds, &alice, "while it is down");
+    fs::remove_dir_all(log(&folder)).unwrap();
+    let done = abandon(&folder);
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    relay.restart(PATIENCE).await.unwrap();
+    write(pds, &alice, "and after");
+    let (events, infos) = read_until(&relay, 54, "and after").await;
+    assert_eq!((events.len(), infos), (2, 1));
+    let first = *events.keys().next().unwrap();
+    assert!(
+        first > 54 && events.keys().copied().eq(first..first + 2),
+        "{:?}",
+        events.keys()
+    );
+    // Killed once more, it is what it is.
+    relay.kill().unwrap();
+    relay.restart(PATIENCE).await.unwrap();
+    write(pds, &alice, "at last");
+    let (again, _) = read_until(&relay, first, "at last").await;
+    assert!(again.keys().copied().eq(first..first + 3));
+}
+
+/// The log is from a copy of some time ago: what it lost is said, and the numbers are not given again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_log_goes_on_above_what_the_database_knows() {
+    let (network, mut relay, folder) = start(1, None).await;
+    let consumer = Consumer::start(relay.firehose());
+    let pds = network.pds(0);
+    let alice = pds.create_account("alice.pds1.test").unwrap().did;
+    consumer.has(4).await;
+    relay.kill().unwrap();
+    let copy = folder.path().join("copy");
+    copy_folder(&log(&folder), &copy);
+    relay.restart(PATIENCE).await.unwrap();
+    for n in 0..300 {
+        write(pds, &alice, &format!("lost {n}."));
+    }
+    consumer.has(304).await;
+    drop(consumer);
+    until_counted(&folder, 304).await;
+    relay.kill().unwrap();
+    fs::remove_dir_all(log(&folder)).unwrap();
+    copy_folder(&copy, &log(&folder));
+    relay.restart(PATIENCE).await.unwrap();
+    assert!(relay.said().contains("lost its end"), "{}", relay.said());
+    write(pds, &alice, "new");
+    let (events, infos) = read_until(&relay, 0, "new").await;
+    let seqs: Vec<u64> = events.keys().copied().collect();
+    assert_eq!((&seqs[..4], seqs.len(), infos), (&[1, 2, 3, 4][..], 5, 0));
+    assert!(seqs[4] > 304, "{seqs:?}");
+    // The places that were left open cost no time at the next start.
+    relay.kill().unwrap();
+    relay.restart(PATIENCE).await.unwrap();
+    let (again, _) = read_until(&relay, 200, "new").await;
+    assert!(again.keys().eq(&seqs[4..]));
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+/// The last segment's file of that kind, and how many of its bytes are written.
+fn written(log: &Path, kind: &str) -> (PathBuf, u64) {
+    let mut files: Vec<PathBuf> = fs::read_dir(log)
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == kind))
+        .collect();
+    files.sort();
+    let last = files.pop().unwrap();
+    let bytes = fs::read(&last).unwrap();
+    let written = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |at| at + 1);
+    (last, written as u64)
+}
+
+fn cut(path: &Path, len: u64) {
+    OpenOptions::new()
+        .write(true)
+        .open(path)
+        .unwrap()
+        .set_len(len)
+        .unwrap();
+}
+
+/// Bytes that were synced are gone: damage, which no order of writes prevents. The relay starts, says what it lost, and
+/// gives no number to another event.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_is_cut_off_the_logs_end_no_number_is_given_twice() {
+    let (network, mut relay, folder) = start(HOSTS, None).await;
+    let traffic = Traffic::start(&network);
+    let marker = network
+        .pds(0)
+        .create_account("marker.pds1.test")
+        .unwrap()
+        .did;
+    let mut moments = fastrand::Rng::with_seed(11);
+    let mut seen: BTreeMap<u64, Bytes> = BTreeMap::new();
+    let mut lost_in_all = 0;
+    for turn in 0..CUTS {
+        let text = format!("marker {turn}.");
+        write(network.pds(0), &marker, &text);
+        let (events, _) = read_until(&relay, 0, &text).await;
+        for (seq, frame) in &events {
+            if let Some(before) = seen.insert(*seq, frame.clone()) {
+                assert!(
+                    before == *frame,
+                    "turn {turn}: seq {seq} was given to another event"
+                );
+            }
+        }
+        // Live to the head, so that as much as possible was seen.
+        let live = Consumer::start(relay.firehose());
+        live.has(events.len() + moments.usize(20..200)).await;
+        relay.kill().unwrap();
+        for (seq, frame) in live.frames.lock().unwrap().iter() {
+            seen.insert(*seq, frame.clone());
+        }
+        drop(live);
+        let log = log(&folder);
+        // Seldom more than the last second: most cuts lie between the database's position and the head.
+        let kinds = [&["seg"][..], &["idx"], &["seg", "idx"]][turn as usize % 3];
+        for kind in kinds {
+            let (path, len) = written(&log, kind);
+            let unit = if *kind == "seg" { 1_000 } else { 64 };
+            cut(
+                &path,
+                len.saturating_sub(moments.u64(1..unit * 150)).max(64),
+            );
+        }
+        relay
+            .restart(PATIENCE)
+            .await
+            .unwrap_or_else(|error| panic!("turn {turn}: {error}"));
+        let text = format!("after {turn}.");
+        write(network.pds(0), &marker, &text);
+        let (after, _) = read_until(&relay, 0, &text).await;
+        let lost = seen.keys().filter(|seq| !after.contains_key(seq)).count();
+        for (seq, frame) in &after {
+            let same = seen.get(seq).is_none_or(|before| before == frame);
+            assert!(same, "turn {turn}: seq {seq} was given to another event");
+        }
+        assert!(
+            lost == 0 || relay.said_in_all().contains("lost its end"),
+            "{lost} lost, nothing said"
+        );
+        lost_in_all += lost;
+        // What was lost is lost; from here on it is not expected.
+        seen.retain(|seq, _| after.contains_key(seq));
+        seen.extend(after);
+    }
+    traffic.stop(&network).await;
+    println!("{CUTS} cuts lost {lost_in_all} events, and no number was given twice");
+    assert!(lost_in_all > 0, "the cuts were too small to show anything");
+}
+
+/// Power fails: what was not synced may be gone, in any part. Nobody has seen it, and nothing is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_synced_is_missed_by_nobody() {
+    let (network, mut relay, folder) = start(HOSTS, None).await;
+    let consumer = Consumer::start(relay.firehose());
+    let traffic = Traffic::start(&network);
+    let mut moments = fastrand::Rng::with_seed(5);
+    for turn in 0..CUTS {
+        consumer
+            .has(consumer.events() + moments.usize(20..300))
+            .await;
+        relay.kill().unwrap();
+        let log = log(&folder);
+        // What was published was synced before; of the rest nothing need be there. The mark is never synced at all.
+        let mark = fs::read(log.join("head")).unwrap();
+        let head = u64::from_le_bytes(mark[..8].try_into().unwrap());
+        let (index, _) = written(&log, "idx");
+        let (frames, end) = written(&log, "seg");
+        let first: u64 = frames
+            .file_stem()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        let entries = fs::read(&index).unwrap();
+        let synced = head.checked_sub(first).map_or(0, |at| {
+            let entry = &entries[64 * (at as usize + 1)..][..64];
+            let word = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap());
+            word(8) + u64::from(u32::from_le_bytes(entry[40..44].try_into().unwrap()))
+        });
+        wipe(&frames, moments.u64(synced..=end.max(synced)));
+        if turn % 2 == 0 {
+            wipe(&index, 64 * (head + 2 - first.min(head + 1)));
+            fs::remove_file(log.join("head")).unwrap();
+        }
+        relay
+            .restart(PATIENCE)
+            .await
+            .unwrap_or_else(|error| panic!("turn {turn}: {error}"));
+    }
+    let sent = traffic.stop(&network).await;
+    consumer.has(sent).await;
+    all_once_and_in_order(&network, &consumer.frames.lock().unwrap());
+}
+
+/// Leaves zeros from `from` on, as reserved space that never was written. Disks write whole sectors.
+fn wipe(path: &Path, from: u64) {
+    let len = fs::metadata(path).unwrap().len();
+    cut(path, from.next_multiple_of(512).min(len));
+    cut(path, len);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_relays_do_not_share_a_folder_or_a_database() {
+    let mut databases = vec![None];
+    if let Some(server) = postgres::server() {
+        databases.push(Some(server.database().await));
+    }
+    for database in databases {
+        let (network, relay, folder) = start(1, database.clone()).await;
+        let second = |folder: &tempfile::TempDir, database: &str| {
+            Command::new(env!("CARGO_BIN_EXE_atproto-relay"))
+                .args([
+                    "serve",
+                    "--listen=127.0.0.1:0",
+                    "--metrics-listen=127.0.0.1:0",
+                ])
+                .arg("--data-dir")
+                .arg(data(folder))
+                .arg(format!("--database-url={database}"))
+                .output()
+                .unwrap()
+        };
+        let other = tempfile::tempdir().unwrap();
+        let sqlite = format!("sqlite:{}", data(&folder).join("relay.sqlite").display());
+        let database = database.unwrap_or(sqlite);
+        for folder in [&folder, &other] {
+            let refused = second(folder, &database);
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(!refused.status.success(), "{said}");
+            assert!(said.contains("in use by another relay"), "{said}");
+            assert!(
+                said.contains("(process ") || said.contains("(session "),
+                "{said}"
+            );
+        }
+        // The first one has noticed nothing.
+        let alice = network
+            .pds(0)
+            .create_account("alice.pds1.test")
+            .unwrap()
+            .did;
+        write(network.pds(0), &alice, "still there");
+        read_until(&relay, 0, "still there").await;
+        until_connected(&relay, 1).await;
+    }
+}
