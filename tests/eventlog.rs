@@ -6,6 +6,7 @@ mod event;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, IoSlice};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -997,6 +998,53 @@ fn a_reader_that_stands_in_a_removed_segment_keeps_no_space_that_is_lacking() {
     );
 }
 
+/// An ended segment as 128 MiB of frames leave it, as far as a start may look: name, lengths, last entry.
+fn feign_segment(dir: &Path, first: u64, events: u64) {
+    const FRAMES: u64 = 128 << 20;
+    let name = |extension| dir.join(format!("{first:020}.{extension}"));
+    let frames = fs::File::create(name("seg")).expect("frames");
+    frames.set_len(FRAMES).expect("a length");
+    let mut entry = [0; 64];
+    entry[..8].copy_from_slice(&(first + events - 1).to_le_bytes());
+    entry[8..16].copy_from_slice(&(FRAMES - 4096).to_le_bytes());
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = now.expect("a clock").as_micros() as u64;
+    entry[32..40].copy_from_slice(&now.to_le_bytes());
+    entry[40..44].copy_from_slice(&4096_u32.to_le_bytes());
+    entry[52] = Kind::Commit as u8;
+    let sum = crc32fast::hash(&entry[..60]);
+    entry[60..].copy_from_slice(&sum.to_le_bytes());
+    let index = fs::File::create(name("idx")).expect("an index");
+    index.write_all_at(&entry, 64 * events).expect("an entry");
+}
+
+#[test]
+fn a_window_of_20_gb_opens_without_being_read() {
+    const SEGMENTS: u64 = 160;
+    const EVENTS: u64 = 32_768;
+    let folder = quick_folder();
+    for segment in 0..SEGMENTS {
+        feign_segment(folder.path(), 1 + segment * EVENTS, EVENTS);
+    }
+    fs::write(
+        folder
+            .path()
+            .join(format!("{:020}.seg", 1 + SEGMENTS * EVENTS)),
+        [],
+    )
+    .expect("the last one");
+    let started = Instant::now();
+    let log = RunningLog::open(options(folder.path(), 128 << 20));
+    let took = started.elapsed();
+    assert_eq!(log.log.head(), SEGMENTS * EVENTS);
+    assert_eq!(log.log.oldest(), Some(1));
+    assert!(log.log.bytes() > 20 << 30);
+    let seqs = log.append(&events(1, 1));
+    assert_eq!(seqs, [SEGMENTS * EVENTS + 1]);
+    println!("opened in {took:?}");
+    assert!(took < Duration::from_secs(1), "it took {took:?}");
+}
+
 #[test]
 fn an_ended_segment_that_is_not_whole_is_repaired_or_left_out() {
     let folder = quick_folder();
@@ -1191,6 +1239,100 @@ fn a_redaction_that_cannot_be_noted_holds_all_the_same() {
     eventually("the punching", || {
         !contains(&raw(folder.path()), b"secret-of-1")
     });
+}
+
+fn redact(log: &EventLog, account: u64, up_to: u64) {
+    let did = Did::parse(&did(account)).expect("a DID");
+    log.redact(&did, up_to).expect("redacts");
+}
+
+#[test]
+fn a_redaction_cut_off_between_mark_and_punch_is_carried_out_at_the_next_start() {
+    for punched in [0, 3] {
+        let folder = quick_folder();
+        let faults = Arc::new(Faults::default());
+        let log = RunningLog::open(LogOptions {
+            faults: Some(faults.clone()),
+            ..options(folder.path(), 4096)
+        });
+        log.append(&two_accounts());
+        // Some holes are punched, then the disk fails for good.
+        faults.fail_punches_after(punched);
+        redact(&log.log, 1, 61);
+        eventually("the marks", || faults.refused() > 0);
+        assert!(!contains(&read_all(&log.log, 1, 1000), b"secret-of-1"));
+        let copy = quick_folder();
+        copy_folder(folder.path(), copy.path(), ["idx", "seg"]);
+        let journal = folder.path().join("redactions");
+        fs::copy(&journal, copy.path().join("redactions")).expect("the journal");
+        assert!(contains(&raw(copy.path()), b"secret-of-1"), "not yet");
+        let reopened = EventLog::open(options(copy.path(), 4096)).expect("opens");
+        assert!(!contains(&read_all(&reopened, 1, 1000), b"secret-of-1"));
+        eventually("the punching", || reopened.redactions_pending() == 0);
+        assert!(!contains(&raw(copy.path()), b"secret-of-1"));
+        assert!(contains(&raw(copy.path()), b"secret-of-2"));
+        // Where the process lives on, it goes on by itself; another redaction only makes it look sooner.
+        faults.heal();
+        redact(&log.log, 9, 61);
+        eventually("the punching", || log.log.redactions_pending() == 0);
+        assert!(!contains(&raw(folder.path()), b"secret-of-1"));
+    }
+}
+
+#[test]
+fn a_redaction_reaches_what_the_index_has_lost() {
+    let folder = quick_folder();
+    let all = two_accounts();
+    let log = RunningLog::open(options(folder.path(), 4096));
+    log.append(&all);
+    log.close();
+    // Of the account's events, one has lost its entry, one the bytes that say whose it is.
+    let [frames, index] = ["seg", "idx"].map(|it| files(folder.path(), it)[0].clone());
+    let account = (1..).zip(&all).filter(|(_, event)| event.did == did(1));
+    let [(lost, _), (rotten, _)] = [0, 1].map(|nth| account.clone().nth(nth + 1).expect("events"));
+    let mut bytes = fs::read(&index).expect("an index");
+    bytes[64 * lost as usize + 20] ^= 1;
+    fs::write(&index, bytes).expect("an index");
+    let mut bytes = fs::read(&frames).expect("frames");
+    let at = wire(1, &all[..rotten as usize - 1]).len();
+    let name = bytes[at..].windows(4).position(|it| it == b"did:");
+    bytes[at + name.expect("a DID")] ^= 0x80;
+    fs::write(&frames, bytes).expect("frames");
+
+    let log = RunningLog::open(options(folder.path(), 4096));
+    redact(&log.log, 1, 61);
+    assert!(!contains(&read_all(&log.log, 1, 1000), b"secret-of-1"));
+    eventually("the punching", || log.log.redactions_pending() == 0);
+    assert!(!contains(&raw(folder.path()), b"secret-of-1"));
+    assert!(contains(&raw(folder.path()), b"secret-of-2"));
+    log.close();
+    // And a rebuilt index does not bring it back.
+    fs::remove_file(&index).expect("an index");
+    let reopened = EventLog::open(options(folder.path(), 4096)).expect("opens");
+    assert!(!contains(&read_all(&reopened, 1, 1000), b"secret-of-1"));
+    assert_eq!(reopened.head(), 61);
+}
+
+#[test]
+fn what_is_redacted_takes_no_space() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 1 << 20));
+    let all: Vec<_> = (0..40)
+        .map(|n| Event::identity(n % 2, 60_000, n as i64))
+        .collect();
+    log.append(&all);
+    let taken = || -> u64 {
+        let segments = files(folder.path(), "seg").into_iter();
+        let last = segments.len() - 1;
+        let ended = segments.take(last);
+        ended
+            .map(|path| fs::metadata(path).expect("a segment").blocks() * 512)
+            .sum()
+    };
+    let before = taken();
+    redact(&log.log, 1, 40);
+    eventually("the punching", || log.log.redactions_pending() == 0);
+    assert!(taken() < before * 3 / 5, "{} of {before}", taken());
 }
 
 #[test]

@@ -35,8 +35,8 @@ struct Plan {
     failing_syncs: u64,
     /// Writes that fail with EIO from now on.
     failing_writes: u64,
-    /// Holes that cannot be punched from now on.
-    failing_punches: u64,
+    /// Holes that may still be punched before that fails with EIO.
+    punches_left: Option<u64>,
     /// Operations refused so far.
     refused: u64,
 }
@@ -57,9 +57,9 @@ impl Faults {
         self.plan().failing_writes = count;
     }
 
-    /// The next `count` holes are not punched, but fail with EIO.
-    pub fn fail_punches(&self, count: u64) {
-        self.plan().failing_punches = count;
+    /// So many holes can be punched yet, then that fails with EIO.
+    pub fn fail_punches_after(&self, count: u64) {
+        self.plan().punches_left = Some(count);
     }
 
     /// Every operation works again.
@@ -97,6 +97,21 @@ impl Faults {
         plan.room = Some(room - granted);
         plan.refused += u64::from(granted < wanted);
         granted
+    }
+
+    fn punch_fails(&self) -> bool {
+        let mut plan = self.plan();
+        match &mut plan.punches_left {
+            None => false,
+            Some(0) => {
+                plan.refused += 1;
+                true
+            }
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+        }
     }
 
     /// True where the operation that `count` counts is to fail.
@@ -232,7 +247,11 @@ impl LogFile {
 
     /// Makes a range read as zeros, and gives its space back where the file system can.
     pub fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        if self.fails(|plan| &mut plan.failing_punches) {
+        if self
+            .faults
+            .as_ref()
+            .is_some_and(|faults| faults.punch_fails())
+        {
             return Err(Errno::IO.into());
         }
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::disk::{LogFile, sync_folder};
+use super::disk::{LogFile, read_up_to, sync_folder};
 use super::entry::{self, ENTRY_BYTES, Entry, State};
 use super::reader::read_frame;
 use super::segment::{Files, Segment, frames_path, index_path};
 use super::{EventLog, LogError, Shared, recovery, upkeep, wire};
 use crate::atproto::did::Did;
-use crate::atproto::frame::Kind;
+use crate::atproto::frame::{Kind, MAX_FRAME_BYTES};
 
 /// File of the redactions that are not yet punched out: lines of seq, DID, checksum.
 const JOURNAL: &str = "redactions";
@@ -207,7 +207,7 @@ impl Redaction {
 }
 
 /// True where one of the redactions, all of the entry's DID hash, takes out the event. Hashes can be
-/// made to collide, so the frame itself says whose it is.
+/// made to collide, so the frame itself says whose it is, as long as it can be read.
 fn is_covered(files: &Files, entry: &Entry, candidates: &[Redaction]) -> io::Result<bool> {
     if candidates
         .iter()
@@ -215,13 +215,18 @@ fn is_covered(files: &Files, entry: &Entry, candidates: &[Redaction]) -> io::Res
     {
         return Ok(false);
     }
-    let frame = read_frame(files, entry)?;
-    let Some(facts) = wire::payload(&frame).and_then(recovery::Facts::of) else {
-        return Ok(false);
+    let frame = match read_frame(files, entry) {
+        // The caller asks again where it may wait.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+        frame => frame.ok(),
     };
-    Ok(candidates
-        .iter()
-        .any(|candidate| candidate.up_to >= entry.seq && candidate.did == facts.did))
+    let facts = frame.and_then(|frame| recovery::Facts::of(wire::payload(&frame)?));
+    Ok(candidates.iter().any(|candidate| {
+        let same = facts
+            .as_ref()
+            .is_none_or(|facts| candidate.did == facts.did);
+        candidate.up_to >= entry.seq && same
+    }))
 }
 
 /// What a pass found in one segment.
@@ -300,7 +305,8 @@ impl Shared {
 }
 
 /// The account's events in a segment up to `last`. Events that are marked already are punched again,
-/// since a crash may have come between; damaged ones are served to nobody and go by their hash.
+/// since a crash may have come between; damaged ones are served to nobody and go by their hash, those
+/// without an entry by what their frame says.
 fn find(
     segment: &Segment,
     files: &Files,
@@ -309,9 +315,20 @@ fn find(
 ) -> io::Result<Found> {
     let mut found = Found::default();
     let mut seq = segment.first;
+    let mut at = 0;
     while seq <= last {
         let count = (last - seq + 1).min(ENTRIES_PER_READ);
         for entry in read_entries(segment, &files.index, seq, count)? {
+            let Some(entry) = entry else {
+                if let Some(lost) = LostEntry::find(files, at, seq)? {
+                    at += lost.len;
+                    found.ranges.extend(lost.range_to_punch(pending));
+                }
+                seq += 1;
+                continue;
+            };
+            at = entry.end();
+            seq += 1;
             let Some(candidates) = pending.get(&entry.did_hash) else {
                 continue;
             };
@@ -326,15 +343,55 @@ fn find(
                 found.ranges.push((entry.offset, u64::from(entry.len)));
             }
         }
-        seq += count;
     }
     Ok(found)
 }
 
-/// The readable entries among `count` from `seq` on.
-fn read_entries(segment: &Segment, index: &File, seq: u64, count: u64) -> io::Result<Vec<Entry>> {
+/// An event whose index entry is damaged. Nobody is served its frame, but a repair would bring it back.
+struct LostEntry {
+    facts: recovery::Facts,
+    offset: u64,
+    len: u64,
+}
+
+impl LostEntry {
+    /// The frame of `seq`, where it begins at `offset`.
+    fn find(files: &Files, offset: u64, seq: u64) -> io::Result<Option<LostEntry>> {
+        let mut header = [0; wire::MAX_HEADER_BYTES];
+        let read = read_up_to(&files.frames, &mut header, offset)?;
+        let Some((header_len, length)) = wire::read_header(&header[..read]) else {
+            return Ok(None);
+        };
+        if length > MAX_FRAME_BYTES as u64 {
+            return Ok(None);
+        }
+        let mut payload = vec![0; length as usize];
+        read_up_to(&files.frames, &mut payload, offset + header_len as u64)?;
+        let facts = recovery::Facts::of(&payload).filter(|facts| facts.seq == seq);
+        Ok(facts.map(|facts| LostEntry {
+            facts,
+            offset,
+            len: header_len as u64 + length,
+        }))
+    }
+
+    fn range_to_punch(&self, pending: &HashMap<u64, Vec<Redaction>>) -> Option<(u64, u64)> {
+        let mut candidates = pending.get(&self.facts.did.hash64())?.iter();
+        let covered = self.facts.kind != Kind::Account
+            && candidates.any(|it| it.up_to >= self.facts.seq && it.did == self.facts.did);
+        covered.then_some((self.offset, self.len))
+    }
+}
+
+/// The entries of `count` events from `seq` on, `None` where one cannot be read.
+fn read_entries(
+    segment: &Segment,
+    index: &File,
+    seq: u64,
+    count: u64,
+) -> io::Result<Vec<Option<Entry>>> {
     let mut block = vec![0; (count * ENTRY_BYTES) as usize];
     index.read_exact_at(&mut block, entry::position(segment.first, seq))?;
     let (entries, _) = block.as_chunks::<{ ENTRY_BYTES as usize }>();
-    Ok(entries.iter().filter_map(Entry::decode).collect())
+    Ok(entries.iter().map(Entry::decode).collect())
 }
