@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, WeakUnboundedSender};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
@@ -20,6 +21,8 @@ use super::shard::{Answer, Lookup, Work};
 
 /// Most account rows read at once.
 const ACCOUNTS_PER_READ: usize = 500;
+/// Most such reads under way: what is asked for meanwhile goes together into the next one. A lone question never waits.
+const READS: usize = 4;
 /// How often an identity is asked for before its event is given up, and the wait in between: a directory that is
 /// down for a moment loses no event.
 const IDENTITY_ATTEMPTS: u32 = 3;
@@ -45,8 +48,16 @@ impl Lookups {
     pub async fn run(self: Arc<Self>, mut questions: UnboundedReceiver<Lookup>) {
         let _watched = self.watched();
         let mut batch = Vec::new();
-        while questions.recv_many(&mut batch, ACCOUNTS_PER_READ).await > 0 {
-            let mut accounts = Vec::new();
+        let mut accounts = Vec::new();
+        let mut reads = JoinSet::new();
+        loop {
+            tokio::select! {
+                count = questions.recv_many(&mut batch, ACCOUNTS_PER_READ) => if count == 0 {
+                    return;
+                },
+                // A read that panicked has raised the alarm.
+                Some(_) = reads.join_next() => {}
+            }
             for lookup in batch.drain(..) {
                 match lookup.question {
                     Question::Account => accounts.push((lookup.shard, lookup.did)),
@@ -58,8 +69,9 @@ impl Lookups {
                     }
                 }
             }
-            if !accounts.is_empty() {
-                tokio::spawn(self.clone().accounts(accounts));
+            while reads.len() < READS && !accounts.is_empty() {
+                let next = accounts.len().min(ACCOUNTS_PER_READ);
+                reads.spawn(self.clone().accounts(accounts.drain(..next).collect()));
             }
         }
     }
@@ -155,37 +167,85 @@ mod tests {
     use crate::identity::ResolverOptions;
     use crate::store::Store;
 
+    /// Look-ups over a new database and a directory that knows nobody.
+    struct Bench {
+        lookups: Arc<Lookups>,
+        answers: UnboundedReceiver<Work>,
+        _shard: mpsc::UnboundedSender<Work>,
+        _directory: Plc,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Bench {
+        async fn new() -> Self {
+            let directory = Plc::start().await.unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let database = format!("sqlite:{}", folder.path().join("db").display());
+            let store = Store::open(&database).await.unwrap();
+            let (shard, answers) = mpsc::unbounded_channel();
+            let lookups = Arc::new(Lookups {
+                resolver: Resolver::new(ResolverOptions {
+                    plc_url: directory.url().parse().unwrap(),
+                    max_pending: 1,
+                    ..ResolverOptions::default()
+                }),
+                writer: Writer::spawn(store),
+                shards: vec![shard.downgrade()],
+                alarm: Alarm::new(|reason| panic!("{reason}")),
+            });
+            Self {
+                lookups,
+                answers,
+                _shard: shard,
+                _directory: directory,
+                _folder: folder,
+            }
+        }
+    }
+
     #[tokio::test]
     async fn identities_that_wait_for_their_turn_are_not_given_up() {
-        let directory = Plc::start().await.unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let database = format!("sqlite:{}", folder.path().join("db").display());
-        let store = Store::open(&database).await.unwrap();
-        let (shard, mut answers) = mpsc::unbounded_channel();
-        let lookups = Arc::new(Lookups {
-            resolver: Resolver::new(ResolverOptions {
-                plc_url: directory.url().parse().unwrap(),
-                max_pending: 1,
-                ..ResolverOptions::default()
-            }),
-            writer: Writer::spawn(store),
-            shards: vec![shard.downgrade()],
-            alarm: Alarm::new(|reason| panic!("{reason}")),
-        });
+        let mut bench = Bench::new().await;
         let count = 40;
         for number in 0..count {
             // Base32 without 0 and 1.
             let digits = ["a", "b", "c", "d", "e", "f", "g", "h"];
             let name = format!("{}{}", digits[number / 8], digits[number % 8]);
             let did = Did::parse(&format!("did:plc:{name:a<24}")).unwrap();
-            tokio::spawn(lookups.clone().identity(0, did, false));
+            tokio::spawn(bench.lookups.clone().identity(0, did, false));
         }
         for _ in 0..count {
-            let Some(Work::Answer(did, Answer::Identity { result, .. })) = answers.recv().await
+            let Some(Work::Answer(did, Answer::Identity { result, .. })) =
+                bench.answers.recv().await
             else {
                 panic!("an identity was asked for");
             };
             assert_eq!(result, Err(NoIdentity::NotFound), "{did}");
+        }
+    }
+
+    /// More than fit into the reads that may be under way.
+    #[tokio::test]
+    async fn every_account_of_a_burst_is_answered() {
+        let mut bench = Bench::new().await;
+        let (ask, questions) = mpsc::unbounded_channel();
+        let count = ACCOUNTS_PER_READ * READS * 2 + 1;
+        for number in 0..count {
+            let lookup = Lookup {
+                shard: 0,
+                did: Did::parse(&format!("did:web:{number}.example")).unwrap(),
+                question: Question::Account,
+                host: None,
+            };
+            assert!(ask.send(lookup).is_ok());
+        }
+        tokio::spawn(bench.lookups.clone().run(questions));
+        for _ in 0..count {
+            let answer = bench.answers.recv().await;
+            assert!(matches!(
+                answer,
+                Some(Work::Answer(_, Answer::Account(None)))
+            ));
         }
     }
 }
