@@ -258,11 +258,7 @@ fn invertible<'a>(op: &Op<'a>) -> Option<InvertOp<'a>> {
 
 fn appending(criterion: &mut Criterion, frames: &[Bytes]) {
     let mut group = Group::new(criterion, "log append");
-    for (durability, name) in [
-        (Durability::Sync, "sync"),
-        (Durability::Interval(Duration::from_secs(1)), "interval"),
-        (Durability::None, "none"),
-    ] {
+    for (durability, name) in [(Durability::Sync, "sync"), (Durability::None, "none")] {
         let folder = Scratch::new("atproto-bench").expect("a temporary folder");
         let log = Appender::new(folder.path(), durability);
         let mut next = frames.iter().cycle();
