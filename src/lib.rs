@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod atproto;
+pub mod clock;
 pub mod config;
 #[cfg(feature = "devnet")]
 pub mod devnet;

@@ -11,6 +11,7 @@ mod process;
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -21,10 +22,10 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use process::{
     Consumer, HOSTS, PASSWORD, PATIENCE, POSTS, Traffic, all_once_and_in_order, post, seq_of,
-    start, until_connected,
+    start, start_binary, until_connected,
 };
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use tokio::time::timeout;
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Message;
@@ -582,4 +583,160 @@ async fn two_relays_do_not_share_a_folder_or_a_database() {
         read_until(&relay, 0, "still there").await;
         until_connected(&relay, 1).await;
     }
+}
+
+/// Without its database the relay goes on for as long as it can remember what is to be written, says so, and catches up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_away_for_a_while_is_told_and_caught_up_with() {
+    let (network, relay, folder) = start(1, None).await;
+    let pds = network.pds(0);
+    let alice = pds.create_account("alice.pds1.test").unwrap().did;
+    let consumer = Consumer::start(relay.firehose());
+    consumer.has(4).await;
+    until_counted(&folder, 4).await;
+    let health = relay.metrics_url().replace("/metrics", "/_health");
+    let database = format!("sqlite:{}", data(&folder).join("relay.sqlite").display());
+    let mut lock = SqliteConnection::connect(&database).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE")
+        .execute(&mut lock)
+        .await
+        .unwrap();
+    write(pds, &alice, "while it is away");
+    consumer.has(5).await;
+    let problem = until_health(&health, 503).await;
+    assert!(
+        problem.contains("the database takes no changes"),
+        "{problem}"
+    );
+    sqlx::query("ROLLBACK").execute(&mut lock).await.unwrap();
+    until_health(&health, 200).await;
+    until_counted(&folder, 5).await;
+}
+
+/// Waits until the health is told with this status; what it says.
+async fn until_health(url: &str, status: u16) -> String {
+    let wait = async {
+        loop {
+            let answer = reqwest::get(url).await.unwrap();
+            if answer.status().as_u16() == status {
+                return answer.text().await.unwrap();
+            }
+        }
+    };
+    timeout(PATIENCE, wait).await.expect("the health changes")
+}
+
+/// A library that moves the system's clock for one process, by the seconds in a file.
+const CLOCK: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+
+static volatile long *offset;
+
+__attribute__((constructor)) static void open_offset(void) {
+    int file = open(getenv("CLOCK_OFFSET"), O_RDONLY);
+    void *map = mmap(0, sizeof(long), PROT_READ, MAP_SHARED, file, 0);
+    if (map != MAP_FAILED) offset = map;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int result = real(clock, time);
+    if (result == 0 && clock == CLOCK_REALTIME && offset) time->tv_sec += *offset;
+    return result;
+}
+"#;
+
+/// The relay's binary with a clock of its own; `None`, with a printed line, where there is no C compiler.
+struct Clock {
+    folder: tempfile::TempDir,
+}
+
+impl Clock {
+    fn new() -> Option<Clock> {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("clock.c"), CLOCK).unwrap();
+        fs::write(at("offset"), 0_i64.to_ne_bytes()).unwrap();
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-o"])
+            .args([at("clock.so"), at("clock.c")])
+            .arg("-ldl")
+            .status();
+        if !built.is_ok_and(|status| status.success()) {
+            println!("skipped: no C compiler to move the clock with");
+            return None;
+        }
+        let script = format!(
+            "#!/bin/sh\nCLOCK_OFFSET={} LD_PRELOAD={} exec {} \"$@\"\n",
+            at("offset").display(),
+            at("clock.so").display(),
+            env!("CARGO_BIN_EXE_atproto-relay")
+        );
+        fs::write(at("relay"), script).unwrap();
+        fs::set_permissions(at("relay"), fs::Permissions::from_mode(0o755)).unwrap();
+        Some(Clock { folder })
+    }
+
+    fn binary(&self) -> PathBuf {
+        self.folder.path().join("relay")
+    }
+
+    /// Sets the relay's clock so many hours before or after ours, also while it runs.
+    fn set(&self, hours: i64) {
+        let file = OpenOptions::new()
+            .write(true)
+            .open(self.folder.path().join("offset"));
+        file.unwrap()
+            .write_all_at(&(hours * 3_600).to_ne_bytes(), 0)
+            .unwrap();
+    }
+}
+
+/// A clock that is set back or forward, in service or over a crash: events pass, the window stays, identities are
+/// resolved, and nothing is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_clock_costs_no_event() {
+    let Some(clock) = Clock::new() else { return };
+    let (network, mut relay, _folder) = start_binary(clock.binary(), 1, None).await;
+    let consumer = Consumer::start(relay.firehose());
+    let pds = network.pds(0);
+    let alice = pds.create_account("alice.pds1.test").unwrap().did;
+    let mut events = 4;
+    consumer.has(events).await;
+    for (hours, crash) in [
+        (-48, false),
+        (-48, true),
+        (24 * 400, false),
+        (24 * 400, true),
+        (0, false),
+        (0, true),
+        (-2, true),
+    ] {
+        clock.set(hours);
+        if crash {
+            relay.kill().unwrap();
+            write(pds, &alice, "while it is down");
+            relay.restart(PATIENCE).await.unwrap();
+            events += 1;
+        }
+        write(pds, &alice, &format!("{hours} hours."));
+        pds.update_handle(&alice, &format!("alice{events}.pds1.test"))
+            .unwrap();
+        events += 2;
+        assert!(
+            consumer.comes_to(events).await,
+            "{hours} hours, crash: {crash}: {}",
+            relay.said()
+        );
+    }
+    // The window is whole.
+    let late = Consumer::start(relay.firehose());
+    late.has(events).await;
+    assert!(*late.frames.lock().unwrap() == *consumer.frames.lock().unwrap());
 }

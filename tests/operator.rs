@@ -217,17 +217,21 @@ async fn start(network: &Network, folder: &Path, argument: &str) -> RelayProcess
 }
 
 async fn until_status(url: &str, code: u16) -> String {
+    let mut said = String::new();
     let wait = async {
         loop {
             let answer = reqwest::get(url).await.unwrap();
-            if answer.status().as_u16() == code {
-                return answer.text().await.unwrap();
+            let status = answer.status().as_u16();
+            said = answer.text().await.unwrap();
+            if status == code {
+                return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let body = tokio::time::timeout(PATIENCE, wait).await;
-    body.unwrap_or_else(|_| panic!("{url} does not answer {code}"))
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
+    assert!(waited.is_ok(), "{url} does not answer {code}, but {said}");
+    said
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -201,6 +201,8 @@ struct Shared {
     clock: Mutex<Clock>,
     /// Follows the head on disk.
     mark: Mark,
+    /// See [`EventLog::newest_at_open`].
+    newest: Duration,
     /// The end of the log, while no sequencer has it.
     writer: Mutex<Option<Writer>>,
     redactions: Redactions,
@@ -236,6 +238,7 @@ impl EventLog {
         let shared = Arc::new(Shared {
             head: watch::Sender::new(recovered.writer.next_seq - 1),
             mark,
+            newest: recovered.newest,
             health: watch::Sender::new(Health::Good),
             lacks_room: AtomicBool::new(false),
             clock: Mutex::new(clock),
@@ -298,6 +301,12 @@ impl EventLog {
     /// out; see [`Entries::and_redacted`].
     pub fn entries(&self, from: u64) -> Entries {
         Entries::new(self.clone(), from)
+    }
+
+    /// The latest time, since 1970, at which an event had been appended when the log was opened: no clock that was
+    /// right is behind it.
+    pub fn newest_at_open(&self) -> Duration {
+        self.shared.newest
     }
 
     /// Whether the log takes events.

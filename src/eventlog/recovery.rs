@@ -118,6 +118,9 @@ pub(super) struct Recovered {
     pub writer: Writer,
     /// When the last event was appended.
     pub last_event: SystemTime,
+    /// The latest time at which an event was appended, since 1970: as far as the last segment and the ends of the others
+    /// tell.
+    pub newest: Duration,
 }
 
 /// Finds the segments of a folder, repairs what must be, and opens the last one for appending.
@@ -145,6 +148,7 @@ pub(super) fn recover(
         end = End {
             next_seq: last,
             offset: 0,
+            ..end
         };
     }
     let mut segments = VecDeque::from([Arc::new(Segment::new(dir.clone(), last, u64::MAX))]);
@@ -173,11 +177,17 @@ pub(super) fn recover(
         end.offset,
     )
     .map_err(LogError::io("opening", &frames_path(dir, last)))?;
+    let ended = segments.iter().rev().skip(1);
+    let newest = ended
+        .filter_map(|segment| segment.ended_at().ok().flatten())
+        .filter_map(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok())
+        .fold(Duration::from_micros(end.newest_us), Duration::max);
     let last_event = last_time(&segments, end.next_seq - 1).unwrap_or_else(SystemTime::now);
     Ok(Recovered {
         segments,
         writer,
         last_event,
+        newest,
     })
 }
 
@@ -307,6 +317,8 @@ pub(super) enum Until {
 pub(super) struct End {
     pub next_seq: u64,
     pub offset: u64,
+    /// The latest time of its entries.
+    pub newest_us: u64,
 }
 
 /// How a segment's index differs from the entries that stand.
@@ -381,6 +393,7 @@ impl Checked {
         End {
             next_seq: self.first + self.entries.len() as u64,
             offset: self.entries.last().map_or(0, Entry::end),
+            newest_us: self.entries.iter().map(|it| it.time_us).max().unwrap_or(0),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use lru::LruCache;
 use reqwest::Client;
@@ -17,6 +17,7 @@ use super::sources::{Source, from_plc, from_web, identity};
 use super::{Identity, PdsHost, RepoStatus, RepoStatusError, ResolveError, repo_status};
 use crate::atproto::did::Did;
 use crate::atproto::did_doc::DidDocument;
+use crate::clock::Clock;
 use crate::dial::{Guard, directory_client, http_client};
 use crate::telemetry::{DirectoryOutcome, IdentityMethod, metrics};
 
@@ -49,6 +50,8 @@ pub struct ResolverOptions {
     pub concurrency: usize,
     /// Look-ups under way or waiting at one time; more are refused.
     pub max_pending: usize,
+    /// The time that identities are dated with.
+    pub clock: Clock,
 }
 
 impl Default for ResolverOptions {
@@ -66,6 +69,7 @@ impl Default for ResolverOptions {
             max_wait: Duration::from_secs(10),
             concurrency: 64,
             max_pending: 10_000,
+            clock: Clock::default(),
         }
     }
 }
@@ -273,8 +277,14 @@ impl Inner {
         metrics()
             .lookup_seconds
             .observe(started.elapsed().as_secs_f64());
-        let found = document
-            .and_then(|document| identity(did, &document, &self.options.guard, unix_seconds()));
+        let found = document.and_then(|document| {
+            identity(
+                did,
+                &document,
+                &self.options.guard,
+                self.options.clock.seconds(),
+            )
+        });
         let outcome = match &found {
             Ok(_) => DirectoryOutcome::Found,
             Err(ResolveError::NotFound | ResolveError::Tombstoned) => DirectoryOutcome::NotFound,
@@ -320,10 +330,4 @@ async fn wait(mut outcome: watch::Receiver<Option<Outcome>>) -> Outcome {
                 "the look-up was broken off".to_owned(),
             ))
         })
-}
-
-fn unix_seconds() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs() as i64)
 }

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc as sync_mpsc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::api::listener::{self, ListenerOptions};
+use crate::clock::Clock;
 use crate::config::{Config, Durability};
 use crate::dial::{Guard, PdsHost};
 use crate::discovery::{Crawler, CrawlerOptions};
@@ -46,6 +47,8 @@ const LOG_QUEUE: usize = 64;
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
 /// fdatasync interval of `log.durability = "interval"`.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// How far the clock may be behind the log's last event before that is worth a word.
+const TOLERATED_CLOCK: Duration = Duration::from_secs(60);
 /// How long a failed crawl request is remembered.
 const REMEMBER_FAILED_CRAWL: Duration = Duration::from_secs(60);
 /// How long shards may take to work off what was submitted before a stop, and how often they are looked at: longer
@@ -122,6 +125,7 @@ impl Relay {
         let mut roster = open_roster(&log)?;
         let recovered = recovery::replay(&log, &store, &mut roster, &config).await?;
 
+        let clock = clock_after(&log);
         let guard = Guard::new(config.allow_private_hosts);
         let writer = Writer::spawn(store.clone());
         let (to_log, from_shards) = sync_mpsc::sync_channel(LOG_QUEUE);
@@ -132,14 +136,14 @@ impl Relay {
             move |reason| fail(&failing, reason)
         });
         let surroundings = Surroundings {
-            resolver: Resolver::new(resolver_options(&config, guard)),
+            resolver: Resolver::new(resolver_options(&config, guard, clock)),
             writer: writer.clone(),
             log: to_log,
             hosts: known_hosts.clone(),
             alarm: alarm.clone(),
         };
-        let (pipeline, shards) =
-            Pipeline::start(pipeline_options(&config), surroundings).map_err(StartError::Thread)?;
+        let (pipeline, shards) = Pipeline::start(pipeline_options(&config, clock), surroundings)
+            .map_err(StartError::Thread)?;
         let unfinished = Unfinished(Some(pipeline.clone()));
         let position = Position::new(log.head());
         let settle = on_durable(
@@ -173,6 +177,8 @@ impl Relay {
             pipeline: pipeline.clone(),
             crawler: Crawler::new(crawler_options(&config, guard), hosts.clone()),
             firehose: firehose.clone(),
+            store: store.clone(),
+            writer: writer.clone(),
         });
         let public_addr = local_addr(&public, config.listen);
         let metrics_addr = local_addr(&private, config.metrics_listen);
@@ -364,6 +370,21 @@ pub async fn abandon_log(config: &Config) -> Result<u64, StartError> {
     Ok(recovery::abandon(log, &store).await?)
 }
 
+/// A clock that is not behind the log's events. Says so where the system's is.
+fn clock_after(log: &EventLog) -> Clock {
+    let seen = log.newest_at_open();
+    let system = SystemTime::now().duration_since(UNIX_EPOCH);
+    let behind = seen.saturating_sub(system.unwrap_or_default());
+    if behind > TOLERATED_CLOCK {
+        warn!(
+            seconds = behind.as_secs(),
+            "the system's clock is behind events of the log: set it right. Until then revs and identities are \
+             held against the log's time"
+        );
+    }
+    Clock::after(seen)
+}
+
 fn open_roster(log: &EventLog) -> Result<Roster, RecoveryError> {
     let folder = &log.options().dir;
     Roster::open(folder).map_err(|source| RecoveryError::Roster {
@@ -398,7 +419,7 @@ async fn open_log(config: &Config) -> Result<EventLog, StartError> {
     }
 }
 
-fn pipeline_options(config: &Config) -> verify::Options {
+fn pipeline_options(config: &Config, clock: Clock) -> verify::Options {
     let shards = config.shards.max(1);
     verify::Options {
         shards,
@@ -407,10 +428,11 @@ fn pipeline_options(config: &Config) -> verify::Options {
         status_interval: config.identity.refresh_interval,
         validation: config.validation,
         desync: config.desync,
+        clock,
     }
 }
 
-fn resolver_options(config: &Config, guard: Guard) -> ResolverOptions {
+fn resolver_options(config: &Config, guard: Guard, clock: Clock) -> ResolverOptions {
     ResolverOptions {
         plc_url: config.plc_host.clone(),
         guard,
@@ -419,6 +441,7 @@ fn resolver_options(config: &Config, guard: Guard) -> ResolverOptions {
         negative_ttl: config.identity.negative_ttl,
         refresh_interval: config.identity.refresh_interval,
         directory_rate: config.identity.directory_rate,
+        clock,
         ..ResolverOptions::default()
     }
 }

@@ -1,6 +1,9 @@
 //! The relay at work, as its API and its metrics listener see it.
 
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
+use tokio::time::timeout;
 
 use crate::api::{HostActivity, OperationError, Operations};
 use crate::atproto::did::Did;
@@ -8,10 +11,13 @@ use crate::config::Validation;
 use crate::discovery::{CrawlError, Crawler, Requester};
 use crate::eventlog::{self, EventLog};
 use crate::firehose::{ConsumerInfo, Firehose};
-use crate::store::{HostId, LocalStatus, RateOverrides};
+use crate::store::{HostId, LocalStatus, RateOverrides, Store, Writer};
 use crate::telemetry::{Health, Metrics, Observed, raise_to};
 use crate::upstream::Hosts;
 use crate::verify::{CommandError, Pipeline};
+
+/// A database that takes longer to answer counts as away.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The parts that requests ask for.
 pub(super) struct Running {
@@ -20,6 +26,8 @@ pub(super) struct Running {
     pub pipeline: Pipeline,
     pub crawler: Crawler,
     pub firehose: Firehose,
+    pub store: Store,
+    pub writer: Writer,
 }
 
 impl From<CommandError> for OperationError {
@@ -128,6 +136,14 @@ impl Operations for Running {
     }
 
     fn trouble(&self) -> Option<String> {
+        let waiting = || "the database takes no changes, they wait".to_owned();
+        self.log_trouble()
+            .or_else(|| self.writer.trouble().map(|_| waiting()))
+    }
+}
+
+impl Running {
+    fn log_trouble(&self) -> Option<String> {
         match self.log.health() {
             eventlog::Health::Good => None,
             eventlog::Health::Failing { reason, .. } => Some(format!(
@@ -135,13 +151,30 @@ impl Operations for Running {
             )),
         }
     }
+
+    /// What is wrong with the database: it may answer and yet take nothing, and nothing may be there to be written.
+    async fn database_trouble(&self) -> Option<String> {
+        if let Some(reason) = self.writer.trouble() {
+            return Some(format!(
+                "the database takes no changes, they wait: {reason}"
+            ));
+        }
+        match timeout(DATABASE_PATIENCE, self.store.check()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("the database does not answer".to_owned()),
+        }
+    }
 }
 
 impl Observed for Running {
-    fn health(&self) -> Health {
-        Health {
-            problems: self.trouble().into_iter().collect(),
-        }
+    fn health(&self) -> BoxFuture<'_, Health> {
+        Box::pin(async {
+            let database = self.database_trouble().await;
+            Health {
+                problems: self.log_trouble().into_iter().chain(database).collect(),
+            }
+        })
     }
 
     fn sample(&self, metrics: &Metrics) {

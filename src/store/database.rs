@@ -298,7 +298,7 @@ macro_rules! reading {
 }
 
 /// Runs the same block in a transaction of either database, and commits it when the block's result
-/// is `Ok`. The block sees the connection as `$conn`.
+/// is `Ok`. The block sees the connection as `$conn`. A connection that failed is not used again.
 macro_rules! writing {
     ($store:expr, $durability:expr, $doing:expr, $conn:ident => $body:expr) => {
         match &*$store.database {
@@ -314,13 +314,21 @@ macro_rules! writing {
     (@in $db:ident, $begin:literal, $durability:expr, $doing:expr, $conn:ident => $body:expr) => {{
         use sqlx::Connection as _;
         let mut connection = $db.writer($durability).await.doing($doing)?;
-        let mut transaction = connection.begin_with($begin).await.doing($doing)?;
-        let result = {
-            let $conn = &mut *transaction;
-            $body?
-        };
-        transaction.commit().await.doing($doing)?;
-        Ok(result)
+        let outcome = async {
+            let mut transaction = connection.begin_with($begin).await.doing($doing)?;
+            let result = {
+                let $conn = &mut *transaction;
+                $body?
+            };
+            transaction.commit().await.doing($doing)?;
+            Ok(result)
+        }
+        .await;
+        if outcome.is_err() {
+            // SQLite ends a transaction by itself where the disk is full; the driver goes on counting it.
+            connection.close_on_drop();
+        }
+        outcome
     }};
 }
 

@@ -10,6 +10,7 @@ use crate::atproto::did::Did;
 use crate::telemetry::metrics;
 use futures_util::future::BoxFuture;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -52,6 +53,7 @@ pub struct Writer {
     stop: watch::Sender<Option<Instant>>,
     applied: watch::Receiver<u64>,
     outcome: watch::Receiver<Outcome>,
+    trouble: watch::Receiver<Option<String>>,
 }
 
 /// How the task ended.
@@ -70,11 +72,13 @@ impl Writer {
         let (stop, stopping) = watch::channel(None);
         let (position, applied) = watch::channel(0);
         let (ending, outcome) = watch::channel(Outcome::Running);
+        let (troubled, trouble) = watch::channel(None);
         let task = Task {
             store: store.clone(),
             receiver,
             stopping,
             position,
+            troubled: Arc::new(troubled),
             pending: Coalesced::default(),
             due: Instant::now(),
             write: None,
@@ -90,7 +94,13 @@ impl Writer {
             stop,
             applied,
             outcome,
+            trouble,
         }
+    }
+
+    /// Why changes wait, while they do.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().clone()
     }
 
     /// Hands changes over; waits while the database is behind.
@@ -171,6 +181,7 @@ struct Task {
     receiver: mpsc::Receiver<Message>,
     stopping: watch::Receiver<Option<Instant>>,
     position: watch::Sender<u64>,
+    troubled: Arc<watch::Sender<Option<String>>>,
     /// Changes that no write has taken up.
     pending: Coalesced,
     /// When they must be taken up.
@@ -297,6 +308,7 @@ impl Task {
             done: Box::pin(write_until_taken(
                 self.store.clone(),
                 batch,
+                self.troubled.clone(),
                 self.stopping.clone(),
             )),
         });
@@ -350,6 +362,7 @@ async fn write_end(write: &mut Option<Write>) -> Result<(), TimeOver> {
 async fn write_until_taken(
     store: Store,
     batch: Batch,
+    troubled: Arc<watch::Sender<Option<String>>>,
     stopping: watch::Receiver<Option<Instant>>,
 ) -> Result<(), TimeOver> {
     let mut retry = FIRST_RETRY;
@@ -365,6 +378,7 @@ async fn write_until_taken(
             .observe(started.elapsed().as_secs_f64());
         let Err(error) = attempt else { break };
         metrics().store_flush_errors.inc();
+        troubled.send_replace(Some(error.to_string()));
         if complained.is_none_or(|then| then.elapsed() >= COMPLAIN_EVERY) {
             tracing::error!(%error, rows = rows(&batch), "account states wait for the database; trying again");
             complained = Some(Instant::now());
@@ -376,6 +390,7 @@ async fn write_until_taken(
         retry = (retry * 2).min(LONGEST_RETRY);
     }
     if complained.is_some() {
+        troubled.send_replace(None);
         tracing::info!("the database takes account states again");
     }
     Ok(())

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures_util::future::BoxFuture;
 use serde_json::json;
 
 use super::metrics::{Metrics, metrics};
@@ -29,10 +30,10 @@ impl Health {
     }
 }
 
-/// What the listener asks of the relay it reports on. Both are asked on each request and must not block.
+/// What the listener asks of the relay it reports on, on each request: neither may block a thread.
 pub trait Observed: Send + Sync + 'static {
     /// The state of the relay now.
-    fn health(&self) -> Health;
+    fn health(&self) -> BoxFuture<'_, Health>;
 
     /// Sets the gauges that are sampled rather than counted.
     fn sample(&self, metrics: &Metrics);
@@ -60,7 +61,7 @@ async fn show_metrics(State(observed): State<Arc<dyn Observed>>) -> Response {
 
 /// 200 when all is well, else 503; the body says what is wrong.
 async fn show_health(State(observed): State<Arc<dyn Observed>>) -> Response {
-    let health = observed.health();
+    let health = observed.health().await;
     let (code, status) = if health.is_ok() {
         (StatusCode::OK, "ok")
     } else {
@@ -81,8 +82,8 @@ mod tests {
     struct Fixed(Health);
 
     impl Observed for Fixed {
-        fn health(&self) -> Health {
-            self.0.clone()
+        fn health(&self) -> BoxFuture<'_, Health> {
+            Box::pin(async { self.0.clone() })
         }
         fn sample(&self, metrics: &Metrics) {
             metrics.log_bytes.set(4242);

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use crate::atproto::cid::Cid;
 use crate::atproto::key::{Curve, PublicKey, VerifyingKey};
 use crate::atproto::tid::Tid;
+use crate::clock::has_passed;
 use crate::config::DesyncLimits;
 use crate::store::{AccountRow, HostId, LocalStatus, RepoState, UpstreamStatus};
 
@@ -122,7 +123,7 @@ impl Account {
 
     /// Counts a break of the chain of commits; tells whether there were too many in the period.
     pub fn count_break(&mut self, now: i64, limits: DesyncLimits) -> bool {
-        if now - self.counting_since >= limits.period.as_secs() as i64 {
+        if has_passed(limits.period, self.counting_since, now) {
             self.counting_since = now;
             self.breaks = 0;
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::atproto::frame::{self, Message};
 use crate::atproto::key::VerifyingKey;
+use crate::clock::has_passed;
 use crate::config::Validation;
 use crate::identity::Identity;
 use crate::store::{LocalStatus, RepoState, UpstreamStatus};
@@ -273,10 +274,9 @@ fn from_own_host(waiting: &Waiting, account: &Account, at: &Circumstances) -> Re
 }
 
 fn needs_identity(account: &Account, at: &Circumstances) -> bool {
-    let age = |resolved_at: i64| at.now().saturating_sub(resolved_at);
     account
         .resolved_at
-        .is_none_or(|resolved_at| age(resolved_at) >= at.identity_ttl.as_secs() as i64)
+        .is_none_or(|resolved_at| has_passed(at.identity_ttl, resolved_at, at.now()))
 }
 
 /// The account's key. An account without one is looked up once more, past every cache.
@@ -311,7 +311,7 @@ fn active(
     if account.upstream.is_active() {
         return Ok(());
     }
-    let due = at.now() - account.asked_status_at >= at.status_interval.as_secs() as i64;
+    let due = has_passed(at.status_interval, account.asked_status_at, at.now());
     if due && !waiting.asked_status {
         return Err(Obstacle::Ask(Question::Status));
     }

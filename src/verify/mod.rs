@@ -28,6 +28,7 @@ use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::atproto::did::Did;
+use crate::clock::Clock;
 use crate::config::{DesyncLimits, Validation};
 use crate::eventlog::Append;
 use crate::identity::Resolver;
@@ -62,6 +63,8 @@ pub struct Options {
     pub validation: Validation,
     /// How often an account may break its chain before it is throttled.
     pub desync: DesyncLimits,
+    /// The time that revs and identities are held against.
+    pub clock: Clock,
 }
 
 /// What the pipeline works with.

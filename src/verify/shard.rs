@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -203,7 +203,7 @@ impl Shard {
     pub fn run(mut self) {
         let mut batch = Vec::with_capacity(BATCH);
         while self.inbox.blocking_recv_many(&mut batch, BATCH) > 0 {
-            self.at.now_us = unix_micros();
+            self.at.now_us = self.options.clock.micros();
             let stop = batch.iter().any(|work| matches!(work, Work::Stop));
             for work in batch.drain(..) {
                 self.take(work);
@@ -689,12 +689,6 @@ fn drop_event(waiting: &Waiting, rule: Rule) {
         rule = rule.name(),
         "event dropped",
     );
-}
-
-fn unix_micros() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_micros() as u64)
 }
 
 /// Where an event's seq stands in its frame.

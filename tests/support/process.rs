@@ -42,6 +42,16 @@ pub async fn start(
     pds: usize,
     database: Option<String>,
 ) -> (Network, RelayProcess, tempfile::TempDir) {
+    let binary = PathBuf::from(env!("CARGO_BIN_EXE_atproto-relay"));
+    start_binary(binary, pds, database).await
+}
+
+/// The same with another program for the relay.
+pub async fn start_binary(
+    binary: PathBuf,
+    pds: usize,
+    database: Option<String>,
+) -> (Network, RelayProcess, tempfile::TempDir) {
     let options = NetworkOptions {
         pds,
         ..NetworkOptions::default()
@@ -60,7 +70,7 @@ pub async fn start(
     .to_vec();
     arguments.extend(database.map(|url| format!("--database-url={url}")));
     let options = ProcessOptions {
-        binary: PathBuf::from(env!("CARGO_BIN_EXE_atproto-relay")),
+        binary,
         folder: folder.path().to_owned(),
         plc: network.plc_url(),
         hosts: network.all_pds().iter().map(Pds::url).collect(),

@@ -13,6 +13,7 @@ use super::sample::{DID, Draft, Repo, Write, public_key, secret};
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, Message, Peek};
 use crate::atproto::key::PublicKey;
+use crate::clock::Clock;
 use crate::config::{DesyncLimits, Validation};
 use crate::eventlog::Append;
 use crate::identity::{Identity, PdsHost};
@@ -62,6 +63,7 @@ impl Bench {
                 limit: BREAKS_ALLOWED,
                 period: Duration::from_secs(3_600),
             },
+            clock: Clock::default(),
         };
         let shard = Shard::new(0, options, work, outlets);
         // Ends when its inbox is dropped.
