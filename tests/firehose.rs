@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use atproto_relay::api::listener::{self, ListenerOptions};
+use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Message as FrameMessage};
 use atproto_relay::dial::PRODUCT;
 use atproto_relay::eventlog::LogOptions;
@@ -538,20 +539,156 @@ async fn who_never_reads_is_cut_and_others_get_everything() {
     drop(stuck);
 }
 
+/// Waits until a consumer's sockets are full, and its position stands. Returns it.
+fn await_stuck(relay: &Relay) -> u64 {
+    let mut position = 0;
+    eventually("a stuck consumer", || {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = relay.firehose.consumers().list()[0].position;
+        std::mem::replace(&mut position, now) == now && now > 1
+    });
+    position
+}
+
+/// Reads events until the connection ends or the last one came; each must be one of `all`, whole, in order.
+async fn read_some(client: &mut Client, all: &[Event]) -> Vec<u64> {
+    let mut seqs = vec![];
+    while seqs.last() != Some(&(all.len() as u64)) {
+        let bytes = match message(client).await {
+            Some(Ok(Message::Binary(bytes))) => bytes,
+            _ => break,
+        };
+        let peeked = match frame::decode(&bytes).expect("a whole frame").message {
+            FrameMessage::Identity(identity) => identity.seq as u64,
+            _ => panic!("not an event of the test"),
+        };
+        assert!(seqs.last().is_none_or(|last| *last < peeked), "in order");
+        assert!(
+            bytes == all[peeked as usize - 1].frame(peeked).0,
+            "event {peeked}"
+        );
+        seqs.push(peeked);
+    }
+    seqs
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redaction_holds_for_who_is_stuck_and_corrupts_nothing_on_its_way() {
+    let relay = Relay::with(FirehoseOptions::default(), 256 << 20).await;
+    let all: Vec<_> = (1..=600)
+        .map(|n| Event::identity(n as u64 % 2, 60_000, n))
+        .collect();
+    relay.append(&all);
+    let mut client = relay.connect("?cursor=0").await;
+    let stuck_at = await_stuck(&relay);
+    let account = Did::parse(&all[0].did).expect("a DID");
+    relay.running.log.redact(&account, 600).expect("redacts");
+    eventually("the punching", || {
+        relay.running.log.redactions_pending() == 0
+    });
+    let seqs = read_some(&mut client, &all).await;
+    let of_the_account = seqs.iter().rev().find(|seq| *seq % 2 == 1);
+    assert!(of_the_account.is_none_or(|last| *last <= stuck_at));
+    match seqs.last() {
+        Some(600) => assert!((stuck_at / 2 + 1..=300).all(|half| seqs.contains(&(half * 2)))),
+        // Cut in the middle of a frame of the account: it says so to nobody, and the consumer comes again.
+        last => assert_eq!(last, Some(&(stuck_at - 1)), "stuck at {stuck_at}"),
+    }
+    let mut again = relay.connect("?cursor=1").await;
+    let seqs = read_some(&mut again, &all).await;
+    assert_eq!(seqs, (1..=300).map(|half| half * 2).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumers_in_backfill_get_whole_events_while_accounts_are_redacted() {
+    let relay = Relay::start(FirehoseOptions::default()).await;
+    let all: Vec<_> = (1..=3000)
+        .map(|n| Event::identity(n as u64 % 20, (n as usize * 37) % 4000, n))
+        .collect();
+    for batch in all.chunks(100) {
+        relay.append(batch);
+    }
+    let readers: Vec<_> = (0..6)
+        .map(|_| {
+            let (url, all) = (relay.url("?cursor=0"), all.clone());
+            tokio::spawn(async move {
+                let mut client = connect_async(url).await.expect("a subscription").0;
+                read_some(&mut client, &all).await
+            })
+        })
+        .collect();
+    let log = relay.running.log.clone();
+    let dids: Vec<_> = all[1..11].iter().map(|event| event.did.clone()).collect();
+    let redacting = tokio::task::spawn_blocking(move || {
+        for did in dids {
+            log.redact(&Did::parse(&did).expect("a DID"), 3000)
+                .expect("redacts");
+        }
+    });
+    for reader in readers {
+        // Some are cut in the middle of a frame that is redacted; none sees anything but events.
+        reader.await.expect("only whole events");
+    }
+    redacting.await.expect("redacts");
+    let mut after = relay.connect("?cursor=0").await;
+    let seqs = read_some(&mut after, &all).await;
+    let kept = (1..=3000).filter(|seq| !(2..12).contains(&(seq % 20)));
+    assert_eq!(seqs, kept.collect::<Vec<u64>>());
+}
+
+/// A listener that loses its patience soon and has room for two.
+async fn impatient() -> Relay {
+    let listening = ListenerOptions {
+        max_connections: 2,
+        head_timeout: Duration::from_millis(200),
+        ..ListenerOptions::default()
+    };
+    Relay::behind(listening, FirehoseOptions::default(), 64 * 1024).await
+}
+
 #[tokio::test]
+async fn who_does_not_finish_a_request_is_cut_and_consumers_are_not() {
+    let relay = impatient().await;
+    let mut consumer = relay.connect("").await;
+    relay.await_consumers(1).await;
+    relay.await_live().await;
+    for head in ["", "GET", "GET / HTTP/1.1\r\nHost: rel"] {
+        let mut slow = TcpStream::connect(relay.addr).await.expect("a connection");
+        slow.write_all(head.as_bytes()).await.expect("sends");
+        let mut heard = Vec::new();
+        // With an answer or a reset: it ends.
+        let ended = timeout(DEADLINE, slow.read_to_end(&mut heard)).await;
+        assert!(ended.is_ok(), "still open after {head:?}");
+    }
+    let event = Event::identity(1, 10, 1);
+    relay.append(std::slice::from_ref(&event));
+    assert_events(&mut consumer, 1, &[event]).await;
+}
+
+#[tokio::test]
+async fn connections_that_ask_for_nothing_hold_up_others_for_a_moment_only() {
+    let relay = impatient().await;
+    let mut idle = Vec::new();
+    for _ in 0..6 {
+        idle.push(TcpStream::connect(relay.addr).await.expect("a connection"));
+    }
+    let mut consumers = Vec::new();
+    // More than there are places for requests: who has become a consumer takes none.
+    for _ in 0..4 {
+        let consumer = timeout(DEADLINE, relay.connect("")).await;
+        consumers.push(consumer.expect("served in the end"));
+    }
+    relay.await_consumers(4).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_falls_out_of_the_window_hears_consumer_too_slow() {
     let relay = Relay::with(FirehoseOptions::default(), 1 << 20).await;
     let all: Vec<_> = (1..=400).map(|n| Event::identity(1, 60_000, n)).collect();
     relay.append(&all);
     let mut client = relay.connect("?cursor=0").await;
     assert_events(&mut client, 1, &all[..1]).await;
-    // The sockets are full by and by, and the consumer's position stands.
-    let mut position = 0;
-    eventually("a stuck consumer", || {
-        std::thread::sleep(Duration::from_millis(50));
-        let now = relay.firehose.consumers().list()[0].position;
-        std::mem::replace(&mut position, now) == now
-    });
+    let position = await_stuck(&relay);
     relay
         .running
         .log

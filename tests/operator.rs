@@ -10,6 +10,7 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -206,8 +207,18 @@ async fn a_disk_that_others_fill_costs_the_oldest_events_and_no_new_ones() {
 
 /// A relay in a process of its own, with its data in the folder `data` below `folder`.
 async fn start(network: &Network, folder: &Path, argument: &str) -> RelayProcess {
+    let binary = env!("CARGO_BIN_EXE_atproto-relay");
+    start_binary(binary.as_ref(), network, folder, argument).await
+}
+
+async fn start_binary(
+    binary: &Path,
+    network: &Network,
+    folder: &Path,
+    argument: &str,
+) -> RelayProcess {
     let options = ProcessOptions {
-        binary: PathBuf::from(env!("CARGO_BIN_EXE_atproto-relay")),
+        binary: binary.to_owned(),
         folder: folder.to_owned(),
         plc: network.plc_url(),
         hosts: network.all_pds().iter().map(Pds::url).collect(),
@@ -282,6 +293,24 @@ async fn a_wrong_password_of_the_database_is_named_and_not_shown() {
     let network = Network::start(NetworkOptions::default()).await.unwrap();
     let right = format!("--database-url={}", server.database().await);
     let relay = start(&network, folder.path(), &right).await;
+    assert!(relay.end(PATIENCE).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_limit_of_open_files_is_raised_to_what_the_system_allows() {
+    let network = Network::start(NetworkOptions::default()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("with-few-files");
+    let relay = env!("CARGO_BIN_EXE_atproto-relay");
+    let text = format!("#!/bin/sh\nulimit -Sn 200\nexec '{relay}' \"$@\"\n");
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let argument = "--log-segment-bytes=8MiB";
+    let relay = start_binary(&script, &network, folder.path(), argument).await;
+    let metrics = Samples::scrape(&relay.metrics_url()).await.unwrap();
+    let allowed = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let allowed = allowed.expect("a limit");
+    assert_eq!(metrics.get("process_max_fds"), allowed as f64);
     assert!(relay.end(PATIENCE).await.unwrap());
 }
 

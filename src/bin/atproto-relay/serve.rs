@@ -4,6 +4,7 @@ use std::io;
 use std::process::exit;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -39,6 +40,8 @@ Exit codes: 0 ended by a signal; 1 it could not start or failed; 2 the configura
 
 pub const SHORT_EXAMPLES: &str = "`--help` shows all settings, with examples.";
 
+/// Files that are no consumers: hosts, other requests, segments, the database.
+const OTHER_FILES: u64 = 4_096;
 /// The exit code after a second signal, while the first one's shutdown is under way: 128 + SIGINT, as shells count.
 const EXIT_IMPATIENT: i32 = 130;
 
@@ -50,6 +53,7 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    raise_file_limit(config.max_consumers);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -98,6 +102,28 @@ async fn serve(config: Config) -> Result<(), Failure> {
     watchdog.abort();
     tracing::info!("stopped");
     outcome
+}
+
+/// Raises the soft limit of open files, which many systems set to 1,024 for the sake of programs older than poll(2), to
+/// the hard one: every host and every consumer is a file.
+fn raise_file_limit(consumers: usize) {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current != maximum {
+        let raised = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of open files stays at {}", current.unwrap_or(0));
+        }
+    }
+    let wanted = consumers as u64 + OTHER_FILES;
+    if let Some(maximum) = maximum.filter(|maximum| *maximum < wanted) {
+        tracing::warn!(
+            "{maximum} open files may be too few for {consumers} consumers: allow {wanted} (LimitNOFILE= in systemd), \
+             or set a lower --max-consumers"
+        );
+    }
 }
 
 /// SIGTERM and SIGINT.
