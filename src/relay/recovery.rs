@@ -280,7 +280,9 @@ fn domain(name: &Name) -> &str {
     name.hostname.split(':').next().unwrap_or_default()
 }
 
-/// A host's events of the log's tail, by the host's own numbers.
+/// A host's events of the log's tail, by the host's own numbers. What is not told apart: a host that begins anew while the
+/// relay is down, and whose new numbers are beyond the cursor already when it is back; those that the tail has from before
+/// are then taken for the new ones.
 struct Numbered {
     cursor: Option<i64>,
     durable: BTreeMap<i64, u64>,
