@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 /// Longest time a change waits for company: changes of one account become one row, and rows written together
 /// share pages. What a crash takes is read from the log again.
-pub const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+pub const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Gathered rows that are written without waiting.
 pub const FLUSH_ROWS: usize = 10_000;

@@ -135,6 +135,9 @@ impl Progress {
     /// Waits until one more event may be taken from the socket. One event is always admitted where none is under way,
     /// however long it is.
     pub async fn room(&self) {
+        if self.lock().has_room(&self.limits) {
+            return;
+        }
         loop {
             let notified = self.room.notified();
             tokio::pin!(notified);
