@@ -306,6 +306,14 @@ impl VerifyingKey {
         }
     }
 
+    /// The point, of a key on secp256k1.
+    pub fn k256(&self) -> Option<&secp256k1::PublicKey> {
+        match &self.0 {
+            Parsed::K256(point) => Some(point),
+            Parsed::P256(_) => None,
+        }
+    }
+
     /// Verifies a signature over the SHA-256 of `message`.
     ///
     /// # Errors

@@ -12,6 +12,8 @@ mod fixed;
 pub mod frame;
 pub mod handle;
 pub mod key;
+#[cfg(target_arch = "x86_64")]
+pub mod lanes;
 pub mod mst;
 pub mod nsid;
 pub mod record_key;

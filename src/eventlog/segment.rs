@@ -23,11 +23,11 @@ const ALLOCATE_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// Frames at the end of a segment that stay in the page cache, for consumers that are live or nearly so. The log is
 /// written once and seldom read twice: what lies further back would only drive out the database's pages, and memory
 /// that is used again is cheaper to write to than memory that is not.
-const CACHED_BYTES: u64 = 64 << 20;
+const CACHED_BYTES: u64 = 16 << 20;
 /// A length that reaches behind the end of every segment.
 const WHOLE_FILE: u64 = 1 << 40;
 /// How much the page cache is told to forget at a time.
-const FORGET_BYTES: u64 = 8 << 20;
+const FORGET_BYTES: u64 = 4 << 20;
 /// Bytes rewritten at a time after a failed sync.
 const REWRITE_BYTES: u64 = 1 << 20;
 

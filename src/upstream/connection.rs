@@ -310,7 +310,8 @@ impl<S: Sink> Connection<'_, S> {
         self.old_in_a_row = 0;
         if self.last.is_none() && self.host.last_seq().is_some_and(|last| event.seq <= last) {
             let cursor = event.seq.saturating_sub(1);
-            self.shared.renumber(self.host, cursor, self.cancel).await?;
+            // Rare and large: boxed, so that the future of every event stays small.
+            Box::pin(self.shared.renumber(self.host, cursor, self.cancel)).await?;
         }
         self.last = Some(event.seq);
         self.taken += 1;
@@ -325,7 +326,7 @@ impl<S: Sink> Connection<'_, S> {
             return Ok(());
         }
         if progress.cursor().is_none() && event.seq > 0 {
-            self.store_first_cursor(event.seq - 1).await;
+            Box::pin(self.store_first_cursor(event.seq - 1)).await;
         }
         let permit = progress.begin(event.seq, frame.len());
         let Ok(did) = Did::normalized(event.did) else {

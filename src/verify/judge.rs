@@ -111,6 +111,10 @@ pub(super) struct Candidate {
 }
 
 /// An event that broke no rule.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every event is to be checked"
+)]
 pub(super) enum Finding {
     /// Right, if the signature is.
     Check(Candidate),

@@ -1,7 +1,7 @@
 //! The door behind which signatures are checked: a batch of queued commits at once.
 //!
-//! Today each one is a libsecp256k1 or AWS-LC verification. The door takes batches because a multi-lane
-//! verifier fits behind it without the pipeline knowing.
+//! Where the processor has the instructions, eight secp256k1 signatures are checked side by side. What that does not
+//! prove good, a lone event and P-256 are up to libsecp256k1 and AWS-LC, one by one.
 
 use crate::atproto::key::VerifyingKey;
 
@@ -24,11 +24,45 @@ pub struct Job<'a> {
 
 /// Checks every job; the verdicts stand in the order of the jobs.
 pub fn verify(jobs: &[Job<'_>]) -> Vec<bool> {
-    jobs.iter()
-        .map(|job| {
-            job.key
-                .verify_digest(&job.signed.digest, &job.signed.signature)
-                .is_ok()
+    let mut verdicts = proven_in_lanes(jobs);
+    for (job, good) in jobs.iter().zip(&mut verdicts) {
+        *good = *good || {
+            let SignedDigest { digest, signature } = job.signed;
+            job.key.verify_digest(digest, signature).is_ok()
+        };
+    }
+    verdicts
+}
+
+/// Which signatures are good, as far as the lanes can tell.
+#[cfg(target_arch = "x86_64")]
+fn proven_in_lanes(jobs: &[Job<'_>]) -> Vec<bool> {
+    use crate::atproto::lanes::{self, Lanes};
+
+    let mut proven = vec![false; jobs.len()];
+    let Some(lanes) = Lanes::detect() else {
+        return proven;
+    };
+    let (places, jobs): (Vec<usize>, Vec<lanes::Job<'_>>) = jobs
+        .iter()
+        .enumerate()
+        .filter_map(|(place, Job { key, signed })| {
+            let job = lanes::Job {
+                key: key.k256()?,
+                digest: &signed.digest,
+                signature: &signed.signature,
+            };
+            Some((place, job))
         })
-        .collect()
+        .unzip();
+    for (place, good) in places.into_iter().zip(lanes.prove(&jobs)) {
+        proven[place] = good;
+    }
+    proven
+}
+
+/// Which signatures are good, as far as the lanes can tell: this processor has none.
+#[cfg(not(target_arch = "x86_64"))]
+fn proven_in_lanes(jobs: &[Job<'_>]) -> Vec<bool> {
+    vec![false; jobs.len()]
 }
