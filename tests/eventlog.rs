@@ -767,6 +767,72 @@ fn failing_writes_hold_events_back_and_lose_none() {
 }
 
 #[test]
+fn a_sector_that_cannot_be_read_costs_its_event_and_stops_nobody_for_long() {
+    let folder = quick_folder();
+    let faults = Arc::new(Faults::default());
+    let log = RunningLog::open(LogOptions {
+        faults: Some(faults.clone()),
+        ..options(folder.path(), 1 << 20)
+    });
+    let all = events(1, 60);
+    log.append(&all);
+    let lost = 31;
+    let at = wire(1, &all[..lost - 1]).len() + 20;
+    faults.fail_reads_at(1, at as u64);
+    let mut reader = log.log.reader(1);
+    let mut out = BytesMut::new();
+    let error = reader
+        .next(&mut out, 1 << 20)
+        .expect_err("it cannot be read");
+    assert!(matches!(error, ReadError::Io { seq: 1, .. }), "{error}");
+    let entries = log.log.entries(1).and_redacted();
+    let frames = entries.map(|it| it.expect("an entry").1.len());
+    assert_eq!(
+        frames.filter(|length| *length == 0).count(),
+        1,
+        "left out at once"
+    );
+    // Those behind it are served meanwhile.
+    let behind = wire(lost as u64 + 1, &all[lost..]);
+    assert!(read_all(&log.log, lost as u64 + 1, 1000) == behind);
+    assert_eq!(log.append(&events(100, 1)), [61]);
+    eventually("the look", || reader.next(&mut out, 1 << 20).is_ok());
+    out.clear();
+    let left = [wire(1, &all[..lost - 1]), behind, wire(61, &events(100, 1))].concat();
+    assert!(read_all(&log.log, 1, 1 << 20) == left, "all others");
+    assert_eq!(log.log.health(), Health::Good);
+    drop(reader);
+    log.close();
+    let reopened = EventLog::open(options(folder.path(), 1 << 20)).expect("opens");
+    assert_eq!(reopened.head(), 61);
+    assert!(read_all(&reopened, 1, 1000) == left, "reopened");
+}
+
+#[test]
+fn a_read_that_fails_once_costs_nothing() {
+    let folder = quick_folder();
+    let faults = Arc::new(Faults::default());
+    let log = RunningLog::open(LogOptions {
+        faults: Some(faults.clone()),
+        ..options(folder.path(), 1 << 20)
+    });
+    let all = events(1, 20);
+    log.append(&all);
+    faults.fail_reads_at(1, 500);
+    let mut reader = log.log.reader(1);
+    let mut out = BytesMut::new();
+    reader
+        .next(&mut out, 1 << 20)
+        .expect_err("it cannot be read");
+    faults.heal();
+    assert_holds(&log.log, &all, "healed");
+    drop(reader);
+    log.close();
+    let reopened = EventLog::open(options(folder.path(), 1 << 20)).expect("opens");
+    assert_holds(&reopened, &all, "reopened");
+}
+
+#[test]
 fn stopping_on_a_full_disk_gives_back_what_is_not_durable() {
     let folder = quick_folder();
     let faults = Arc::new(Faults::default());

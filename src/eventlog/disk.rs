@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +36,8 @@ struct Plan {
     failing_syncs: u64,
     /// Writes that fail with EIO from now on.
     failing_writes: u64,
+    /// Segment and offset of a byte of its frames that cannot be read.
+    bad_sector: Option<(u64, u64)>,
     /// Holes that may still be punched before that fails with EIO.
     punches_left: Option<u64>,
     /// Operations refused so far.
@@ -55,6 +58,11 @@ impl Faults {
     /// The next `count` writes fail with EIO, in their middle.
     pub fn fail_writes(&self, count: u64) {
         self.plan().failing_writes = count;
+    }
+
+    /// Reads of the byte at `offset` in the segment that begins at `first` fail with EIO.
+    pub fn fail_reads_at(&self, first: u64, offset: u64) {
+        self.plan().bad_sector = Some((first, offset));
     }
 
     /// So many holes can be punched yet, then that fails with EIO.
@@ -97,6 +105,17 @@ impl Faults {
         plan.room = Some(room - granted);
         plan.refused += u64::from(granted < wanted);
         granted
+    }
+
+    pub(super) fn check_read(&self, first: u64, bytes: Range<u64>) -> io::Result<()> {
+        let mut plan = self.plan();
+        match plan.bad_sector {
+            Some((bad, offset)) if bad == first && bytes.contains(&offset) => {
+                plan.refused += 1;
+                Err(Errno::IO.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     fn punch_fails(&self) -> bool {

@@ -33,6 +33,7 @@ mod segment;
 pub mod sequencer;
 mod stretch;
 mod syncer;
+mod unreadable;
 mod upkeep;
 pub mod wire;
 
@@ -51,6 +52,7 @@ use redaction::Redactions;
 use retention::Clock;
 use segment::{Segment, Writer};
 use stretch::Stretches;
+use unreadable::Suspects;
 use upkeep::Upkeep;
 
 /// Segments are not smaller, whatever the options say.
@@ -206,6 +208,7 @@ struct Shared {
     /// The end of the log, while no sequencer has it.
     writer: Mutex<Option<Writer>>,
     redactions: Redactions,
+    suspects: Suspects,
     stretches: Stretches,
     /// Wakes the upkeep thread.
     wake: mpsc::SyncSender<upkeep::Call>,
@@ -245,6 +248,7 @@ impl EventLog {
             segments: RwLock::new(recovered.segments),
             writer: Mutex::new(Some(recovered.writer)),
             redactions,
+            suspects: Suspects::default(),
             stretches: Stretches::default(),
             wake,
             options,

@@ -13,6 +13,7 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use super::entry::{self, ENTRY_BYTES, Entry, State};
 use super::segment::{Files, Segment};
 use super::stretch::Stretch;
+use super::unreadable::is_disk_error;
 use super::{EventLog, wire};
 
 /// Entries looked at per index read.
@@ -300,7 +301,17 @@ impl Reader {
         let len = place.ends.last().copied().unwrap_or(0);
         let stretches = &self.log.shared.stretches;
         let mut bytes = stretches.buffer(len as usize);
-        read_at(&files.frames, &mut bytes, place.offset, wait).map_err(failed)?;
+        let read = self
+            .log
+            .shared
+            .meet_bad_sector(segment.first, place.offset..place.offset + u64::from(len))
+            .and_then(|()| read_at(&files.frames, &mut bytes, place.offset, wait));
+        read.map_err(|error| {
+            if is_disk_error(&error) {
+                self.log.shared.suspect(place.first..place.next);
+            }
+            failed(error)
+        })?;
         let stretch = Arc::new(Stretch {
             from: at,
             first: place.first,
@@ -505,7 +516,22 @@ impl Entries {
         let Some(entry) = served else {
             return Ok(gone);
         };
-        let frame = read_frame(&files, &entry).map_err(failed)?;
+        let frame = self
+            .reader
+            .log
+            .shared
+            .meet_bad_sector(segment.first, entry.offset..entry.end())
+            .and_then(|()| read_frame(&files, &entry));
+        let frame = match frame {
+            Err(error) if is_disk_error(&error) => {
+                tracing::warn!(
+                    seq,
+                    "the disk does not give the frame of an event; left out"
+                );
+                return Ok(gone);
+            }
+            frame => frame.map_err(failed)?,
+        };
         if crc32fast::hash(&frame) != entry.frame_crc {
             tracing::warn!(seq, "the frame of an event is damaged; left out");
             return Ok(gone);

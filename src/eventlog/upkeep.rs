@@ -1,4 +1,5 @@
-//! The log's housekeeping thread: retention on time and when a segment ends, redaction when asked.
+//! The log's housekeeping thread: retention on time and when a segment ends, redaction and looks at what
+//! the disk did not give when asked.
 //! Promises to end with the log; its failures are logged and tried again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,6 +74,7 @@ fn run(shared: &Shared, calls: &Receiver<Call>, ending: &AtomicBool) {
     while !ending.load(Ordering::Acquire) {
         shared.trim(Instant::now(), SystemTime::now());
         shared.redact_pending(ending);
+        shared.give_up_unreadable();
         match calls.recv_timeout(LOOK_EVERY) {
             Ok(Call::Look) | Err(RecvTimeoutError::Timeout) => {}
             Ok(Call::End) | Err(RecvTimeoutError::Disconnected) => return,
