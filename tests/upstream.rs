@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::Kind;
 use atproto_relay::config::DomainPattern;
 use atproto_relay::dial::{Guard, PdsHost};
 use atproto_relay::store::{HostStatus, NewHost, RateOverrides, Store};
 use atproto_relay::upstream::{
-    AddError, Backoff, HostHandle, HostState, Hosts, HostsOptions, InFlightLimits, Received,
-    RecoveredHost, Settled, Sink,
+    AddError, Backoff, Durable, HostHandle, HostState, Hosts, HostsOptions, InFlightLimits,
+    Received, RecoveredHost, Settled, Sink,
 };
 use axum::Router;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
@@ -363,6 +364,36 @@ async fn a_connection_resumes_after_the_last_event_taken_even_if_it_is_not_settl
     drop(held);
 }
 
+/// Events of the one account that the log holds, by the host's numbers and its own.
+fn durable<const N: usize>(events: [(i64, u64); N]) -> BTreeMap<i64, Durable> {
+    let did_hash = Did::normalized(DID).unwrap().hash64();
+    let of_one = |(seq, log_seq)| (seq, Durable { log_seq, did_hash });
+    events.map(of_one).into()
+}
+
+/// It began anew while the relay was down, and is beyond the stored cursor: its events are other accounts'.
+#[tokio::test]
+async fn a_host_that_began_anew_beyond_the_cursor_is_known_by_its_accounts() {
+    let mut pds = Pds::start().await;
+    let (store, folder) = empty_store().await;
+    let row = store
+        .add_host(&NewHost::new(pds.name(), false, false))
+        .await
+        .unwrap();
+    let recovered = RecoveredHost {
+        cursor: Some(0),
+        already_durable: durable([(1, 7), (2, 8), (3, 9)]),
+    };
+    let recovered = HashMap::from([(row.id, recovered)]);
+    let mut relay = Relay::start_on(options(), store, folder, recovered).await;
+    let peer = pds.accept().await;
+    assert_eq!(peer.cursor, Some(0));
+    for seq in 1..=3 {
+        peer.send(identity_of(seq, "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"));
+    }
+    assert_eq!(relay.settle(3).await, [1, 2, 3]);
+}
+
 #[tokio::test]
 async fn after_a_restart_it_resumes_from_the_stored_cursor_and_skips_what_is_durable() {
     let mut pds = Pds::start().await;
@@ -373,7 +404,7 @@ async fn after_a_restart_it_resumes_from_the_stored_cursor_and_skips_what_is_dur
         .unwrap();
     let recovered = RecoveredHost {
         cursor: Some(40),
-        already_durable: BTreeMap::from([(42, 7), (43, 8)]),
+        already_durable: durable([(42, 7), (43, 8)]),
     };
     let mut relay = Relay::start_on(
         options(),
@@ -489,7 +520,7 @@ async fn a_future_cursor_is_recorded_and_the_host_taken_up_live_without_a_hot_lo
         .unwrap();
     let recovered = RecoveredHost {
         cursor: Some(1_000),
-        already_durable: BTreeMap::from([(1_001, 3)]),
+        already_durable: durable([(1_001, 3)]),
     };
     let mut relay = Relay::start_on(
         options(),

@@ -22,7 +22,7 @@ use crate::store::{
     AccountUpdate, Batch, HostId, HostRow, LocalStatus, NewHost, RepoState, Store, StoreError,
     UpstreamStatus,
 };
-use crate::upstream::{InFlightLimits, RecoveredHost};
+use crate::upstream::{Durable, InFlightLimits, RecoveredHost};
 use crate::verify::LOCAL_STATUS_BASE;
 
 /// Account changes written in one transaction.
@@ -280,12 +280,11 @@ fn domain(name: &Name) -> &str {
     name.hostname.split(':').next().unwrap_or_default()
 }
 
-/// A host's events of the log's tail, by the host's own numbers. What is not told apart: a host that begins anew while the
-/// relay is down, and whose new numbers are beyond the cursor already when it is back; those that the tail has from before
-/// are then taken for the new ones.
+/// A host's events of the log's tail, by the host's own numbers. A host that began anew while
+/// the relay was down, and is beyond the cursor already, is known by the accounts of its events.
 struct Numbered {
     cursor: Option<i64>,
-    durable: BTreeMap<i64, u64>,
+    durable: BTreeMap<i64, Durable>,
     /// First log seq from which on the host's numbers are those that its cursor is of.
     since: u64,
 }
@@ -308,7 +307,11 @@ impl Numbered {
         let above = self.cursor.is_none_or(|cursor| entry.upstream_seq > cursor);
         // What the disk has lost may come once more, under a number of its own.
         if above && entry.seq >= self.since && !entry.is_lost() {
-            self.durable.insert(entry.upstream_seq, entry.seq);
+            let durable = Durable {
+                log_seq: entry.seq,
+                did_hash: entry.did_hash,
+            };
+            self.durable.insert(entry.upstream_seq, durable);
         }
         // Of so many, whatever lies before was settled.
         if self.durable.len() > SPAN

@@ -24,7 +24,7 @@ use crate::atproto::frame::Kind;
 pub use backoff::Backoff;
 pub use handle::{HostHandle, HostState};
 pub use hosts::{AddError, Checkpoint, Hosts, HostsOptions};
-pub use progress::{InFlight, InFlightLimits, Progress, RecoveredHost, Settled};
+pub use progress::{Durable, InFlight, InFlightLimits, Progress, RecoveredHost, Settled};
 pub use rate::{EventRates, RateWindows};
 
 /// One event as it came from a host's socket, its frame checked for canonical form.

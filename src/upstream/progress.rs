@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
+use crate::atproto::did::Did;
+
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
@@ -47,8 +49,17 @@ impl Default for InFlightLimits {
 pub struct RecoveredHost {
     /// The highest upstream seq below which everything is settled.
     pub cursor: Option<i64>,
-    /// Upstream seqs above the cursor that are durable, with their log seqs.
-    pub already_durable: BTreeMap<i64, u64>,
+    /// Upstream seqs above the cursor that are durable.
+    pub already_durable: BTreeMap<i64, Durable>,
+}
+
+/// An event that the log holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Durable {
+    /// Its number in the log.
+    pub log_seq: u64,
+    /// `Did::hash64` of its account.
+    pub did_hash: u64,
 }
 
 /// The settlement of one host's events, in the order they came from its socket.
@@ -71,7 +82,7 @@ struct State {
     newest_log_seq: u64,
     /// Whether the cursor moved since [`Progress::take_moved_cursor`].
     moved: bool,
-    already_durable: BTreeMap<i64, u64>,
+    already_durable: BTreeMap<i64, Durable>,
     /// See [`Progress::freeze`].
     frozen: bool,
 }
@@ -123,7 +134,11 @@ impl Progress {
             Some(Settled::Durable { log_seq }) => Some(log_seq),
             Some(Settled::Dropped) | None => None,
         });
-        settled.chain(state.already_durable.values().copied()).min()
+        let recovered = state
+            .already_durable
+            .values()
+            .map(|durable| durable.log_seq);
+        settled.chain(recovered).min()
     }
 
     /// Events that are not settled, and the bytes of their frames.
@@ -149,10 +164,19 @@ impl Progress {
         }
     }
 
+    /// Whether the log holds another account's event under this number: then the host numbers its events anew.
+    pub fn contradicts(&self, seq: i64, did: &str) -> bool {
+        let state = self.lock();
+        let durable = state.already_durable.get(&seq);
+        durable.is_some_and(|durable| {
+            Did::normalized(did).map_or(true, |did| did.hash64() != durable.did_hash)
+        })
+    }
+
     /// Whether the log already holds this event (known from recovery). If so it is settled at once and must not go on.
     pub fn settle_if_durable(&self, seq: i64) -> bool {
         let mut state = self.lock();
-        let Some(log_seq) = state.already_durable.remove(&seq) else {
+        let Some(Durable { log_seq, .. }) = state.already_durable.remove(&seq) else {
             return false;
         };
         state.events.push_back(Event {
@@ -291,6 +315,14 @@ mod tests {
 
     use super::*;
 
+    fn durable<const N: usize>(events: [(i64, u64); N]) -> BTreeMap<i64, Durable> {
+        let of_one = |(seq, log_seq)| {
+            let did_hash = 0;
+            (seq, Durable { log_seq, did_hash })
+        };
+        events.map(of_one).into()
+    }
+
     fn progress(limits: InFlightLimits) -> Arc<Progress> {
         Arc::new(Progress::new(RecoveredHost::default(), limits))
     }
@@ -356,7 +388,7 @@ mod tests {
     fn a_host_that_numbers_anew_starts_again_once_its_old_events_are_settled() {
         let recovered = RecoveredHost {
             cursor: Some(998),
-            already_durable: BTreeMap::from([(1_001, 3)]),
+            already_durable: durable([(1_001, 3)]),
         };
         let progress = Arc::new(Progress::new(recovered, InFlightLimits::default()));
         let old = progress.begin(1_000, 1);
@@ -371,7 +403,7 @@ mod tests {
 
     #[test]
     fn events_that_recovery_found_durable_are_settled_once_and_hold_the_replay_floor() {
-        let already_durable = BTreeMap::from([(4, 90), (6, 91), (8, 95)]);
+        let already_durable = durable([(4, 90), (6, 91), (8, 95)]);
         let recovered = RecoveredHost {
             cursor: Some(5),
             already_durable,
