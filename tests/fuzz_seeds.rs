@@ -297,7 +297,17 @@ fn log_edits() -> Vec<(&'static str, &'static [u8])> {
         ),
         ("renamed", b"\x08\x05\x00\x00\x09\x08\x04\x00\x00\x09"),
         ("renamed-far", b"\x08\x05\x00\x00\x03"),
-        ("redactions", b"\x04\x06\x00\x00\x0fredacted it all"),
-        ("redactions-damaged", b"\x04\x06\x00\x00\x02\xff\xfe"),
+        ("mark-torn", b"\x00\x06\x04\x00\x00"),
+        ("mark-damaged", b"\x03\x06\x00\x00\xff"),
+        (
+            "mark-and-tail-gone",
+            b"\x05\x06\x00\x00\x00\x00\x05\x00\x02\x00",
+        ),
+        (
+            "last-segment-gone",
+            b"\x05\x05\x00\x00\x00\x05\x04\x00\x00\x00",
+        ),
+        ("redactions", b"\x04\x07\x00\x00\x0fredacted it all"),
+        ("redactions-damaged", b"\x04\x07\x00\x00\x02\xff\xfe"),
     ]
 }

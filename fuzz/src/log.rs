@@ -228,7 +228,11 @@ impl Sound {
             }
         }
         files.insert("redactions".into(), Vec::new());
-        assert_eq!(files.len(), 7, "three segments and the redactions");
+        assert_eq!(
+            files.len(),
+            8,
+            "three segments, the mark and the redactions"
+        );
         Sound { files, frames }
     }
 }
