@@ -115,7 +115,7 @@ fn write_seeds() {
     for seed in 0..6_u64 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..))
-            .take(40 << seed)
+            .take(20 * (seed as usize + 2))
             .collect();
         write("tree", &format!("history-{seed}"), &bytes);
     }
