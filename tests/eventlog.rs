@@ -84,12 +84,16 @@ fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
 
 fn copy_folder(from: &Path, to: &Path, order: [&str; 2]) {
     fs::create_dir_all(to).expect("a folder");
-    for extension in order {
-        for path in files(from, extension) {
-            let name = path.file_name().expect("a name");
-            // A segment may be removed or begun while we copy.
-            let _ = fs::copy(&path, to.join(name));
-        }
+    // Indexes are looked up first, before anything is copied: that of a segment begun meanwhile would hold the places of
+    // frames that the copy has not.
+    let mut paths = ["idx", "seg"].map(|extension| files(from, extension));
+    if order == ["seg", "idx"] {
+        paths.reverse();
+    }
+    for path in paths.concat() {
+        let name = path.file_name().expect("a name");
+        // A segment may be removed while we copy.
+        let _ = fs::copy(&path, to.join(name));
     }
 }
 
