@@ -188,7 +188,10 @@ async fn killed_in_the_middle_of_every_fault_nothing_is_lost_or_doubled_on_postg
 
 async fn killed_in_the_middle(name: &str, database: Option<String>) {
     let kills = kills();
-    let faults = FaultPlan::all(0.1, kills);
+    let mut faults = FaultPlan::all(0.1, kills);
+    // The flooding host has sent nothing before its flood: a relay that is down at that moment has no cursor of it, and
+    // takes it up live, behind the flood.
+    faults.faults.retain(|fault| *fault != Fault::Flood);
     let prepared = tokio::task::spawn_blocking(move || {
         Prepared::new(options(kills * EVENTS_PER_KILL, faults), &|_, _| {})
     })
