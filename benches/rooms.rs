@@ -297,6 +297,7 @@ impl Appender {
     fn new(folder: &std::path::Path, durability: Durability) -> Appender {
         let options = LogOptions {
             durability,
+            group_window: Duration::ZERO,
             max_bytes: LOG_BYTES,
             ..LogOptions::new(folder)
         };
