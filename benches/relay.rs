@@ -11,8 +11,6 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use atproto_relay::atproto::did::Did;
-use atproto_relay::atproto::frame::{self, Peek};
 use atproto_relay::config::SQLITE_FILE;
 use atproto_relay::devnet::check::{Consumer, ConsumerOptions};
 use atproto_relay::devnet::load::{
@@ -23,7 +21,6 @@ use atproto_relay::devnet::scratch::Scratch;
 use atproto_relay::eventlog::sequencer;
 use atproto_relay::eventlog::{Append, Durability, EventLog, LogOptions};
 use atproto_relay::store::{Batch, Store};
-use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 
 /// Longest wait for anything.
@@ -353,7 +350,7 @@ async fn fill(dir: &Path, bytes: u64) -> anyhow::Result<(u64, Duration)> {
     let prepared = prepared(WINDOW_EVENTS, 1_000, 3).await?;
     let dir = dir.to_owned();
     let filled = tokio::task::spawn_blocking(move || {
-        let events: Vec<_> = prepared.frames().filter_map(append).collect();
+        let events: Vec<_> = prepared.frames().filter_map(support::append).collect();
         eprintln!("filling the window");
         let start = Instant::now();
         let log = EventLog::open(LogOptions {
@@ -378,22 +375,6 @@ async fn fill(dir: &Path, bytes: u64) -> anyhow::Result<(u64, Duration)> {
         anyhow::Ok((log.head(), start.elapsed()))
     });
     filled.await?
-}
-
-fn append(frame: &Bytes) -> Option<Append<()>> {
-    let Ok(Peek::Event(event)) = frame::peek(frame) else {
-        return None;
-    };
-    let did = std::str::from_utf8(&frame[event.did_span]).ok()?;
-    Some(Append {
-        did: Did::parse(did).ok()?,
-        frame: frame.clone(),
-        seq_span: event.seq_span,
-        host: 1,
-        upstream_seq: event.seq,
-        kind: event.kind,
-        payload: (),
-    })
 }
 
 fn again(event: &Append<()>) -> Append<()> {

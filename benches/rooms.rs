@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use atproto_relay::atproto::car::Car;
 use atproto_relay::atproto::commit::SignedCommit;
-use atproto_relay::atproto::did::Did;
-use atproto_relay::atproto::frame::{self, Action, Commit, Message, Op, Peek};
+use atproto_relay::atproto::frame::{self, Commit, Message, Peek};
 use atproto_relay::atproto::key::{PublicKey, VerifyingKey};
-use atproto_relay::atproto::mst::{self, Change, InvertOp};
+use atproto_relay::atproto::mst::{self, InvertOp};
 use atproto_relay::atproto::tid::Tid;
 use atproto_relay::devnet::keys::{Curve, SigningKey};
 use atproto_relay::devnet::load::{LoadOptions, Prepared, Yardstick};
@@ -237,23 +236,8 @@ fn parsed<'a>(commit: &Commit<'a>) -> Parsed<'a> {
     let ops = commit
         .ops
         .iter()
-        .map(|op| invertible(op).expect("sync 1.1"));
+        .map(|op| rules::invertible(op).expect("sync 1.1"));
     (ops.collect(), car, data, commit.prev_data)
-}
-
-fn invertible<'a>(op: &Op<'a>) -> Option<InvertOp<'a>> {
-    let change = match op.action {
-        Action::Create => Change::Create { cid: op.cid? },
-        Action::Update => Change::Update {
-            cid: op.cid?,
-            prev: op.prev?,
-        },
-        Action::Delete => Change::Delete { prev: op.prev? },
-    };
-    Some(InvertOp {
-        path: op.path,
-        change,
-    })
 }
 
 fn appending(criterion: &mut Criterion, frames: &[Bytes]) {
@@ -265,26 +249,17 @@ fn appending(criterion: &mut Criterion, frames: &[Bytes]) {
         let what = format!("{name}, {APPENDED} events at once, on the wall");
         group.measure_with(&what, APPENDED, |times| {
             let batches: Vec<Vec<_>> = (0..times)
-                .map(|_| next.by_ref().take(APPENDED).filter_map(append).collect())
+                .map(|_| {
+                    next.by_ref()
+                        .take(APPENDED)
+                        .filter_map(support::append)
+                        .collect()
+                })
                 .collect();
             log.append(batches)
         });
     }
     group.end();
-}
-
-fn append(frame: &Bytes) -> Option<Append<()>> {
-    let event = event(frame)?;
-    let did = std::str::from_utf8(&frame[event.did_span]).ok()?;
-    Some(Append {
-        did: Did::parse(did).ok()?,
-        frame: frame.clone(),
-        seq_span: event.seq_span,
-        host: 1,
-        upstream_seq: event.seq,
-        kind: event.kind,
-        payload: (),
-    })
 }
 
 /// A log that is given one batch after the other, each when the one before is durable.

@@ -6,14 +6,13 @@
 mod postgres;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
 use atproto_relay::devnet::check::{Consumer, ConsumerOptions, Outcome};
 use atproto_relay::devnet::faults::{Effect, Fault, FaultPlan};
 use atproto_relay::devnet::load::{
-    FLOOD_QUOTA, LoadOptions, Prepared, ProcessOptions, RelayProcess, Swarm,
+    FLOOD_QUOTA, LoadOptions, Prepared, ProcessOptions, RelayProcess, Swarm, unlimited,
 };
 use atproto_relay::devnet::scrape::Samples;
 
@@ -49,17 +48,7 @@ async fn start(
     folder: &Path,
     database: Option<String>,
 ) -> RelayProcess {
-    let limits = [
-        "accounts",
-        "events-per-second",
-        "events-per-hour",
-        "events-per-day",
-    ];
-    let mut arguments: Vec<OsString> = limits
-        .iter()
-        .flat_map(|limit| [format!("--limit-{limit}").into(), "1000000000".into()])
-        .collect();
-    arguments.extend(["--identity-directory-rate", "1000000"].map(OsString::from));
+    let mut arguments = unlimited(1);
     arguments.extend(database.map(|url| format!("--database-url={url}").into()));
     let process = ProcessOptions {
         binary: env!("CARGO_BIN_EXE_atproto-relay").into(),

@@ -64,6 +64,15 @@ impl SmallDisk {
         }
     }
 
+    /// Leaves room for so many bytes.
+    fn fill_but(&self, room: u64) {
+        self.fill();
+        let filler = File::options().write(true).open(self.folder.join("filler"));
+        let filler = filler.unwrap();
+        let filled = filler.metadata().unwrap().len();
+        filler.set_len(filled - room).unwrap();
+    }
+
     fn make_room(&self) {
         fs::remove_file(self.folder.join("filler")).unwrap();
     }
@@ -103,14 +112,7 @@ fn a_full_disk_at_the_start_is_named_and_is_no_harm() {
     };
     // Also where there is room for the log's first files, but not for the database.
     for room in [0, 8 << 10, 16 << 10, 24 << 10] {
-        disk.fill();
-        let filler = File::options()
-            .write(true)
-            .open(disk.folder.join("filler"))
-            .unwrap();
-        filler
-            .set_len(filler.metadata().unwrap().len() - room)
-            .unwrap();
+        disk.fill_but(room);
         let data = disk.folder.join("data");
         let line = refusal(&mut serve(&data));
         assert!(line.contains(data.to_str().unwrap()), "{line}");
@@ -187,14 +189,7 @@ async fn a_disk_that_others_fill_costs_the_oldest_events_and_no_new_ones() {
     bench.until_settled().await;
     assert_eq!(bench.relay.log().oldest(), Some(1));
     let free = 4 << 20;
-    disk.fill();
-    let filler = File::options()
-        .write(true)
-        .open(disk.folder.join("filler"))
-        .unwrap();
-    filler
-        .set_len(filler.metadata().unwrap().len() - free)
-        .unwrap();
+    disk.fill_but(free);
     post_many();
     bench.until_settled().await;
     let oldest = bench.relay.log().oldest().unwrap();

@@ -5,6 +5,10 @@
 
 use std::time::Duration;
 
+use atproto_relay::atproto::did::Did;
+use atproto_relay::atproto::frame::{self, Peek};
+use atproto_relay::eventlog::Append;
+use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 
 /// Prints a row of the table. `ratio` is to the yardstick that was measured beside the figure, and may be
@@ -39,4 +43,21 @@ pub fn processor_time() -> Duration {
         u64::try_from(time.tv_sec).unwrap_or_default(),
         u32::try_from(time.tv_nsec).unwrap_or_default(),
     )
+}
+
+/// The event of a frame as the log takes it; `None` where it is none.
+pub fn append(frame: &Bytes) -> Option<Append<()>> {
+    let Ok(Peek::Event(event)) = frame::peek(frame) else {
+        return None;
+    };
+    let did = std::str::from_utf8(&frame[event.did_span]).ok()?;
+    Some(Append {
+        did: Did::parse(did).ok()?,
+        frame: frame.clone(),
+        seq_span: event.seq_span,
+        host: 1,
+        upstream_seq: event.seq,
+        kind: event.kind,
+        payload: (),
+    })
 }

@@ -4,8 +4,8 @@
 use atproto_relay::atproto::car::Car;
 use atproto_relay::atproto::cid::Cid;
 use atproto_relay::atproto::commit::SignedCommit;
-use atproto_relay::atproto::frame::{self, Action, Commit, Message, Op};
-use atproto_relay::atproto::mst::{self, Change, InvertOp, MstError, Tree};
+use atproto_relay::atproto::frame::{self, Action, Commit, Message};
+use atproto_relay::atproto::mst::{self, MstError, Tree};
 use atproto_relay::atproto::tid::Tid;
 use atproto_relay::verify::rules::{self, Strictness};
 
@@ -23,7 +23,7 @@ pub fn check(bytes: &[u8]) {
         return;
     };
     let lookup = |cid: &Cid| car.blocks().get(cid);
-    let ops: Option<Vec<_>> = commit.ops.iter().map(invertible).collect();
+    let ops: Option<Vec<_>> = commit.ops.iter().map(rules::invertible).collect();
     let before = ops.map(|ops| mst::invert(&ops, signed.data, lookup));
     // Whole or in part, a tree that loads can be written and walked.
     if let Ok(mut tree) = Tree::load(signed.data, lookup) {
@@ -68,19 +68,4 @@ fn proven<'a>(commit: &Commit<'_>, data: Cid, lookup: impl Fn(&Cid) -> Option<&'
             Err(error) => panic!("{}: {error}", op.path),
         }
     }
-}
-
-fn invertible<'a>(op: &Op<'a>) -> Option<InvertOp<'a>> {
-    let change = match op.action {
-        Action::Create => Change::Create { cid: op.cid? },
-        Action::Update => Change::Update {
-            cid: op.cid?,
-            prev: op.prev?,
-        },
-        Action::Delete => Change::Delete { prev: op.prev? },
-    };
-    Some(InvertOp {
-        path: op.path,
-        change,
-    })
 }

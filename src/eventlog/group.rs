@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::entry::{Entry, State};
-use super::sequencer::{Append, now_us};
+use super::entry::{Entry, State, now_us};
+use super::sequencer::Append;
 use super::wire;
 use crate::atproto::frame;
 

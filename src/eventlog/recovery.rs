@@ -25,9 +25,8 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::disk::{LogFile, read_up_to, sync_folder};
-use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES, State, UNKNOWN_HOST};
+use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES, State, UNKNOWN_HOST, now_us};
 use super::segment::{Segment, Writer, frames_path, index_path};
-use super::sequencer::now_us;
 use super::{LogError, LogOptions, wire};
 use crate::atproto::car::Car;
 use crate::atproto::did::Did;

@@ -394,10 +394,3 @@ fn cbor_uint_len(value: u64) -> usize {
         _ => 9,
     }
 }
-
-/// Microseconds since 1970; 0 where the clock says earlier.
-pub(super) fn now_us() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_micros() as u64)
-}

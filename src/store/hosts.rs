@@ -124,6 +124,25 @@ trait InsertNumbered {
     ) -> Result<(), sqlx::Error>;
 }
 
+/// Inserts the row; `$overriding` is what the database wants to be told about the number.
+macro_rules! insert_with_id {
+    ($conn:ident, $overriding:literal, $id:ident, $host:ident, $now:ident) => {
+        sqlx::query(concat!(
+            "INSERT INTO hosts (id, hostname, tls, trusted, account_limit, created_at) ",
+            $overriding,
+            "VALUES ($1, $2, $3, $4, $5, $6)"
+        ))
+        .bind($id)
+        .bind(&$host.hostname)
+        .bind($host.tls)
+        .bind($host.trusted)
+        .bind($host.account_limit)
+        .bind($now)
+        .execute(&mut *$conn)
+        .await
+    };
+}
+
 impl InsertNumbered for PgConnection {
     async fn insert_numbered(
         &mut self,
@@ -131,18 +150,7 @@ impl InsertNumbered for PgConnection {
         host: &NewHost,
         now: i64,
     ) -> Result<(), sqlx::Error> {
-        sqlx::query(
-            "INSERT INTO hosts (id, hostname, tls, trusted, account_limit, created_at) \
-             OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5, $6)",
-        )
-        .bind(id)
-        .bind(&host.hostname)
-        .bind(host.tls)
-        .bind(host.trusted)
-        .bind(host.account_limit)
-        .bind(now)
-        .execute(&mut *self)
-        .await?;
+        insert_with_id!(self, "OVERRIDING SYSTEM VALUE ", id, host, now)?;
         sqlx::query(
             "SELECT setval(pg_get_serial_sequence('hosts', 'id'), (SELECT max(id) FROM hosts))",
         )
@@ -159,19 +167,7 @@ impl InsertNumbered for SqliteConnection {
         host: &NewHost,
         now: i64,
     ) -> Result<(), sqlx::Error> {
-        sqlx::query(
-            "INSERT INTO hosts (id, hostname, tls, trusted, account_limit, created_at) \
-             VALUES ($1, $2, $3, $4, $5, $6)",
-        )
-        .bind(id)
-        .bind(&host.hostname)
-        .bind(host.tls)
-        .bind(host.trusted)
-        .bind(host.account_limit)
-        .bind(now)
-        .execute(&mut *self)
-        .await
-        .map(drop)
+        insert_with_id!(self, "", id, host, now).map(drop)
     }
 }
 

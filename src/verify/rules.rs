@@ -203,7 +203,7 @@ fn inversion(
 }
 
 /// The op as inversion wants it; `None` if it lacks `prev`, as before sync 1.1.
-fn invertible<'a>(op: &Op<'a>) -> Option<InvertOp<'a>> {
+pub fn invertible<'a>(op: &Op<'a>) -> Option<InvertOp<'a>> {
     let change = match op.action {
         Action::Create => Change::Create { cid: op.cid? },
         Action::Update => Change::Update {
