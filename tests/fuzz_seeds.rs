@@ -1,6 +1,6 @@
 //! The fuzz targets' promises on their seeds, without a fuzzer; and where the seeds come from: captured
 //! PDS traffic, the devnet's own, and a few lines written here. `cargo test --test fuzz_seeds -- --ignored`
-//! writes them anew.
+//! writes them anew, all but those that a fuzzer found (`found-…`).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -99,8 +99,12 @@ fn seeds_of_the_other_formats_do_no_harm() {
 #[ignore = "writes into the source tree"]
 fn write_seeds() {
     for target in TARGETS {
-        let _ = fs::remove_dir_all(folder(target));
-        fs::create_dir_all(folder(target)).unwrap();
+        for path in paths(&folder(target)) {
+            let name = path.file_name().unwrap().to_string_lossy();
+            if !name.starts_with("found-") {
+                fs::remove_file(&path).unwrap();
+            }
+        }
     }
     for (source, frames) in [("pds", captured()), ("devnet", made())] {
         write_frames(source, &frames);

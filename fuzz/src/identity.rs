@@ -30,7 +30,7 @@ fn document(json: &[u8]) {
         same_key(&key);
     }
     if let Some(endpoint) = document.pds_endpoint() {
-        assert!(endpoint.starts_with("http"));
+        assert!(endpoint.as_str().starts_with("http") && endpoint.has_host());
     }
 }
 

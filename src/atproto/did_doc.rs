@@ -5,6 +5,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
+use url::Url;
 
 use super::key::{KeyError, PublicKey};
 
@@ -32,7 +33,7 @@ pub struct DidDocument {
     did: String,
     handles: Vec<String>,
     signing_key: Option<Result<PublicKey, KeyError>>,
-    pds_endpoint: Option<String>,
+    pds_endpoint: Option<Url>,
 }
 
 /// Fields are loose JSON values, so that one strange entry of no concern to atproto does not make
@@ -90,8 +91,8 @@ impl DidDocument {
 
     /// The endpoint of the first `#atproto_pds` service of type `AtprotoPersonalDataServer`, when it
     /// is an http or https URL with a host and without a user name.
-    pub fn pds_endpoint(&self) -> Option<&str> {
-        self.pds_endpoint.as_deref()
+    pub fn pds_endpoint(&self) -> Option<&Url> {
+        self.pds_endpoint.as_ref()
     }
 }
 
@@ -133,18 +134,17 @@ fn signing_key(did: &str, methods: &Value) -> Option<Result<PublicKey, KeyError>
     first_error
 }
 
-fn pds_endpoint(did: &str, services: &Value) -> Option<String> {
+fn pds_endpoint(did: &str, services: &Value) -> Option<Url> {
     let service = entries(services).iter().find(|service| {
         has_fragment(service, did, "atproto_pds")
             && text(service, "type") == "AtprotoPersonalDataServer"
     })?;
-    let endpoint = text(service, "serviceEndpoint");
-    let url = url::Url::parse(endpoint).ok()?;
+    let url = Url::parse(text(service, "serviceEndpoint")).ok()?;
     let usable = matches!(url.scheme(), "http" | "https")
         && url.has_host()
         && url.username().is_empty()
         && url.password().is_none();
-    usable.then(|| endpoint.to_owned())
+    usable.then_some(url)
 }
 
 #[cfg(test)]
@@ -179,7 +179,10 @@ mod tests {
             assert_eq!(document.did(), DID);
             assert_eq!(document.handles(), ["one.test", "two.test"]);
             assert_eq!(document.signing_key().unwrap().unwrap().to_multikey(), KEY);
-            assert_eq!(document.pds_endpoint(), Some("https://pds.test"));
+            assert_eq!(
+                document.pds_endpoint().unwrap().as_str(),
+                "https://pds.test/"
+            );
         }
     }
 
@@ -222,13 +225,15 @@ mod tests {
                 "service": [{"id": "#atproto_pds", "type": kind, "serviceEndpoint": endpoint}],
             }))
             .pds_endpoint()
-            .map(str::to_owned)
+            .map(Url::to_string)
         };
         let pds = "AtprotoPersonalDataServer";
-        assert_eq!(
-            endpoint(pds, json!("http://localhost:2583")).unwrap(),
-            "http://localhost:2583"
-        );
+        for written in ["http://localhost:2583", "HTTP:/LocalHost:2583/"] {
+            assert_eq!(
+                endpoint(pds, json!(written)).unwrap(),
+                "http://localhost:2583/"
+            );
+        }
         assert_eq!(
             endpoint("BskyFeedGenerator", json!("https://pds.test")),
             None

@@ -110,7 +110,7 @@ pub(super) fn identity(
         )));
     }
     let pds = document.pds_endpoint().and_then(|endpoint| {
-        PdsHost::parse(endpoint, guard)
+        PdsHost::from_url(endpoint, guard)
             .inspect_err(|error| tracing::debug!(%did, %error, "the identity's PDS is not usable"))
             .ok()
     });
