@@ -18,6 +18,7 @@ pub mod firehose;
 pub mod identity;
 pub mod relay;
 pub mod store;
+pub mod systemd;
 pub mod telemetry;
 pub mod upstream;
 pub mod verify;

@@ -5,11 +5,11 @@ use std::process::exit;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use atproto_relay::config::{Config, Loaded};
 use atproto_relay::relay::Relay;
+use atproto_relay::systemd::notify;
 use atproto_relay::telemetry::init_logging;
 
 use super::config_args::ConfigArgs;
@@ -78,10 +78,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
         relay.public_addr()
     );
     tracing::info!(firehose, metrics = %relay.metrics_addr(), admin_api, "ready");
-    notify(&[
-        NotifyState::Ready,
-        NotifyState::Status(&format!("serving {firehose}")),
-    ]);
+    notify::ready(&format!("serving {firehose}"));
     let watchdog = tokio::spawn(feed_watchdog());
 
     let outcome = tokio::select! {
@@ -91,7 +88,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
             Ok(())
         }
     };
-    notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+    notify::stopping();
     tokio::select! {
         () = relay.shutdown() => {}
         signal = signals.next() => {
@@ -149,13 +146,6 @@ impl Signals {
     }
 }
 
-/// Tells systemd, if it started us. That it does not listen is no reason to stop.
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd was not told of a change of state");
-    }
-}
-
 /// Sends the sign of life that `WatchdogSec=` asks for, twice in each period, for as long as the runtime turns.
 async fn feed_watchdog() {
     let Some(period) = sd_notify::watchdog_enabled() else {
@@ -164,6 +154,6 @@ async fn feed_watchdog() {
     let mut beat = tokio::time::interval((period / 2).max(Duration::from_millis(1)));
     loop {
         beat.tick().await;
-        notify(&[NotifyState::Watchdog]);
+        notify::alive();
     }
 }
