@@ -1,0 +1,128 @@
+# The relay as a flake: packages, a NixOS module for the whole machine, and what must hold for both. One input.
+{
+  description = "A relay for the AT Protocol: subscribes to every PDS, verifies every event, emits one firehose";
+
+  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
+
+  outputs =
+    { self, nixpkgs }:
+    let
+      inherit (nixpkgs) lib;
+
+      systems = [
+        "x86_64-linux"
+        "aarch64-linux"
+      ];
+
+      # With our packages in it, so that the machines of the VM tests have them too.
+      packagesFor = system: nixpkgs.legacyPackages.${system}.extend self.overlays.default;
+      eachSystem = make: lib.genAttrs systems (system: make (packagesFor system));
+
+      # Every folder of vm-tests/ with a test.nix is a test.
+      vmTests =
+        let
+          folder = ./vm-tests;
+          entries = lib.optionalAttrs (builtins.pathExists folder) (builtins.readDir folder);
+          isTest = name: kind: kind == "directory" && builtins.pathExists (folder + "/${name}/test.nix");
+        in
+        lib.attrNames (lib.filterAttrs isTest entries);
+
+      vmTest =
+        pkgs: name:
+        pkgs.testers.runNixOSTest {
+          imports = [ (./vm-tests + "/${name}/test.nix") ];
+          defaults.imports = [ self.nixosModules.default ];
+        };
+    in
+    {
+      overlays.default = final: _previous: {
+        atproto-relay = final.callPackage ./nixos/package.nix { };
+        atproto-devnet = final.callPackage ./nixos/package.nix { devnet = true; };
+      };
+
+      packages = eachSystem (pkgs: {
+        inherit (pkgs) atproto-relay atproto-devnet;
+        default = pkgs.atproto-relay;
+      });
+
+      nixosModules = {
+        default = self.nixosModules.atproto-relay;
+        atproto-relay =
+          { pkgs, ... }:
+          {
+            imports = [ ./nixos ];
+            # No overlay is needed on the machine. A package of one's own, or of an overlay, is set as usual.
+            services.atproto-relay.package =
+              lib.mkDefault
+                self.packages.${pkgs.stdenv.hostPlatform.system}.atproto-relay;
+          };
+      };
+
+      apps = eachSystem (pkgs: {
+        default = {
+          type = "app";
+          program = lib.getExe pkgs.atproto-relay;
+          meta.description = "The relay: `nix run . -- serve --host pds.example.com`";
+        };
+        demo = {
+          type = "app";
+          program = lib.getExe (
+            pkgs.writeShellApplication {
+              name = "atproto-demo";
+              text = ''exec ${lib.getExe pkgs.atproto-devnet} demo "$@"'';
+            }
+          );
+          meta.description = "A PLC directory, three PDSes with traffic, and the relay, until Ctrl-C";
+        };
+      });
+
+      checks = eachSystem (
+        pkgs:
+        {
+          package = pkgs.atproto-relay;
+
+          # All tests, those on PostgreSQL included; the devnet is in them.
+          tests = pkgs.atproto-devnet.overrideAttrs (previous: {
+            pname = "atproto-relay-tests";
+            # Some compare the README, the module's settings and the seeds of the fuzz targets with the code.
+            src = lib.cleanSource ./.;
+            doCheck = true;
+            nativeCheckInputs = (previous.nativeCheckInputs or [ ]) ++ [ pkgs.postgresql ];
+          });
+
+          clippy = pkgs.atproto-devnet.overrideAttrs (previous: {
+            pname = "atproto-relay-clippy";
+            src = lib.cleanSource ./.;
+            nativeBuildInputs = previous.nativeBuildInputs ++ [ pkgs.clippy ];
+            buildPhase = "cargo clippy --offline --locked --all-targets -- --deny warnings";
+            installPhase = "touch $out";
+            postInstall = "";
+          });
+
+          # The module, evaluated with this nixpkgs: the renderings that are committed, the refusals, every option.
+          module = import ./nixos/rendering/check.nix { inherit nixpkgs pkgs; };
+        }
+        // lib.listToAttrs (map (name: lib.nameValuePair "vm-${name}" (vmTest pkgs name)) vmTests)
+      );
+
+      devShells = eachSystem (pkgs: {
+        default = pkgs.mkShell {
+          inputsFrom = [ pkgs.atproto-devnet ];
+          packages = [
+            pkgs.cargo-fuzz
+            pkgs.clippy
+            pkgs.deadnix
+            pkgs.jq
+            pkgs.nixfmt
+            pkgs.postgresql
+            pkgs.prometheus.cli
+            pkgs.rust-analyzer
+            pkgs.rustfmt
+            pkgs.shellcheck
+          ];
+        };
+      });
+
+      formatter = eachSystem (pkgs: pkgs.nixfmt-tree);
+    };
+}

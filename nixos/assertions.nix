@@ -1,0 +1,64 @@
+# What is refused before anything is built, each with what to do about it: secrets that everybody could read, and options
+# that say two things.
+{
+  config,
+  lib,
+  ...
+}:
+
+let
+  cfg = config.services.atproto-relay;
+
+  secrets = {
+    "admin.passwordFile" = cfg.admin.passwordFile;
+    "database.urlFile" = cfg.database.urlFile;
+    "monitoring.grafana.secretKeyFile" = cfg.monitoring.grafana.secretKeyFile;
+  };
+
+  # A path literal is copied into the store as soon as something names it; a string in the store is there already.
+  inStore = file: builtins.isPath file || lib.hasPrefix builtins.storeDir (toString file);
+  hasPassword = url: builtins.match "[^:]+://[^/@]*:[^/@]*@.*" url != null;
+in
+{
+  config = lib.mkIf cfg.enable {
+    assertions =
+      lib.mapAttrsToList (option: file: {
+        assertion = file == null || !inStore file;
+        message = ''
+          services.atproto-relay.${option} is a file in the Nix store, which everybody on the machine may read. Name one
+          outside of it as a string, as in "/run/secrets/atproto-relay".
+        '';
+      }) secrets
+      ++ [
+        {
+          assertion = cfg.settings.database_url == null || !hasPassword cfg.settings.database_url;
+          message = ''
+            services.atproto-relay.settings.database_url has a password in it, and the file of the settings is in the Nix
+            store, which everybody on the machine may read. Write the URL into a file outside of it and name that with
+            services.atproto-relay.database.urlFile.
+          '';
+        }
+        {
+          assertion = !(cfg.settings ? admin_password_file);
+          message = ''
+            services.atproto-relay.settings.admin_password_file cannot be read by the relay's user. Set
+            services.atproto-relay.admin.passwordFile: systemd reads it, and passes it on as a credential.
+          '';
+        }
+        {
+          assertion = !(cfg.database.createLocally && cfg.database.urlFile != null);
+          message = ''
+            services.atproto-relay.database.createLocally and services.atproto-relay.database.urlFile contradict each
+            other: the database is either on this machine or elsewhere.
+          '';
+        }
+        {
+          assertion = cfg.database.urlFile == null || cfg.settings.database_url == null;
+          message = ''
+            services.atproto-relay.database.urlFile and services.atproto-relay.settings.database_url both name a database.
+            Set one of them.
+          '';
+        }
+      ];
+  };
+}

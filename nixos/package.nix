@@ -1,0 +1,74 @@
+# The relay, or with `devnet` the devnet beside it. The crates bring their C sources along (AWS-LC, libsecp256k1,
+# SQLite), so that nothing of the system is linked but the C library.
+{
+  lib,
+  stdenv,
+  rustPlatform,
+  cmake,
+  installShellFiles,
+  devnet ? false,
+}:
+
+let
+  manifest = (lib.importTOML ../Cargo.toml).package;
+  name = if devnet then "atproto-devnet" else "atproto-relay";
+in
+rustPlatform.buildRustPackage {
+  pname = name;
+  inherit (manifest) version;
+
+  # What cargo reads, and no more: a change of the module or of the README builds nothing anew.
+  src = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      ../Cargo.toml
+      ../Cargo.lock
+      ../src
+      ../migrations
+      # Named in Cargo.toml: cargo wants to find them.
+      ../benches
+    ];
+  };
+
+  # The lock file has no git sources, so it is all that is needed.
+  cargoLock.lockFile = ../Cargo.lock;
+
+  buildNoDefaultFeatures = !devnet;
+  cargoBuildFlags = [
+    "--bin"
+    name
+  ];
+
+  # AWS-LC is built by cmake; here is nothing else to configure.
+  nativeBuildInputs = [
+    cmake
+    installShellFiles
+  ];
+  dontUseCmakeConfigure = true;
+
+  # The tests need the devnet, and half an hour: the flake's check `tests` runs them.
+  doCheck = false;
+
+  postInstall = lib.optionalString (!devnet && stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    $out/bin/atproto-relay man --out-dir pages
+    installManPage pages/*
+    installShellCompletion --cmd atproto-relay \
+      --bash <($out/bin/atproto-relay completions bash) \
+      --fish <($out/bin/atproto-relay completions fish) \
+      --zsh <($out/bin/atproto-relay completions zsh)
+  '';
+
+  meta = {
+    description =
+      if devnet then
+        "A whole AT Protocol network in one process, for tests: PLC directory, PDSes, load, faults"
+      else
+        manifest.description;
+    license = [
+      lib.licenses.mit
+      lib.licenses.asl20
+    ];
+    mainProgram = name;
+    platforms = lib.platforms.linux;
+  };
+}

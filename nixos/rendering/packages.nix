@@ -1,0 +1,210 @@
+# Stand-ins for the packages that a configuration names, so that it can be rendered by evaluation alone: nothing is built
+# or fetched, and a rendering does not change with the version of a package. A package is the path
+# /nix/store/000…-NAME; a file that a package would be generated for keeps its text.
+{ lib }:
+
+let
+  store = "/nix/store/${lib.concatStrings (lib.genList (_: "0") 32)}-";
+
+  derivation =
+    name: more:
+    lib.fix (
+      self:
+      {
+        type = "derivation";
+        inherit name;
+        pname = name;
+        version = "0";
+        system = "x86_64-linux";
+        outPath = store + name;
+        drvPath = store + name + ".drv";
+        outputName = "out";
+        outputs = [ "out" ];
+        out = self;
+        override = _: self;
+        overrideAttrs = _: self;
+        meta = {
+          mainProgram = name;
+          available = true;
+          priority = 5;
+        };
+        passthru = { };
+      }
+      // lib.genAttrs [
+        "bin"
+        "dev"
+        "lib"
+        "man"
+        "doc"
+        "cli"
+      ] (_: self)
+      // more
+    );
+  package = name: derivation name { };
+
+  # A file with this text.
+  file = name: text: derivation name { inherit text; };
+  generate = print: name: value: file name (print value);
+
+  # TOML, as far as the settings go: tables, and in them what JSON writes alike.
+  toml =
+    let
+      isTable = value: lib.isAttrs value;
+      line = key: value: "${key} = ${builtins.toJSON value}\n";
+      table =
+        path: attrs:
+        lib.optionalString (path != [ ]) "[${lib.concatStringsSep "." path}]\n"
+        + lib.concatStrings (lib.mapAttrsToList line (lib.filterAttrs (_: value: !isTable value) attrs))
+        + lib.concatStrings (
+          lib.mapAttrsToList (key: value: "\n" + table (path ++ [ key ]) value) (
+            lib.filterAttrs (_: isTable) attrs
+          )
+        );
+    in
+    table [ ];
+
+  atom = lib.types.nullOr (
+    lib.types.oneOf [
+      lib.types.bool
+      lib.types.int
+      lib.types.float
+      lib.types.str
+      lib.types.path
+    ]
+  );
+  value =
+    lib.types.oneOf [
+      atom
+      (lib.types.attrsOf value)
+      (lib.types.listOf value)
+    ]
+    // {
+      description = "value of the format";
+    };
+  format = print: _: {
+    type = value;
+    generate = generate print;
+  };
+  # Only the type and the text are of use: JSON is YAML too.
+  json = format builtins.toJSON;
+
+  platform = lib.systems.elaborate "x86_64-linux";
+
+  named = lib.genAttrs [
+    "kexec-tools"
+    "fish"
+    "xonsh"
+    "zsh"
+    "glibcLocales"
+    "acl"
+    "attr"
+    "bash"
+    "bashInteractive"
+    "bzip2"
+    "caddy"
+    "coreutils"
+    "coreutils-full"
+    "cpio"
+    "curl"
+    "dbus"
+    "diffutils"
+    "dosfstools"
+    "e2fsprogs"
+    "findutils"
+    "gawk"
+    "getent"
+    "glibc"
+    "gnugrep"
+    "gnused"
+    "gnutar"
+    "gzip"
+    "jq"
+    "kmod"
+    "less"
+    "libcap"
+    "linux-pam"
+    "nano"
+    "ncurses"
+    "netcat"
+    "nginx"
+    "nginxStable"
+    "nix"
+    "openssh"
+    "perl"
+    "postgresql_14"
+    "postgresql_15"
+    "postgresql_16"
+    "postgresql_17"
+    "procps"
+    "prometheus"
+    "prometheus-node-exporter"
+    "prometheus-postgres-exporter"
+    "grafana"
+    "rsync"
+    "shadow"
+    "strace"
+    "su"
+    "sudo"
+    "systemd"
+    "systemdMinimal"
+    "time"
+    "tzdata"
+    "udev"
+    "util-linux"
+    "which"
+    "xfsprogs"
+    "xz"
+    "zstd"
+    "atproto-relay"
+    "atproto-devnet"
+  ] package;
+  packages = named // {
+    inherit lib;
+    _type = "pkgs";
+    config = { };
+    overlays = [ ];
+    # The machine's overlays are for packages, and here are none.
+    appendOverlays = _: packages;
+    __splicedPackages = packages;
+    system = "x86_64-linux";
+    path = "/nixpkgs";
+    stdenv = platform // {
+      hostPlatform = platform;
+      buildPlatform = platform;
+      targetPlatform = platform;
+      cc = package "cc";
+    };
+    linuxPackages = lib.fix (self: {
+      extend = _: self;
+      kernel = derivation "linux" {
+        version = "6.12";
+        modDirVersion = "6.12";
+        features = { };
+        config = { };
+        configfile = package "linux-config";
+        isModular = true;
+      };
+    });
+    runtimeShell = "${store}bash/bin/bash";
+    writeText = file;
+    writeTextDir = path: text: file (baseNameOf path) text;
+    writeTextFile = { name, text, ... }: file name text;
+    writeScript = file;
+    writeShellScript = name: text: file name text;
+    writeScriptBin = file;
+    writeShellScriptBin = file;
+    writeShellApplication = { name, ... }: package name;
+    runCommand = name: _: _: package name;
+    runCommandLocal = name: _: _: package name;
+    symlinkJoin = { name, ... }: package name;
+    buildEnv = { name, ... }: package name;
+    formats = {
+      inherit json;
+      toml = format toml;
+      yaml = json;
+      ini = json;
+      keyValue = json;
+    };
+  };
+in
+packages
