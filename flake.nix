@@ -14,7 +14,6 @@
         "aarch64-linux"
       ];
 
-      # With our packages in it, so that the machines of the VM tests have them too.
       packagesFor = system: nixpkgs.legacyPackages.${system}.extend self.overlays.default;
       eachSystem = make: lib.genAttrs systems (system: make (packagesFor system));
 
@@ -29,10 +28,12 @@
 
       vmTest =
         pkgs: name:
-        pkgs.testers.runNixOSTest {
-          imports = [ (./vm-tests + "/${name}/test.nix") ];
-          defaults.imports = [ self.nixosModules.default ];
-        };
+        pkgs.testers.runNixOSTest (
+          import (./vm-tests + "/${name}/test.nix") {
+            relayModule = self.nixosModules.default;
+            devnet = pkgs.atproto-devnet;
+          }
+        );
     in
     {
       overlays.default = final: _previous: {

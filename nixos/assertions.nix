@@ -17,6 +17,7 @@ let
 
   # A path literal is copied into the store as soon as something names it; a string in the store is there already.
   inStore = file: builtins.isPath file || lib.hasPrefix builtins.storeDir (toString file);
+  consumers = if cfg.settings.max_consumers == null then 1000 else cfg.settings.max_consumers;
   hasPassword = url: builtins.match "[^:]+://[^/@]*:[^/@]*@.*" url != null;
 in
 {
@@ -43,6 +44,12 @@ in
           message = ''
             services.atproto-relay.settings.admin_password_file cannot be read by the relay's user. Set
             services.atproto-relay.admin.passwordFile: systemd reads it, and passes it on as a credential.
+          '';
+        }
+        {
+          assertion = cfg.limits.openFiles >= consumers + 1024;
+          message = ''
+            services.atproto-relay.limits.openFiles is too low for ${toString consumers} consumers: allow ${toString (consumers + 1024)} or more, for hosts and files too.
           '';
         }
         {

@@ -15,7 +15,9 @@ let
   memory = database.memoryMiB;
 
   # A part of the memory, between two bounds; PostgreSQL writes MiB as MB.
-  part = divisor: least: most: "${toString (lib.max least (lib.min most (memory / divisor)))}MB";
+  part =
+    divisor: least: most:
+    "${toString (lib.max least (lib.min most (memory / divisor)))}MB";
 
   # The relay's own default, where the settings are silent.
   connections =
@@ -96,8 +98,7 @@ in
           '';
         };
 
-        services.atproto-relay.settings.database_url =
-          "postgres:///${database.name}?host=/run/postgresql&user=${database.name}";
+        services.atproto-relay.settings.database_url = "postgres:///${database.name}?host=/run/postgresql&user=${database.name}";
 
         # The target is reached when the role and the database are there, and not just the server. `wants`, not
         # `requires`: a relay that runs goes on while its database is away, so that stopping PostgreSQL must not stop it;

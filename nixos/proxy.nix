@@ -12,6 +12,23 @@ let
   cfg = config.services.atproto-relay;
   proxy = cfg.proxy;
   upstream = lib.head cfg.listen;
+
+  # A location of nginx that is passed to the relay.
+  passed = {
+    proxyPass = "http://${upstream}";
+    proxyWebsockets = true;
+    # The relay counts consumers by the address that a proxy on the same machine tells it.
+    recommendedProxySettings = true;
+    extraConfig = ''
+      # Frames leave as they come.
+      proxy_buffering off;
+      # A firehose may be quiet for long. The relay pings every 30 seconds, and cuts who does not answer.
+      proxy_read_timeout 1d;
+      proxy_send_timeout 1d;
+      # While the relay restarts, a new connection waits in its socket.
+      proxy_connect_timeout 5s;
+    '';
+  };
 in
 {
   options.services.atproto-relay.proxy = {
@@ -64,20 +81,24 @@ in
         services.caddy = {
           enable = true;
           virtualHosts.${proxy.domain}.extraConfig = ''
-            # The metrics have a listener of their own, and the admin API a Unix socket: neither is for the public.
-            @private path /admin /admin/* /metrics /metrics/* /_health /_health/*
-            respond @private 404
-
-            reverse_proxy ${upstream} {
-              # Frames leave as they come.
-              flush_interval -1
-              # A WebSocket that is open when the proxy's configuration changes goes on for a day, instead of being cut.
-              stream_close_delay 24h
-              # While the relay restarts, a new connection waits in its socket.
-              transport http {
-                dial_timeout 5s
-                response_header_timeout 60s
+            # What is for the public. All else is answered here: the metrics have a listener of their own, and the admin
+            # API is for the machine's own Unix socket.
+            @public path / /xrpc/*
+            handle @public {
+              reverse_proxy ${upstream} {
+                # Frames leave as they come.
+                flush_interval -1
+                # A consumer that is connected when the proxy's configuration changes goes on for a day.
+                stream_close_delay 24h
+                # While the relay restarts, a new connection waits in its socket.
+                transport http {
+                  dial_timeout 5s
+                  response_header_timeout 60s
+                }
               }
+            }
+            handle {
+              respond 404
             }
           '';
         };
@@ -90,23 +111,13 @@ in
           virtualHosts.${proxy.domain} = {
             enableACME = lib.mkDefault true;
             forceSSL = lib.mkDefault true;
+            # What is for the public. All else is answered here: the metrics have a listener of their own, and the admin
+            # API is for the machine's own Unix socket.
             locations = {
-              "/" = {
-                proxyPass = "http://${upstream}";
-                proxyWebsockets = true;
-                extraConfig = ''
-                  # Frames leave as they come.
-                  proxy_buffering off;
-                  # A firehose may be quiet for long. The relay pings every 30 seconds, and cuts who does not answer.
-                  proxy_read_timeout 1d;
-                  proxy_send_timeout 1d;
-                  # While the relay restarts, a new connection waits in its socket.
-                  proxy_connect_timeout 5s;
-                '';
-              };
-            }
-            # The metrics have a listener of their own, and the admin API a Unix socket: neither is for the public.
-            // lib.genAttrs [ "/admin" "/metrics" "/_health" ] (_: { return = "404"; });
+              "= /" = passed;
+              "/xrpc/" = passed;
+              "/".return = "404";
+            };
           };
         };
       })

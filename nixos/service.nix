@@ -13,8 +13,7 @@ let
   cfg = config.services.atproto-relay;
 
   # The relay's own default, where the settings are silent.
-  maxConsumers =
-    if cfg.settings.max_consumers == null then 1000 else cfg.settings.max_consumers;
+  maxConsumers = if cfg.settings.max_consumers == null then 1000 else cfg.settings.max_consumers;
 
   # What systemctl reload applies; a change of anything else needs a restart. The relay names the rest when it is asked
   # to apply it, so that a list which is too long here is seen in its log.
@@ -214,8 +213,7 @@ in
         User = cfg.user;
         Group = cfg.group;
 
-        # systemd makes these, gives them to the user, and is no part of them afterwards. Folders that may be file
-        # systems of their own are named too, so that a fresh one gets its owner.
+        # systemd makes these and gives them to the user; storage/ adds the folders that are file systems of their own.
         StateDirectory = [ "atproto-relay" ];
         StateDirectoryMode = "0750";
         RuntimeDirectory = "atproto-relay";

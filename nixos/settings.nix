@@ -13,9 +13,11 @@ let
   cfg = config.services.atproto-relay;
   format = pkgs.formats.toml { };
 
-  size = types.either types.ints.unsigned (types.strMatching "[0-9]+([.][0-9]+)? *([kKmMgGtT][iI]?)?[bB]") // {
-    description = "size, in bytes or with a unit as in \"64GiB\"";
-  };
+  size =
+    types.either types.ints.unsigned (types.strMatching "[0-9]+([.][0-9]+)? *([kKmMgGtT][iI]?)?[bB]")
+    // {
+      description = "size, in bytes or with a unit as in \"64GiB\"";
+    };
   time = types.strMatching "([0-9]+([.][0-9]+)?(ms|s|m|h|d|w))+" // {
     description = "time with a unit, as in \"90s\" or \"72h\"";
   };
@@ -131,6 +133,13 @@ in
 
   config = lib.mkIf cfg.enable {
     services.atproto-relay.configFile = format.generate "atproto-relay.toml" (written cfg.settings);
+
+    # What this module lets pass, the relay judges: a word that it does not know fails the build, not the start.
+    system.checks = lib.optional (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) (
+      pkgs.runCommand "atproto-relay-check-config" { } ''
+        ${lib.getExe cfg.package} check-config --config ${cfg.configFile} >$out
+      ''
+    );
 
     # At a fixed place, so that a reload finds the new file under the old name, and so that
     # `atproto-relay check-config --config /etc/atproto-relay/config.toml` is what the service reads.

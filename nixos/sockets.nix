@@ -81,13 +81,12 @@ in
     };
 
     systemd.sockets = {
-      atproto-relay =
-        socket "public" "Firehose and XRPC of the AT Protocol relay" tcp // { listenStreams = cfg.listen; };
-      atproto-relay-metrics =
-        socket "metrics" "Metrics of the AT Protocol relay" tcp
-        // {
-          listenStreams = cfg.metricsListen;
-        };
+      atproto-relay = socket "public" "Firehose and XRPC of the AT Protocol relay" tcp // {
+        listenStreams = cfg.listen;
+      };
+      atproto-relay-metrics = socket "metrics" "Metrics of the AT Protocol relay" tcp // {
+        listenStreams = cfg.metricsListen;
+      };
       atproto-relay-admin =
         socket "admin" "Admin API of the AT Protocol relay" {
           # The mode is the password.

@@ -18,6 +18,7 @@ let
           nixpkgs.pkgs = pkgs;
           nixpkgs.hostPlatform = "x86_64-linux";
           system.stateVersion = "24.05";
+          networking.hostName = "relay";
           boot.loader.grub.enable = false;
           fileSystems."/" = {
             device = "/dev/disk/by-label/nixos";
@@ -32,22 +33,38 @@ let
       ];
     };
 
-  # What this module defines in an option that others define as well: theirs changes with the version of nixpkgs.
-  ours = option: lib.filter (definition: lib.hasPrefix (toString ../.) (toString definition.file)) option.definitionsWithLocations;
+  # What the module defines in an option that NixOS defines as well, whose part changes with the version of nixpkgs.
+  ours =
+    option:
+    lib.filter (
+      definition:
+      lib.hasPrefix (toString ../. + "/") (toString definition.file)
+      && !lib.hasPrefix (toString ./.) (toString definition.file)
+    ) option.definitionsWithLocations;
   ourNames = option: lib.concatMap (definition: lib.attrNames definition.value) (ours option);
-  ourPart = option: value: lib.getAttrs (lib.unique (ourNames option)) value;
-  ourLines =
-    text:
-    lib.concatMapStrings (line: line + "\n") (
-      lib.filter (lib.hasInfix "atproto-relay") (lib.splitString "\n" text)
-    );
+  ourPart =
+    option: value:
+    let
+      isSet = definition: lib.isAttrs definition && !(definition ? _type);
+      part =
+        value:
+        lib.mapAttrs (
+          name: definition: if isSet definition then part value.${name} definition else value.${name}
+        );
+    in
+    lib.foldl' lib.recursiveUpdate { } (map (definition: part value definition.value) (ours option));
+  linesThat =
+    select: text:
+    lib.concatMapStrings (line: line + "\n") (lib.filter select (lib.splitString "\n" text));
+  ourLines = linesThat (lib.hasInfix "atproto-relay");
 
   file =
     path: text:
     lib.optionalAttrs (text != "") {
       ${path} = text;
     };
-  lines = line: attrs: lib.concatStrings (lib.mapAttrsToList (name: value: line name value + "\n") attrs);
+  lines =
+    line: attrs: lib.concatStrings (lib.mapAttrsToList (name: value: line name value + "\n") attrs);
 
   postgresqlValue =
     value:
@@ -72,16 +89,42 @@ let
         lib.filterAttrs (name: _: lib.hasInfix "atproto" name) config.systemd.units
       );
       etc =
-        path:
+        path: as:
         lib.optionalAttrs (config.environment.etc ? ${path}) {
-          "etc/${path}" = config.environment.etc.${path}.source.text;
+          "etc/${as}" = config.environment.etc.${path}.source.text;
         };
+      relay = config.services.atproto-relay;
+
+      # Files that units and settings name by their path in the store.
+      stored = derivation: { "store/${baseNameOf (toString derivation)}" = derivation.text; };
+      isVolume = line: lib.any (path: lib.hasInfix " ${path} " line) (ourNames options.fileSystems);
     in
     if failed != [ ] then
       throw (lib.concatMapStringsSep "\n" (entry: entry.message) failed)
     else
       units
-      // etc "atproto-relay/config.toml"
+      // etc "atproto-relay/config.toml" "atproto-relay/config.toml"
+      // file "etc/fstab" (linesThat isVolume config.environment.etc.fstab.text)
+      // lib.optionalAttrs (lib.any (volume: volume != null && volume.format) relay.storage.volumes) (
+        stored relay.storage.prepareDevice
+      )
+      // file "etc/udev/rules.d/99-local.rules" (
+        lib.concatMapStrings (definition: definition.value) (ours options.services.udev.extraRules)
+      )
+      // lib.optionalAttrs relay.monitoring.enable (
+        etc "prometheus/prometheus.yaml" "prometheus.yml"
+        // stored relay.monitoring.rules
+        // {
+          # NixOS has a file for rules that are given in its options; here it is empty.
+          "store/00000000000000000000000000000000-prometheus.rules" = "";
+        }
+        // lib.optionalAttrs relay.monitoring.grafana.enable {
+          "grafana/dashboard.json" = relay.monitoring.dashboard.text;
+          "grafana/settings.json" = builtins.toJSON (
+            ourPart options.services.grafana.settings config.services.grafana.settings
+          );
+        }
+      )
       // file "etc/sysctl.d/60-nixos.conf" (
         lines (name: value: "${name}=${toString value}") (
           ourPart options.boot.kernel.sysctl config.boot.kernel.sysctl
@@ -105,4 +148,22 @@ let
 in
 {
   rendered = lib.mapAttrs (_: render) configurations;
+
+  # Options of the module that say nothing of themselves.
+  undocumented = map (option: option.name) (
+    lib.filter (option: !option.internal && !(option ? description)) (
+      lib.optionAttrSetToDocList (evaluate ./configurations/minimal.nix).options.services.atproto-relay
+    )
+  );
+
+  # Each must fail, and say so in these words.
+  refused = lib.mapAttrs (_: case: {
+    inherit (case) message;
+    rendered = render {
+      config.services.atproto-relay = {
+        enable = true;
+      }
+      // case.relay;
+    };
+  }) (import ./refusals.nix);
 }

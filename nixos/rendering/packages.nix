@@ -44,7 +44,9 @@ let
 
   # A file with this text.
   file = name: text: derivation name { inherit text; };
-  generate = print: name: value: file name (print value);
+  generate =
+    print: name: value:
+    file name (print value);
 
   # TOML, as far as the settings go: tables, and in them what JSON writes alike.
   toml =
@@ -194,8 +196,12 @@ let
     writeScriptBin = file;
     writeShellScriptBin = file;
     writeShellApplication = { name, ... }: package name;
-    runCommand = name: _: _: package name;
-    runCommandLocal = name: _: _: package name;
+    runCommand =
+      name: _: _:
+      package name;
+    runCommandLocal =
+      name: _: _:
+      package name;
     symlinkJoin = { name, ... }: package name;
     buildEnv = { name, ... }: package name;
     formats = {

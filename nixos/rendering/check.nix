@@ -1,0 +1,47 @@
+# The same as nixos/check, for the flake's checks: evaluated with the flake's nixpkgs, and built only if all of it holds.
+{ nixpkgs, pkgs }:
+
+let
+  inherit (nixpkgs) lib;
+  result = import ./. { nixpkgs = nixpkgs.outPath; };
+
+  isJson = path: lib.hasSuffix ".json" path || lib.hasSuffix "/prometheus.yml" path;
+  read = path: text: if isJson path then builtins.fromJSON text else text;
+
+  folder = configuration: ../expected + "/${configuration}";
+  committed =
+    configuration:
+    map (file: lib.removePrefix (toString (folder configuration) + "/") (toString file)) (
+      lib.filesystem.listFilesRecursive (folder configuration)
+    );
+  differs =
+    configuration: files: path:
+    !(files ? ${path})
+    || !lib.elem path (committed configuration)
+    || read path files.${path} != read path (builtins.readFile (folder configuration + "/${path}"));
+
+  different = lib.concatLists (
+    lib.mapAttrsToList (
+      configuration: files:
+      map (path: "${configuration}/${path}") (
+        lib.filter (differs configuration files) (
+          lib.unique (lib.attrNames files ++ committed configuration)
+        )
+      )
+    ) result.rendered
+  );
+  accepted = lib.attrNames (
+    lib.filterAttrs (
+      _: case: (builtins.tryEval (builtins.deepSeq case.rendered true)).success
+    ) result.refused
+  );
+in
+assert lib.assertMsg (different == [ ])
+  "The module comes to something else than what is in nixos/expected: ${toString different}. NIXPKGS=… nixos/check --write takes it over.";
+assert lib.assertMsg (
+  accepted == [ ]
+) "Configurations are accepted that must be refused: ${toString accepted}";
+assert lib.assertMsg (
+  result.undocumented == [ ]
+) "Options without a description: ${toString result.undocumented}";
+pkgs.runCommand "atproto-relay-module" { } "touch $out"

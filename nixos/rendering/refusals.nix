@@ -1,0 +1,150 @@
+# Configurations that must be refused, and what must be said of each: services.atproto-relay, with `enable = true` beside it.
+{
+  # Wrong types
+  time-without-unit = {
+    relay.settings.replay_window = 72;
+    message = "A definition for option `services.atproto-relay.settings.replay_window' is not of type `null or time with a unit, as in \"90s\" or \"72h\"'";
+  };
+  size-in-words = {
+    relay.settings.log.max_bytes = "500 gigabytes";
+    message = "A definition for option `services.atproto-relay.settings.log.max_bytes' is not of type";
+  };
+  validation-that-does-not-exist = {
+    relay.settings.validation = "none";
+    message = "A definition for option `services.atproto-relay.settings.validation' is not of type `null or one of \"strict\", \"ratchet\", \"lenient\"'";
+  };
+  one-host-that-is-no-list = {
+    relay.hosts = "pds.example.com";
+    message = "A definition for option `services.atproto-relay.hosts' is not of type `list of string'";
+  };
+  port-without-address = {
+    relay.listen = [ ":2470" ];
+    message = "is not of type `address with a port, as in 127.0.0.1:2470 or [::1]:2470'";
+  };
+  weight-out-of-range = {
+    relay.limits.cpuWeight = 0;
+    message = "A definition for option `services.atproto-relay.limits.cpuWeight' is not of type `integer between 1 and 10000 (both inclusive)'";
+  };
+  file-system-that-is-not-offered = {
+    relay.storage.log = {
+      device = "/dev/disk/by-id/nvme-log";
+      fsType = "btrfs";
+    };
+    message = "is not of type `one of \"xfs\", \"ext4\"'";
+  };
+  proxy-that-is-not-offered = {
+    relay.proxy.server = "apache";
+    message = "is not of type `null or one of \"caddy\", \"nginx\"'";
+  };
+
+  # Unknown options
+  unknown-option = {
+    relay.adminPassword = "hunter2";
+    message = "The option `services.atproto-relay.adminPassword' does not exist";
+  };
+  unknown-volume = {
+    relay.storage.logs.device = "/dev/disk/by-id/nvme-log";
+    message = "The option `services.atproto-relay.storage.logs' does not exist";
+  };
+
+  # Secrets in the store
+  password-as-a-path = {
+    relay.admin.passwordFile = ./refusals.nix;
+    message = "services.atproto-relay.admin.passwordFile is a file in the Nix store, which everybody on the machine may read.";
+  };
+  url-in-the-store = {
+    relay.database.urlFile = "${builtins.storeDir}/00000000000000000000000000000000-url";
+    message = "services.atproto-relay.database.urlFile is a file in the Nix store, which everybody on the machine may read.";
+  };
+  grafana-key-in-the-store = {
+    relay.monitoring.grafana.secretKeyFile = "${builtins.storeDir}/00000000000000000000000000000000-key";
+    message = "services.atproto-relay.monitoring.grafana.secretKeyFile is a file in the Nix store, which everybody on the machine may read.";
+  };
+  password-in-the-url = {
+    relay.database.createLocally = false;
+    relay.settings.database_url = "postgres://relay:hunter2@db.example.com/relay";
+    message = "services.atproto-relay.settings.database_url has a password in it";
+  };
+  password-file-in-the-settings = {
+    relay.settings.admin_password_file = "/run/secrets/admin";
+    message = "services.atproto-relay.settings.admin_password_file cannot be read by the relay's user.";
+  };
+
+  # Options that contradict each other
+  two-databases = {
+    relay.database.createLocally = true;
+    relay.database.urlFile = "/run/secrets/url";
+    message = "services.atproto-relay.database.createLocally and services.atproto-relay.database.urlFile contradict each other";
+  };
+  two-urls = {
+    relay.database.urlFile = "/run/secrets/url";
+    relay.settings.database_url = "postgres://relay@db.example.com/relay";
+    message = "services.atproto-relay.database.urlFile and services.atproto-relay.settings.database_url both name a database.";
+  };
+  url-beside-the-local-database = {
+    relay.settings.database_url = "postgres://relay@db.example.com/relay";
+    message = "The option `services.atproto-relay.settings.database_url' has conflicting definition values";
+  };
+  two-log-levels = {
+    relay.logLevel = "warn";
+    relay.settings.log_level = "debug";
+    message = "The option `services.atproto-relay.settings.log_level' has conflicting definition values";
+  };
+  address-in-the-settings = {
+    relay.settings.listen = "0.0.0.0:2470";
+    message = "The option `services.atproto-relay.settings.listen' has conflicting definition values";
+  };
+  firewall-open-for-nobody = {
+    relay.openFirewall = true;
+    message = "services.atproto-relay.openFirewall opens nothing: the relay listens on loopback alone.";
+  };
+  proxy-without-name = {
+    relay.proxy.server = "nginx";
+    message = "services.atproto-relay.proxy.server needs services.atproto-relay.proxy.domain";
+  };
+  too-few-open-files = {
+    relay.limits.openFiles = 4096;
+    relay.settings.max_consumers = 5000;
+    message = "services.atproto-relay.limits.openFiles is too low for 5000 consumers: allow 6024 or more";
+  };
+
+  # Disks that would go wrong
+  disk-for-a-database-elsewhere = {
+    relay.database.urlFile = "/run/secrets/url";
+    relay.storage.database.device = "/dev/disk/by-id/nvme-database";
+    message = "services.atproto-relay.storage.database is a volume for PostgreSQL on this machine";
+  };
+  one-disk-for-two = {
+    relay.storage.log.device = "/dev/disk/by-id/nvme-one";
+    relay.storage.database.device = "/dev/disk/by-id/nvme-one";
+    message = "services.atproto-relay.storage names a device twice";
+  };
+  passing-name = {
+    relay.storage.log = {
+      device = "/dev/nvme0n1";
+      format = true;
+    };
+    message = "services.atproto-relay.storage.log.format needs a name that stays with the device";
+  };
+  name-from-the-content = {
+    relay.storage.log = {
+      device = "/dev/disk/by-label/relay-log";
+      format = true;
+    };
+    message = "services.atproto-relay.storage.log.format needs a name of the device itself";
+  };
+  label-too-long = {
+    relay.storage.mirror = {
+      device = "/dev/disk/by-id/nvme-mirror";
+      label = "mirror-of-repositories";
+    };
+    message = "services.atproto-relay.storage.mirror.label is too long: xfs takes 12 characters.";
+  };
+  writes-that-are-not-on-disk = {
+    relay.storage.log = {
+      device = "/dev/disk/by-id/nvme-log";
+      mountOptions = [ "nobarrier" ];
+    };
+    message = "services.atproto-relay.storage.log.mountOptions has nobarrier";
+  };
+}
