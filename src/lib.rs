@@ -16,6 +16,7 @@ pub mod discovery;
 pub mod eventlog;
 pub mod firehose;
 pub mod identity;
+pub mod pulse;
 pub mod relay;
 pub mod store;
 pub mod systemd;

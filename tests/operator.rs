@@ -5,13 +5,14 @@
 
 #[path = "support/postgres.rs"]
 mod postgres;
+#[path = "support/small_disk.rs"]
+mod small_disk;
 #[path = "support/relay.rs"]
 mod support;
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use atproto_relay::devnet::network::{Network, NetworkOptions};
 use atproto_relay::devnet::pds::Pds;
 use atproto_relay::devnet::scrape::Samples;
 use serde_json::{Value, json};
+use small_disk::SmallDisk;
 use support::{Bench, PATIENCE};
 use tokio_tungstenite::connect_async;
 
@@ -27,62 +29,6 @@ const POSTS: &str = "app.bsky.feed.post";
 
 fn post(text: &str) -> Value {
     json!({"$type": POSTS, "text": text, "createdAt": "2026-01-01T00:00:00Z"})
-}
-
-/// A small disk of its own. Unmounted when dropped.
-struct SmallDisk {
-    folder: PathBuf,
-    _parent: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    /// `None`, with a printed line, where this user may not mount.
-    fn mount(size: &str) -> Option<SmallDisk> {
-        let parent = tempfile::tempdir().unwrap();
-        let folder = parent.path().join("disk");
-        fs::create_dir(&folder).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(&folder)
-            .stderr(Stdio::null())
-            .status();
-        if !mounted.is_ok_and(|status| status.success()) {
-            println!("skipped: no small disk, this user may not mount a tmpfs");
-            return None;
-        }
-        Some(SmallDisk {
-            folder,
-            _parent: parent,
-        })
-    }
-
-    /// Leaves no room.
-    fn fill(&self) {
-        let mut filler = File::create(self.folder.join("filler")).unwrap();
-        for bytes in [vec![0; 1 << 20], vec![0; 4096]] {
-            while filler.write_all(&bytes).is_ok() {}
-        }
-    }
-
-    /// Leaves room for so many bytes.
-    fn fill_but(&self, room: u64) {
-        self.fill();
-        let filler = File::options().write(true).open(self.folder.join("filler"));
-        let filler = filler.unwrap();
-        let filled = filler.metadata().unwrap().len();
-        filler.set_len(filled - room).unwrap();
-    }
-
-    fn make_room(&self) {
-        fs::remove_file(self.folder.join("filler")).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: files may still be open after a failed assertion.
-        let _ = Command::new("umount").arg("-l").arg(&self.folder).status();
-    }
 }
 
 fn serve(data_dir: &Path) -> Command {

@@ -299,8 +299,10 @@ impl LogFile {
 
 /// Room on a file system, for users without privileges.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
+pub struct Room {
+    /// Size of the file system in bytes.
     pub total: u64,
+    /// Bytes that may still be written.
     pub free: u64,
 }
 

@@ -38,7 +38,7 @@ mod upkeep;
 pub mod wire;
 
 pub use audit::{Audit, Flaw, Wrong};
-pub use disk::Faults;
+pub use disk::{Faults, Room};
 pub use entry::{Entry, UNKNOWN_HOST};
 pub use inspect::{Event, Events, Fate, Folder, Summary};
 pub use reader::{Entries, Offer, ReadError, Reader};
@@ -55,8 +55,12 @@ use stretch::Stretches;
 use unreadable::Suspects;
 use upkeep::Upkeep;
 
+use crate::pulse::Pulse;
+
 /// Segments are not smaller, whatever the options say.
 const MIN_SEGMENT_BYTES: u64 = 4096;
+/// Entries that may be damaged before the first one that tells when it was appended.
+const MOST_DAMAGED: u64 = 100;
 /// A byte budget holds at least this many segments, so that retention removes a small part of it.
 const MIN_SEGMENTS_IN_BUDGET: u64 = 8;
 
@@ -210,6 +214,8 @@ struct Shared {
     redactions: Redactions,
     suspects: Suspects,
     stretches: Stretches,
+    /// The sequencer's.
+    pulse: Pulse,
     /// Wakes the upkeep thread.
     wake: mpsc::SyncSender<upkeep::Call>,
     _lock: FolderLock,
@@ -250,6 +256,7 @@ impl EventLog {
             redactions,
             suspects: Suspects::default(),
             stretches: Stretches::default(),
+            pulse: Pulse::default(),
             wake,
             options,
             dir,
@@ -316,6 +323,31 @@ impl EventLog {
     /// Whether the log takes events.
     pub fn health(&self) -> Health {
         self.shared.health.borrow().clone()
+    }
+
+    /// How the sequencer gets on: it beats after each group of events and after each empty batch, and waits while the
+    /// disk refuses. Whoever is called with durable events may wait in it, too.
+    pub fn pulse(&self) -> &Pulse {
+        &self.shared.pulse
+    }
+
+    /// When the oldest event was appended, since 1970. Reads the disk.
+    pub fn oldest_time(&self) -> Option<Duration> {
+        let (oldest, head) = self.window();
+        let segment = self.shared.segment_of(oldest).ok()?;
+        let files = segment.files().ok()?;
+        let mut entries =
+            (oldest..=head.min(oldest + MOST_DAMAGED)).map(|seq| segment.entry(&files, seq));
+        let entry = entries.find_map(|entry| entry.ok().flatten())?;
+        Some(Duration::from_micros(entry.time_us))
+    }
+
+    /// The file system of the log: its size, and what of it this user may still write. Reads the disk.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn disk(&self) -> io::Result<Room> {
+        disk::room(&self.shared.dir, self.options().faults.as_deref())
     }
 
     /// Bytes on disk, reserved ones included.

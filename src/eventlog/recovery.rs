@@ -31,6 +31,7 @@ use super::{LogError, LogOptions, wire};
 use crate::atproto::car::Car;
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, MAX_FRAME_BYTES, Message, Peek};
+use crate::telemetry::metrics;
 
 /// File whose lock says that a relay uses the folder; holds its process id.
 const LOCK: &str = "lock";
@@ -153,6 +154,7 @@ pub(super) fn recover(
     let mut segments = VecDeque::from([Arc::new(Segment::new(dir.clone(), last, u64::MAX))]);
     let mut next = last;
     for first in firsts.into_iter().rev() {
+        metrics().recovery_steps.inc();
         let whole =
             is_whole(dir, first, next) || repair(first, Until::Next(next))?.next_seq == next;
         if !whole {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::segment::{Segment, reserved_bytes};
 use super::{EventLog, Shared, disk};
+use crate::telemetry::{Removal, metrics};
 
 /// A leap of the system's clock is what exceeds this; less is its being kept right.
 const LEAP: Duration = Duration::from_secs(5);
@@ -48,6 +49,12 @@ impl Shared {
             let bytes = oldest.bytes();
             // Out of the list before it is off the disk: no reader may enter it now.
             self.segments_mut().pop_front();
+            let reason = match outdated {
+                Some(last) if last >= oldest.first => Removal::Age,
+                _ if excess > 0 => Removal::Bytes,
+                _ => Removal::Room,
+            };
+            metrics().segments_removed(reason).inc();
             // A reader that was in the middle of a frame may end it, where there is room for that.
             match lacking {
                 0 => oldest.remove()?,

@@ -18,6 +18,7 @@ use super::syncer::Syncer;
 use super::{Durability, EventLog, Health, LogError, is_lack_of_room, upkeep, wire};
 use crate::atproto::did::Did;
 use crate::atproto::frame::Kind;
+use crate::pulse::Pulse;
 use crate::telemetry::metrics;
 
 /// Frames gathered for one write and one sync. Bounds memory; well above what one sync takes to do.
@@ -93,6 +94,7 @@ pub fn spawn<T: Send + 'static>(
         .ok_or_else(|| LogError::SequencerRuns(dir.to_path_buf()))?;
     let stop = Arc::new(AtomicBool::new(false));
     let worker = Worker {
+        pulse: log.pulse().clone(),
         stop: stop.clone(),
         group: Group::new(writer.next_seq),
         committed_at: Instant::now(),
@@ -123,6 +125,7 @@ struct Worker<T, F> {
     rx: Receiver<Vec<Append<T>>>,
     on_durable: F,
     stop: Arc<AtomicBool>,
+    pulse: Pulse,
     group: Group<T>,
     /// When the last group was begun to be written.
     committed_at: Instant,
@@ -160,6 +163,7 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
             }
             self.commit()?;
             self.sync_if_due()?;
+            self.pulse.beat();
         }
         self.sync_unsynced()
     }
@@ -330,7 +334,7 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
             if self.stop.load(Ordering::Acquire) {
                 return Err(GaveUp);
             }
-            thread::park_timeout(pause);
+            self.pulse.wait(|| thread::park_timeout(pause));
             pause = (pause * 2).min(MAX_RETRY_PAUSE);
         }
         if failing {

@@ -7,6 +7,7 @@ mod durable;
 mod operations;
 mod recovery;
 mod roster;
+mod vitals;
 
 use std::future::Future;
 use std::io;
@@ -32,6 +33,7 @@ use crate::eventlog::{self, EventLog, LogError, LogOptions};
 use crate::firehose::{self, Firehose, FirehoseOptions};
 use crate::identity::{Resolver, ResolverOptions};
 use crate::store::{Batch, Store, StoreError, Writer};
+use crate::systemd::watchdog::Part;
 use crate::upstream::{AddError, Checkpoint, Hosts, HostsOptions};
 use crate::verify::{self, Alarm, KnownHosts, Pipeline, Rule, Settlement, Surroundings};
 use crate::{api, telemetry};
@@ -40,6 +42,8 @@ use durable::{Position, on_durable};
 use operations::Running;
 pub use recovery::RecoveryError;
 use roster::{Name, Roster};
+use vitals::Sampler;
+pub use vitals::Vitals;
 
 /// Batches of accepted events that may wait for the sequencer.
 const LOG_QUEUE: usize = 64;
@@ -105,6 +109,7 @@ pub struct Relay {
     log: EventLog,
     closing: CancellationToken,
     failed: watch::Receiver<Option<String>>,
+    vitals: watch::Receiver<Vitals>,
     servers: Vec<task::JoinHandle<()>>,
 }
 
@@ -118,6 +123,7 @@ impl Relay {
         telemetry::metrics().register_rules(Rule::ALL.iter().map(|rule| rule.name()));
         let public = listen(config.listen, "the public API", "listen").await?;
         let private = listen(config.metrics_listen, "metrics", "metrics-listen").await?;
+        metrics_of_settings(&config);
         let log = open_log(&config).await?;
         let store = Store::open(config.database_url().expose()).await?;
         let hold = store.hold().await?;
@@ -135,8 +141,9 @@ impl Relay {
             let failing = failing.clone();
             move |reason| fail(&failing, reason)
         });
+        let resolver = Resolver::new(resolver_options(&config, guard, clock));
         let surroundings = Surroundings {
-            resolver: Resolver::new(resolver_options(&config, guard, clock)),
+            resolver: resolver.clone(),
             writer: writer.clone(),
             log: to_log,
             hosts: known_hosts.clone(),
@@ -148,7 +155,7 @@ impl Relay {
         let position = Position::new(log.head());
         let settle = on_durable(
             log.clone(),
-            pipeline.settler(writer.clone()),
+            pipeline.settler(writer.clone(), log.pulse().clone()),
             position.clone(),
             alarm.watch("the event log's sequencer"),
         );
@@ -177,6 +184,7 @@ impl Relay {
             pipeline: pipeline.clone(),
             crawler: Crawler::new(crawler_options(&config, guard), hosts.clone()),
             firehose: firehose.clone(),
+            resolver,
             store: store.clone(),
             writer: writer.clone(),
         });
@@ -201,6 +209,14 @@ impl Relay {
                 closing.clone(),
             )),
         ];
+        let (sampled, vitals) = watch::channel(Vitals::default());
+        let sampler = Sampler {
+            log: log.clone(),
+            hosts: hosts.clone(),
+            pipeline: pipeline.clone(),
+            firehose: firehose.clone(),
+        };
+        servers.push(tokio::spawn(sampler.run(sampled, closing.clone())));
         tokio::spawn(checkpoints(
             hosts.clone(),
             writer.clone(),
@@ -227,6 +243,7 @@ impl Relay {
             log,
             closing,
             failed,
+            vitals,
             servers,
         })
     }
@@ -254,6 +271,39 @@ impl Relay {
     /// Who is connected, for a status line.
     pub fn firehose(&self) -> &Firehose {
         &self.firehose
+    }
+
+    /// How it does, sampled every few seconds.
+    pub fn vitals(&self) -> watch::Receiver<Vitals> {
+        self.vitals.clone()
+    }
+
+    /// The parts whose progress is the relay's: shards, sequencer, runtime.
+    ///
+    /// # Errors
+    /// The system gives no sockets.
+    pub fn parts(&self) -> io::Result<Vec<Part>> {
+        let pulses = self.pipeline.pulses().iter().cloned().enumerate();
+        let mut parts: Vec<Part> = pulses
+            .map(|(index, pulse)| {
+                let pipeline = self.pipeline.clone();
+                Part {
+                    kind: "shards",
+                    name: format!("shard {index}"),
+                    pulse,
+                    nudge: Box::new(move || pipeline.nudge(index)),
+                }
+            })
+            .collect();
+        parts.push(Part {
+            kind: "sequencer",
+            name: "the event log's sequencer".into(),
+            pulse: self.log.pulse().clone(),
+            // The shards hand on what they are given.
+            nudge: Box::new(|| {}),
+        });
+        parts.push(Part::runtime()?);
+        Ok(parts)
     }
 
     /// Resolves with the reason when a part of the relay ended that never should.
@@ -391,6 +441,16 @@ fn open_roster(log: &EventLog) -> Result<Roster, RecoveryError> {
         folder: folder.display().to_string(),
         source,
     })
+}
+
+/// Shows the limits that alerts compare with.
+fn metrics_of_settings(config: &Config) {
+    let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let metrics = telemetry::metrics();
+    metrics.log_max_bytes.set(gauge(config.log_max_bytes));
+    metrics
+        .log_window_seconds
+        .set(gauge(config.replay_window.as_secs()));
 }
 
 /// Opens the log on a thread of its own: recovery reads files.

@@ -11,6 +11,7 @@ use crate::config::Validation;
 use crate::discovery::{CrawlError, Crawler, Requester};
 use crate::eventlog::{self, EventLog};
 use crate::firehose::{ConsumerInfo, Firehose};
+use crate::identity::Resolver;
 use crate::store::{HostId, LocalStatus, RateOverrides, Store, Writer};
 use crate::telemetry::{Health, Metrics, Observed, raise_to};
 use crate::upstream::Hosts;
@@ -26,6 +27,7 @@ pub(super) struct Running {
     pub pipeline: Pipeline,
     pub crawler: Crawler,
     pub firehose: Firehose,
+    pub resolver: Resolver,
     pub store: Store,
     pub writer: Writer,
 }
@@ -186,6 +188,14 @@ impl Observed for Running {
         metrics
             .log_failing
             .set(i64::from(self.log.health() != eventlog::Health::Good));
+        let (entries, _) = self.resolver.sizes();
+        metrics.identity_cache_entries.set(entries as i64);
+        metrics
+            .store_failing
+            .set(i64::from(self.writer.trouble().is_some()));
+        let (slowest, median) = consumer_lag(&self.firehose.consumers().list(), self.log.head());
+        metrics.consumer_lag_slowest.set(slowest as i64);
+        metrics.consumer_lag_median.set(median as i64);
         let totals = self.firehose.consumers().totals();
         metrics.consumers.set(totals.connected as i64);
         raise_to(&metrics.consumers_admitted, totals.admitted);
@@ -193,4 +203,18 @@ impl Observed for Running {
         raise_to(&metrics.consumer_events, totals.events);
         raise_to(&metrics.consumer_bytes, totals.bytes);
     }
+}
+
+/// How many events the slowest consumer, and the one in the middle, has before it.
+fn consumer_lag(consumers: &[ConsumerInfo], head: u64) -> (u64, u64) {
+    let mut behind: Vec<u64> = consumers
+        .iter()
+        // One that has no position yet begins with its next write.
+        .filter(|consumer| consumer.position > 0)
+        .map(|consumer| (head + 1).saturating_sub(consumer.position))
+        .collect();
+    behind.sort_unstable();
+    let slowest = behind.last().copied().unwrap_or(0);
+    let median = behind.get(behind.len() / 2).copied().unwrap_or(0);
+    (slowest, median)
 }

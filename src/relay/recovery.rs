@@ -22,6 +22,7 @@ use crate::store::{
     AccountUpdate, Batch, HostId, HostRow, LocalStatus, NewHost, RepoState, Store, StoreError,
     UpstreamStatus,
 };
+use crate::telemetry::metrics;
 use crate::upstream::{Durable, InFlightLimits, RecoveredHost};
 use crate::verify::LOCAL_STATUS_BASE;
 
@@ -130,6 +131,7 @@ pub(super) async fn replay(
     for entry in log.entries(from).and_redacted() {
         let (entry, frame) = entry?;
         count += 1;
+        metrics().recovery_steps.inc();
         let host = tail.note(&entry, &frame);
         accounts.extend(account_update(&frame, host));
         accounts.extend(own_update(

@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::config::MAX_SHARDS;
@@ -61,6 +61,17 @@ pub enum DirectoryOutcome {
     Unavailable,
 }
 
+/// Why a segment of the log was removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// Its events are older than the replay window.
+    Age,
+    /// The log would have been larger than it may be.
+    Bytes,
+    /// Too little room was left on the file system.
+    Room,
+}
+
 /// Handles of every metric. Gauges named "sampled" are set when the metrics are read.
 pub struct Metrics {
     registry: Registry,
@@ -68,6 +79,8 @@ pub struct Metrics {
     received: ByKind,
     forwarded: ByKind,
     dropped: IntCounterVec,
+    /// How far the log is behind the hosts, in seconds, sampled.
+    pub lag_seconds: Gauge,
     /// From the arrival of an event's last byte to its being visible to consumers, in seconds.
     pub time_to_firehose: Histogram,
     /// Events forwarded although the account's chain broke.
@@ -106,6 +119,8 @@ pub struct Metrics {
     /// Identities not found in the cache.
     pub identity_cache_misses: IntCounter,
     lookups: [[IntCounter; 4]; 2],
+    /// Identities in memory, sampled.
+    pub identity_cache_entries: IntGauge,
     /// Time of a look-up at a directory or did:web host, in seconds.
     pub lookup_seconds: Histogram,
 
@@ -115,6 +130,19 @@ pub struct Metrics {
     pub log_oldest_seq: IntGauge,
     /// Bytes of the log on disk, sampled.
     pub log_bytes: IntGauge,
+    /// Bytes that the log may take.
+    pub log_max_bytes: IntGauge,
+    /// How long events are to stay in the log, in seconds.
+    pub log_window_seconds: IntGauge,
+    /// Age of the oldest event in the log in seconds, sampled.
+    pub log_oldest_age_seconds: IntGauge,
+    segments_removed: [IntCounter; 3],
+    /// Size of the log's file system in bytes, sampled.
+    pub log_disk_bytes: IntGauge,
+    /// Bytes of it that may still be written, sampled.
+    pub log_disk_free_bytes: IntGauge,
+    /// Steps of recovery at the start: events applied once more, segments looked through.
+    pub recovery_steps: IntCounter,
     /// 1 while the log cannot write and takes no events.
     pub log_failing: IntGauge,
     /// Events with a sequence number that are not yet durable.
@@ -131,8 +159,16 @@ pub struct Metrics {
     /// Batches that failed in the database and were repeated.
     pub store_flush_errors: IntCounter,
 
+    /// 1 while the database takes no changes, sampled.
+    pub store_failing: IntGauge,
+
     /// Consumers connected, sampled.
     pub consumers: IntGauge,
+    /// Events between the slowest consumer's position and the head, sampled.
+    pub consumer_lag_slowest: IntGauge,
+    /// The same of the consumer in the middle, sampled.
+    pub consumer_lag_median: IntGauge,
+    handed_over: [IntCounter; 2],
     /// Consumers admitted since the start, sampled.
     pub consumers_admitted: IntCounter,
     /// Consumers refused by a limit, sampled.
@@ -143,6 +179,15 @@ pub struct Metrics {
     pub consumer_events: IntCounter,
     /// Bytes sent to all consumers together, sampled.
     pub consumer_bytes: IntCounter,
+
+    reloads: [IntCounter; 2],
+    /// 1 where the last reload of the configuration was refused.
+    pub reload_failed: IntGauge,
+    /// Settings whose new value waits for a restart.
+    pub restart_needed: IntGauge,
+    /// Times the caches shrank because the system ran short of memory.
+    pub memory_pressure: IntCounter,
+    stuck: IntGaugeVec,
 }
 
 impl Metrics {
@@ -164,7 +209,80 @@ impl Metrics {
             "Requests for crawls of hosts, by what came of them",
             &["outcome"],
         );
+        let segments_removed = r.counters(
+            "relay_log_segments_removed_total",
+            "Segments of the log removed, by the reason",
+            &["reason"],
+        );
+        let handed_over = r.counters(
+            "relay_consumers_handed_over_total",
+            "Consumers of the former process, by what became of them",
+            &["outcome"],
+        );
+        let reloads = r.counters(
+            "relay_config_reloads_total",
+            "Reloads of the configuration, by what came of them",
+            &["outcome"],
+        );
+        let consumer_lag = r.gauges(
+            "relay_consumer_lag_events",
+            "Events between a consumer's position and the end of the log",
+            &["of"],
+        );
         Metrics {
+            lag_seconds: r.float_gauge(
+                "relay_lag_seconds",
+                "How far the log is behind the hosts: the median, over the newest commits, of the time from signing to \
+                 appending; grows while events are under way and none gets into the log",
+            ),
+            identity_cache_entries: r
+                .gauge("relay_identity_cache_entries", "Identities in memory"),
+            log_max_bytes: r.gauge("relay_log_max_bytes", "Bytes that the log may take"),
+            log_window_seconds: r.gauge(
+                "relay_log_window_seconds",
+                "How long events are to stay in the log",
+            ),
+            log_oldest_age_seconds: r.gauge(
+                "relay_log_oldest_age_seconds",
+                "Age of the oldest event in the log",
+            ),
+            segments_removed: ["age", "bytes", "room"]
+                .map(|reason| segments_removed.with_label_values(&[reason])),
+            log_disk_bytes: r.gauge("relay_log_disk_bytes", "Size of the log's file system"),
+            log_disk_free_bytes: r.gauge(
+                "relay_log_disk_free_bytes",
+                "Bytes of the log's file system that may still be written",
+            ),
+            recovery_steps: r.counter(
+                "relay_recovery_steps_total",
+                "Steps of recovery at the start: events applied once more, segments looked through",
+            ),
+            store_failing: r.gauge(
+                "relay_store_failing",
+                "1 while the database takes no changes",
+            ),
+            consumer_lag_slowest: consumer_lag.with_label_values(&["slowest"]),
+            consumer_lag_median: consumer_lag.with_label_values(&["median"]),
+            handed_over: ["closed", "kept"]
+                .map(|outcome| handed_over.with_label_values(&[outcome])),
+            reloads: ["refused", "applied"].map(|outcome| reloads.with_label_values(&[outcome])),
+            reload_failed: r.gauge(
+                "relay_config_reload_failed",
+                "1 where the last reload of the configuration was refused",
+            ),
+            restart_needed: r.gauge(
+                "relay_config_restart_needed",
+                "Settings whose new value waits for a restart",
+            ),
+            memory_pressure: r.counter(
+                "relay_memory_pressure_total",
+                "Times the caches shrank because the system ran short of memory",
+            ),
+            stuck: r.gauges(
+                "relay_watchdog_stuck",
+                "1 while a part shows no progress",
+                &["part"],
+            ),
             crawl_requests: ["refused", "accepted"]
                 .map(|outcome| crawl_requests.with_label_values(&[outcome])),
             received: r.by_kind("relay_events_received_total", "Events received from hosts"),
@@ -331,6 +449,26 @@ impl Metrics {
         &self.crawl_requests[usize::from(accepted)]
     }
 
+    /// Consumers of the former process: taken up again, or closed because they did not fit or could not go on.
+    pub fn consumers_handed_over(&self, kept: bool) -> &IntCounter {
+        &self.handed_over[usize::from(kept)]
+    }
+
+    /// Segments of the log that were removed.
+    pub fn segments_removed(&self, reason: Removal) -> &IntCounter {
+        &self.segments_removed[reason as usize]
+    }
+
+    /// Reloads of the configuration, applied or refused.
+    pub fn reloads(&self, applied: bool) -> &IntCounter {
+        &self.reloads[usize::from(applied)]
+    }
+
+    /// 1 while a kind of parts shows no progress.
+    pub fn stuck(&self, part: &'static str) -> IntGauge {
+        self.stuck.with_label_values(&[part])
+    }
+
     /// Look-ups of DIDs.
     pub fn lookups(&self, method: IdentityMethod, outcome: DirectoryOutcome) -> &IntCounter {
         &self.lookups[method as usize][outcome as usize]
@@ -442,6 +580,10 @@ impl Registrar<'_> {
 
     fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::new(name, help))
+    }
+
+    fn float_gauge(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::new(name, help))
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {

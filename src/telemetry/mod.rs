@@ -9,5 +9,7 @@ mod metrics;
 mod server;
 
 pub use logging::{LoggingError, init_logging, stderr_is_journal};
-pub use metrics::{DirectoryOutcome, IdentityMethod, Metrics, ShardGauges, metrics, raise_to};
+pub use metrics::{
+    DirectoryOutcome, IdentityMethod, Metrics, Removal, ShardGauges, metrics, raise_to,
+};
 pub use server::{Health, Observed, router};

@@ -32,6 +32,7 @@ use crate::clock::Clock;
 use crate::config::{DesyncLimits, Validation};
 use crate::eventlog::Append;
 use crate::identity::Resolver;
+use crate::pulse::Pulse;
 use crate::store::{AccountUpdate, Batch, HostId, LocalStatus, Writer};
 use crate::telemetry::metrics;
 use crate::upstream::{HostHandle, Hosts, Received, Settled, Sink};
@@ -124,6 +125,7 @@ pub struct Pipeline {
     shards: Arc<[UnboundedSender<Work>]>,
     memory: Arc<Semaphore>,
     settled: Arc<[Arc<AtomicU64>]>,
+    pulses: Arc<[Pulse]>,
 }
 
 impl Pipeline {
@@ -142,15 +144,21 @@ impl Pipeline {
         let settled: Arc<[Arc<AtomicU64>]> = (0..options.shards)
             .map(|_| Arc::new(AtomicU64::new(0)))
             .collect();
+        let pulses: Arc<[Pulse]> = (0..options.shards).map(|_| Pulse::default()).collect();
         let mut threads = Vec::new();
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let writer = surroundings.writer.clone();
+            let pulse = pulses[index].clone();
+            let waiting = pulse.clone();
             let outlets = Outlets {
                 log: surroundings.log.clone(),
                 lookups: lookups.clone(),
-                updates: Box::new(move |update: AccountUpdate| writer.update(update)),
+                updates: Box::new(move |update: AccountUpdate| {
+                    waiting.wait(|| writer.update(update));
+                }),
                 hosts: surroundings.hosts.clone(),
                 settled: settled[index].clone(),
+                pulse,
             };
             let shard = Shard::new(index, options, inbox, outlets);
             let thread = std::thread::Builder::new().name(format!("shard-{index}"));
@@ -174,6 +182,7 @@ impl Pipeline {
                 shards: senders.into(),
                 memory,
                 settled,
+                pulses,
             },
             threads,
         ))
@@ -203,9 +212,28 @@ impl Pipeline {
         done.await.unwrap_or(Err(CommandError::ShuttingDown))
     }
 
-    /// What the sequencer calls with durable events.
-    pub fn settler(&self, writer: Writer) -> Settler {
+    /// How the shards get on, by their numbers.
+    pub fn pulses(&self) -> &[Pulse] {
+        &self.pulses
+    }
+
+    /// Gives a shard nothing to do, and the sequencer behind it an empty batch.
+    pub fn nudge(&self, shard: usize) {
+        if let Some(shard) = self.shards.get(shard) {
+            // A shard that has ended has no pulse.
+            let _ = shard.send(Work::Nothing);
+        }
+    }
+
+    /// Whether events of hosts are on their way from a socket to the log.
+    pub fn is_busy(&self) -> bool {
+        self.memory.available_permits() < MEMORY_PERMITS
+    }
+
+    /// What the sequencer calls with durable events; `pulse` is the sequencer's.
+    pub fn settler(&self, writer: Writer, pulse: Pulse) -> Settler {
         Settler {
+            pulse,
             settled: self.settled.clone(),
             writer,
         }
@@ -228,6 +256,7 @@ impl Pipeline {
 pub struct Settler {
     settled: Arc<[Arc<AtomicU64>]>,
     writer: Writer,
+    pulse: Pulse,
 }
 
 impl Settler {
@@ -239,10 +268,11 @@ impl Settler {
             .filter_map(|(_, settlement)| settlement.update.take())
             .collect();
         // After a shutdown nothing is written any more: the log still has it.
-        let _ = self.writer.send_blocking(Batch {
+        let batch = Batch {
             accounts,
             ..Batch::default()
-        });
+        };
+        let _ = self.pulse.wait(|| self.writer.send_blocking(batch));
         let mut redact = Vec::new();
         for (seq, settlement) in durable {
             self.settled[settlement.shard].store(settlement.ticket, Ordering::Release);

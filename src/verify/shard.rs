@@ -8,7 +8,7 @@ use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, Peek};
 use crate::eventlog::{Append, UNKNOWN_HOST};
 use crate::identity::Identity;
+use crate::pulse::Pulse;
 use crate::store::{
     AccountRow, AccountUpdate, KnownKey, LocalStatus, UpstreamStatus, combined_status,
 };
@@ -51,6 +52,8 @@ pub(super) enum Work {
     Command(Command),
     /// The answer to a question the shard asked.
     Answer(Did, Answer),
+    /// Nothing: it goes the way of an event, and proves that the way is free.
+    Nothing,
     /// The end: what still waits comes again from its host.
     Stop,
 }
@@ -134,6 +137,8 @@ pub(super) struct Outlets {
     pub hosts: KnownHosts,
     /// Number of the last change of this shard that reached the store's writer.
     pub settled: Arc<AtomicU64>,
+    /// Beats after each round.
+    pub pulse: Pulse,
 }
 
 struct Event {
@@ -167,6 +172,8 @@ pub(super) struct Shard {
     /// The accounts of `checks`.
     checking: HashSet<Did>,
     accepted: Vec<Append<Settlement>>,
+    /// The sequencer is to be given an empty batch, if there is no other.
+    pass_on: bool,
     ticket: u64,
     at: Circumstances,
 }
@@ -189,6 +196,7 @@ impl Shard {
             checks: Vec::with_capacity(BATCH),
             checking: HashSet::with_capacity(BATCH),
             accepted: Vec::new(),
+            pass_on: false,
             ticket: 0,
             at: Circumstances {
                 now_us: 0,
@@ -225,6 +233,7 @@ impl Shard {
             gauge.queue.set(self.inbox.len() as i64);
             gauge.parked.set(self.parked_items as i64);
             gauge.residents.set(self.residents.len() as i64);
+            self.outlets.pulse.beat();
         }
     }
 
@@ -249,6 +258,7 @@ impl Shard {
                 self.learn(&did, answer);
                 self.resume(&did);
             }
+            Work::Nothing => self.pass_on = true,
             Work::Stop => {}
         }
     }
@@ -561,7 +571,20 @@ impl Shard {
 
     /// Hands what was accepted to the sequencer. False when there is none any more.
     fn hand_over(&mut self) -> bool {
-        self.accepted.is_empty() || self.outlets.log.send(mem::take(&mut self.accepted)).is_ok()
+        let pass_on = mem::take(&mut self.pass_on);
+        if self.accepted.is_empty() && !pass_on {
+            return true;
+        }
+        let accepted = mem::take(&mut self.accepted);
+        match self.outlets.log.try_send(accepted) {
+            Ok(()) => true,
+            // The sequencer has a pulse of its own.
+            Err(TrySendError::Full(accepted)) => {
+                let Outlets { pulse, log, .. } = &self.outlets;
+                pulse.wait(|| log.send(accepted)).is_ok()
+            }
+            Err(TrySendError::Disconnected(_)) => false,
+        }
     }
 
     /// Takes in the answer to the question of a DID's first waiting item.

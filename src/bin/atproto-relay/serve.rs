@@ -2,15 +2,16 @@
 
 use std::io;
 use std::process::exit;
-use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 use atproto_relay::config::{Config, Loaded};
-use atproto_relay::relay::Relay;
+use atproto_relay::relay::{Relay, Vitals};
 use atproto_relay::systemd::notify;
-use atproto_relay::telemetry::init_logging;
+use atproto_relay::systemd::watchdog::Watchdog;
+use atproto_relay::telemetry::{init_logging, metrics};
 
 use super::config_args::ConfigArgs;
 use super::failure::Failure;
@@ -66,6 +67,8 @@ async fn serve(config: Config) -> Result<(), Failure> {
         .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?;
     let admin_api = config.admin_password.is_some();
     tracing::info!(data_dir = %config.data_dir.display(), database = %config.database_url(), "starting");
+    // A task of its own: recovery reads files, and does not always let others have their turn.
+    let asking = tokio::spawn(notify::ask_for_time(|| metrics().recovery_steps.get()));
     let relay = tokio::select! {
         started = Relay::start(config) => started.map_err(Failure::failed)?,
         signal = signals.next() => {
@@ -73,13 +76,19 @@ async fn serve(config: Config) -> Result<(), Failure> {
             return Ok(());
         }
     };
+    asking.abort();
     let firehose = format!(
         "ws://{}/xrpc/com.atproto.sync.subscribeRepos",
         relay.public_addr()
     );
     tracing::info!(firehose, metrics = %relay.metrics_addr(), admin_api, "ready");
     notify::ready(&format!("serving {firehose}"));
-    let watchdog = tokio::spawn(feed_watchdog());
+    let watchdog = relay.parts().and_then(Watchdog::start).map_err(|error| {
+        Failure::Failed(format!(
+            "cannot prove progress to systemd's watchdog: {error}"
+        ))
+    })?;
+    let status = tokio::spawn(tell_status(relay.vitals()));
 
     let outcome = tokio::select! {
         failure = relay.failed() => Err(Failure::failed(failure)),
@@ -88,7 +97,9 @@ async fn serve(config: Config) -> Result<(), Failure> {
             Ok(())
         }
     };
+    status.abort();
     notify::stopping();
+    drop(watchdog);
     tokio::select! {
         () = relay.shutdown() => {}
         signal = signals.next() => {
@@ -96,9 +107,16 @@ async fn serve(config: Config) -> Result<(), Failure> {
             exit(EXIT_IMPATIENT);
         }
     }
-    watchdog.abort();
     tracing::info!("stopped");
     outcome
+}
+
+/// Keeps systemd's status line up to date.
+async fn tell_status(mut vitals: watch::Receiver<Vitals>) {
+    while notify::is_heard() && vitals.changed().await.is_ok() {
+        let status = vitals.borrow_and_update().to_string();
+        notify::status(&status);
+    }
 }
 
 /// Raises the soft limit of open files, which many systems set to 1,024 for the sake of programs older than poll(2), to
@@ -143,17 +161,5 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
         }
-    }
-}
-
-/// Sends the sign of life that `WatchdogSec=` asks for, twice in each period, for as long as the runtime turns.
-async fn feed_watchdog() {
-    let Some(period) = sd_notify::watchdog_enabled() else {
-        return;
-    };
-    let mut beat = tokio::time::interval((period / 2).max(Duration::from_millis(1)));
-    loop {
-        beat.tick().await;
-        notify::alive();
     }
 }

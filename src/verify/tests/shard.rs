@@ -17,6 +17,7 @@ use crate::clock::Clock;
 use crate::config::{DesyncLimits, Validation};
 use crate::eventlog::Append;
 use crate::identity::{Identity, PdsHost};
+use crate::pulse::Pulse;
 use crate::store::{AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus};
 use crate::upstream::{HostHandle, Received};
 use crate::verify::judge::{NoIdentity, Question};
@@ -52,6 +53,7 @@ impl Bench {
             updates: Box::new(move |update| kept.lock().unwrap().push(update)),
             hosts: KnownHosts::default(),
             settled: Arc::default(),
+            pulse: Pulse::default(),
         };
         let options = Options {
             shards: 1,

@@ -1,0 +1,300 @@
+//! Pings systemd's watchdog (`WatchdogSec=`) as a proof, not as a timer: before each ping every part has done a round
+//! since the last one, for which an idle part is given something to do through the queue that its work comes by.
+//!
+//! A part that is stuck stops the pings, and systemd ends the relay; nothing here ends it. A part that is held up by
+//! something that is known and told elsewhere (a full disk, a database that is away) is not stuck.
+
+use std::io::{self, Write as _};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncReadExt as _;
+
+use super::notify;
+use crate::pulse::Pulse;
+use crate::telemetry::metrics;
+
+/// The first look after the parts were given something to do: most have done it by then. Then each look is twice as
+/// late, up to this part of the period.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LOOKS_IN_PERIOD: u32 = 20;
+
+/// Something that must get on.
+pub struct Part {
+    /// The label of its metric; several parts may share one.
+    pub kind: &'static str,
+    /// What the log calls it.
+    pub name: String,
+    /// Its rounds.
+    pub pulse: Pulse,
+    /// Gives it something to do. Never waits.
+    pub nudge: Box<dyn Fn() + Send>,
+}
+
+impl Part {
+    /// The runtime that this is called in: a byte goes through a socket, so that readiness is polled and a task is run
+    /// for each beat.
+    ///
+    /// # Errors
+    /// The system gives no sockets.
+    pub fn runtime() -> io::Result<Part> {
+        let (mut near, far) = UnixStream::pair()?;
+        near.set_nonblocking(true)?;
+        far.set_nonblocking(true)?;
+        let mut far = tokio::net::UnixStream::from_std(far)?;
+        let pulse = Pulse::default();
+        let beating = pulse.clone();
+        tokio::spawn(async move {
+            let mut bytes = [0; 16];
+            // Ends with the other side.
+            while far.read(&mut bytes).await.is_ok_and(|count| count > 0) {
+                beating.beat();
+            }
+        });
+        let nudge = move || {
+            // A full socket has enough to be read.
+            let _ = near.write(&[0]);
+        };
+        Ok(Part {
+            kind: "runtime",
+            name: "the runtime".into(),
+            pulse,
+            nudge: Box::new(as_fn(nudge)),
+        })
+    }
+
+    fn is_alive(&self, since: u64) -> bool {
+        self.pulse.beats() != since || self.pulse.is_waiting()
+    }
+}
+
+/// A closure with a state of its own, for a thread that calls it alone.
+fn as_fn(call: impl FnMut() + Send) -> impl Fn() + Send {
+    let call = std::cell::RefCell::new(call);
+    move || (call.borrow_mut())()
+}
+
+/// The thread that feels the pulses. Ends when this is dropped.
+pub struct Watchdog {
+    ending: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    /// Watches over `parts` where systemd asks for it.
+    ///
+    /// # Errors
+    /// The system starts no more threads.
+    pub fn start(parts: Vec<Part>) -> io::Result<Option<Watchdog>> {
+        sd_notify::watchdog_enabled()
+            .map(|period| Watchdog::spawn(period, parts, notify::alive))
+            .transpose()
+    }
+
+    fn spawn(
+        period: Duration,
+        parts: Vec<Part>,
+        ping: impl Fn() + Send + 'static,
+    ) -> io::Result<Watchdog> {
+        let (ending, ended) = mpsc::channel();
+        let round = Round {
+            period,
+            parts,
+            ended,
+        };
+        let thread = thread::Builder::new()
+            .name("watchdog".into())
+            .spawn(move || round.run(ping))?;
+        Ok(Watchdog {
+            ending: Some(ending),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        self.ending = None;
+        if self
+            .thread
+            .take()
+            .is_some_and(|thread| thread.join().is_err())
+        {
+            tracing::error!("the watchdog panicked");
+        }
+    }
+}
+
+struct Round {
+    period: Duration,
+    parts: Vec<Part>,
+    ended: Receiver<()>,
+}
+
+/// The watch is over.
+struct Over;
+
+impl Round {
+    /// Pings twice in each period, as sd_watchdog_enabled(3) recommends, for as long as all parts get on.
+    fn run(&self, ping: impl Fn()) {
+        loop {
+            let began = Instant::now();
+            if self.until_all_beat().is_err() {
+                return;
+            }
+            ping();
+            let left = (self.period / 2).saturating_sub(began.elapsed());
+            if self.pause(left).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Gives each part something to do, and returns when each has done something.
+    fn until_all_beat(&self) -> Result<(), Over> {
+        let began = Instant::now();
+        let mut open: Vec<(&Part, u64)> = self
+            .parts
+            .iter()
+            .map(|part| (part, part.pulse.beats()))
+            .collect();
+        for part in &self.parts {
+            (part.nudge)();
+        }
+        let mut look = FIRST_LOOK;
+        let mut told = false;
+        loop {
+            open.retain(|(part, beats)| !part.is_alive(*beats));
+            if open.is_empty() {
+                break;
+            }
+            if !told && began.elapsed() >= self.period / 2 {
+                told = true;
+                self.tell(&open);
+            }
+            self.pause(look)?;
+            look = (look * 2).min(self.period / LOOKS_IN_PERIOD);
+        }
+        if told {
+            tracing::warn!("all parts get on again; systemd is pinged");
+            self.show(&[]);
+        }
+        Ok(())
+    }
+
+    fn tell(&self, open: &[(&Part, u64)]) {
+        let names: Vec<&str> = open.iter().map(|(part, _)| part.name.as_str()).collect();
+        tracing::error!(
+            seconds = self.period.as_secs_f64() / 2.0,
+            "no progress: {}. systemd is not pinged any more, and ends the relay when WatchdogSec= is over",
+            names.join(", ")
+        );
+        self.show(open);
+    }
+
+    fn show(&self, open: &[(&Part, u64)]) {
+        for part in &self.parts {
+            let stuck = open.iter().any(|(other, _)| other.kind == part.kind);
+            metrics().stuck(part.kind).set(i64::from(stuck));
+        }
+    }
+
+    fn pause(&self, time: Duration) -> Result<(), Over> {
+        match self.ended.recv_timeout(time) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(Over),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    const PERIOD: Duration = Duration::from_millis(100);
+    /// A loaded machine, not a slow program.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A part that does what it is given while `works`.
+    fn part(works: &Arc<AtomicBool>) -> Part {
+        let pulse = Pulse::default();
+        let (beating, works) = (pulse.clone(), works.clone());
+        Part {
+            kind: "shards",
+            name: "a part".into(),
+            pulse,
+            nudge: Box::new(move || {
+                if works.load(Ordering::Acquire) {
+                    beating.beat();
+                }
+            }),
+        }
+    }
+
+    fn watch(parts: Vec<Part>) -> (Watchdog, Receiver<()>) {
+        let (pings, pinged) = mpsc::channel();
+        let ping = move || drop(pings.send(()));
+        (Watchdog::spawn(PERIOD, parts, ping).unwrap(), pinged)
+    }
+
+    #[test]
+    fn one_stuck_part_of_many_stops_the_pings_until_it_gets_on() {
+        let (sound, shaky) = (
+            Arc::new(AtomicBool::new(true)),
+            Arc::new(AtomicBool::new(true)),
+        );
+        let ill = part(&shaky);
+        let pulse = ill.pulse.clone();
+        let (watchdog, pinged) = watch(vec![part(&sound), ill]);
+        for _ in 0..3 {
+            pinged.recv_timeout(PATIENCE).unwrap();
+        }
+        shaky.store(false, Ordering::Release);
+        // One ping may be under way.
+        let silence = PERIOD * 5;
+        let _ = pinged.recv_timeout(silence);
+        assert!(
+            pinged.recv_timeout(silence).is_err(),
+            "a stuck part is no life"
+        );
+        pulse.beat();
+        pinged.recv_timeout(PATIENCE).unwrap();
+        drop(watchdog);
+    }
+
+    #[test]
+    fn a_part_that_is_held_up_by_what_is_known_is_alive() {
+        let stuck = Arc::new(AtomicBool::new(false));
+        let held = part(&stuck);
+        let pulse = held.pulse.clone();
+        let (_watchdog, pinged) = watch(vec![held]);
+        assert!(pinged.recv_timeout(PERIOD * 3).is_err());
+        pulse.wait(|| {
+            for _ in 0..3 {
+                pinged.recv_timeout(PATIENCE).unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn the_runtime_beats_as_long_as_it_turns() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let part = runtime.block_on(async { Part::runtime() }).unwrap();
+        let pulse = part.pulse.clone();
+        let (_watchdog, pinged) = watch(vec![part]);
+        assert!(pinged.recv_timeout(PERIOD * 3).is_err(), "nobody drives it");
+        runtime.block_on(async {
+            while pulse.beats() < 3 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        pinged.recv_timeout(PATIENCE).unwrap();
+    }
+}
