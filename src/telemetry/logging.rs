@@ -4,6 +4,7 @@
 use std::io::{self, IsTerminal};
 
 use rustix::fs::fstat;
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
@@ -12,6 +13,16 @@ use crate::config::LogFormat;
 
 /// The name of the relay's messages in the journal.
 const SYSLOG_IDENTIFIER: &str = "atproto-relay";
+/// What the names of our fields in the journal begin with, before an underscore.
+const FIELD_PREFIX: &str = "RELAY";
+/// syslog(3)'s priorities: `info` is 6, as every other program's, and what is finer is 7.
+const PRIORITIES: PriorityMappings = PriorityMappings {
+    error: Priority::Error,
+    warn: Priority::Warning,
+    info: Priority::Informational,
+    debug: Priority::Debug,
+    trace: Priority::Debug,
+};
 /// The variable with device and inode of the journal's stream (systemd.exec(5)).
 const JOURNAL_STREAM_ENV: &str = "JOURNAL_STREAM";
 
@@ -30,8 +41,8 @@ pub enum LoggingError {
 
 /// Sets up logging for the whole process, once.
 ///
-/// When systemd connected stderr to the journal, lines go to journald with their fields (`F_DID`,
-/// `F_HOST`, `F_SEQ`, `F_RULE`); if journald cannot be reached they go to stderr.
+/// When systemd connected stderr to the journal, lines go to journald with their fields (`RELAY_DID`,
+/// `RELAY_HOST`, `RELAY_SEQ`, `RELAY_RULE`); if journald cannot be reached they go to stderr.
 pub fn init_logging(level: &str, format: LogFormat) -> Result<(), LoggingError> {
     let filter =
         EnvFilter::try_new(level).map_err(|error| LoggingError::Level(level.to_owned(), error))?;
@@ -56,6 +67,8 @@ fn journal_layer() -> Option<Output> {
     Some(
         layer
             .with_syslog_identifier(SYSLOG_IDENTIFIER.to_owned())
+            .with_field_prefix(Some(FIELD_PREFIX.to_owned()))
+            .with_priority_mappings(PRIORITIES)
             .boxed(),
     )
 }
