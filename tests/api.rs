@@ -1,7 +1,7 @@
 //! The HTTP API over real sockets: every route with good and bad input. The store is real; the
 //! relay at work is played by a recorder.
 
-use atproto_relay::api::{self, HostActivity, OperationError, Operations};
+use atproto_relay::api::{self, AdminPassword, HostActivity, OperationError, Operations};
 use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::tid::Tid;
@@ -180,7 +180,7 @@ async fn serve(admin_password: Option<&str>) -> Served {
     let state = api::State {
         store: store.clone(),
         operations: recorder.clone(),
-        admin_password: admin_password.map(Secret::new),
+        admin_password: AdminPassword::new(admin_password.map(Secret::new)),
     };
     let firehose = Router::new().route(
         "/xrpc/com.atproto.sync.subscribeRepos",

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use atproto_relay::config::{
-    Config, ConfigError, Durability, Environment, Flags, Loaded, LogFormat, Origin, Validation,
-    settings,
+    Change, Config, ConfigError, Durability, Environment, Flags, Loaded, LogFormat, Origin, Reload,
+    Validation, settings,
 };
 
 struct Case {
@@ -414,6 +414,88 @@ fn the_admin_password_comes_from_a_file_a_variable_or_a_credential() {
 
     case.flags.admin_password_file = Some(file);
     assert_eq!(case.config().admin_password.unwrap().expose(), "from file");
+}
+
+#[test]
+fn a_credential_that_cannot_be_used_is_named() {
+    let case = Case::new();
+    let folder = case.folder.path().join("credentials");
+    fs::create_dir(&folder).unwrap();
+    let case = case.env("CREDENTIALS_DIRECTORY", folder.to_str().unwrap());
+    assert!(case.config().admin_password.is_none(), "none is passed");
+    for name in ["admin-password", "database-url"] {
+        let what = name.replace('-', " ").replace("url", "URL");
+        for (content, problem) in [("", "is empty"), ("\r\n", "is empty")] {
+            let path = case.write(&format!("credentials/{name}"), content);
+            let error = case.error();
+            let expected = format!("credential {}: ", path.display());
+            assert!(error.starts_with(&expected), "{error}");
+            assert!(error.contains(&what) && error.contains(problem), "{error}");
+            fs::remove_file(path).unwrap();
+        }
+        // A folder stands for all that cannot be read; these tests may be run by root, who may read all files.
+        fs::create_dir(folder.join(name)).unwrap();
+        let error = case.error();
+        assert!(
+            error.contains(&format!("cannot read the {what}")),
+            "{error}"
+        );
+        fs::remove_dir(folder.join(name)).unwrap();
+    }
+    case.write("credentials/database-url", "geheim\n");
+    let error = case.error();
+    assert!(error.contains("database_url must begin with"), "{error}");
+    assert!(!error.contains("geheim"), "{error}");
+    for line_end in ["", "\n", "\r\n"] {
+        let url = "postgres:///relay?host=/run/postgresql";
+        case.write("credentials/database-url", &format!("{url}{line_end}"));
+        case.write("credentials/admin-password", &format!(" a b {line_end}"));
+        let config = case.config();
+        assert_eq!(config.database_url().expose(), url);
+        assert_eq!(config.admin_password.unwrap().expose(), " a b ");
+    }
+}
+
+#[test]
+fn a_reload_says_what_it_applies_and_what_waits() {
+    let started = Case::new().file("max_consumers = 5\nshards = 3").config();
+    let last = Case::new().file("max_consumers = 6\nshards = 4").config();
+    let new = Case::new()
+        .file("max_consumers = 7\nshards = 4\n[log]\ndurability = \"none\"")
+        .env("RELAY_ADMIN_PASSWORD", "hunter2")
+        .env("DATABASE_URL", "postgres://relay:geheim@db/relay")
+        .config();
+    let reload = Reload::between(&started, &last, &new);
+    let keys = |changes: &[Change]| -> Vec<String> {
+        changes
+            .iter()
+            .map(|Change { key, from, to }| format!("{key}: {from} to {to}"))
+            .collect()
+    };
+    assert_eq!(keys(&reload.applied), ["max_consumers: 6 to 7"]);
+    let waiting = keys(&reload.waiting);
+    assert_eq!(waiting.len(), 3, "{waiting:?}");
+    assert!(waiting[0].starts_with("database_url: ") && !waiting[0].contains("geheim"));
+    assert_eq!(waiting[1], "log.durability: \"sync\" to \"none\"");
+    assert_eq!(waiting[2], "shards: 3 to 4");
+    assert!(reload.password);
+    assert_eq!(Reload::between(&new, &new, &new), Reload::default());
+}
+
+#[test]
+fn the_readme_says_which_settings_need_a_restart() {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let keys: Vec<String> = settings()
+        .iter()
+        .filter(|setting| !setting.live)
+        .map(|setting| format!("`{}`", setting.key))
+        .collect();
+    let line = format!("These need a restart: {}.", keys.join(", "));
+    let text = readme
+        .split_ascii_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    assert!(text.contains(&line), "README.md lacks: {line}");
 }
 
 #[test]

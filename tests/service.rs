@@ -10,15 +10,23 @@ mod service;
 #[path = "support/small_disk.rs"]
 mod small_disk;
 
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::Duration;
 
 use atproto_relay::devnet::network::{Network, NetworkOptions};
+use atproto_relay::devnet::pds::{Write, frames};
 use atproto_relay::devnet::scrape::Samples;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use service::{Frozen, PATIENCE, Service};
 use small_disk::SmallDisk;
 use sqlx::{Connection, Executor, PgConnection, Row};
+use tokio_tungstenite::connect_async;
 
 const POSTS: &str = "app.bsky.feed.post";
 /// `WatchdogSec=` of these tests: pings come twice as often.
@@ -212,5 +220,261 @@ async fn a_full_disk_is_no_reason_to_stop_the_pings() {
         "{}",
         service.said()
     );
+    assert!(service.end());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_applies_what_it_can_and_a_wrong_file_changes_nothing() {
+    let options = NetworkOptions {
+        pds: 2,
+        ..NetworkOptions::default()
+    };
+    let network = Network::start(options).await.unwrap();
+    let [first, second] = [0, 1].map(|index| network.pds(index).url());
+    let folder = tempfile::tempdir().unwrap();
+    let (file, credentials) = (
+        folder.path().join("relay.toml"),
+        folder.path().join("credentials"),
+    );
+    let password = credentials.join("admin-password");
+    fs::create_dir(&credentials).unwrap();
+    fs::write(&password, "first\n").unwrap();
+    let configure = |text: &str| fs::write(&file, text).unwrap();
+    configure(&format!(
+        "hosts = [{first:?}]\nlog_level = \"warn\"\nmax_consumers = 1"
+    ));
+    let service = Service::start(folder.path(), |command| {
+        command.args(["--allow-private-hosts", "--plc-host", &network.plc_url()]);
+        command.arg("--config").arg(&file);
+        command.env("CREDENTIALS_DIRECTORY", &credentials);
+    });
+    service.until("READY=1");
+    until_status(&service, &["1 of 1 hosts connected"]);
+    let consumer = || {
+        let address = service.url().replace("http", "ws");
+        connect_async(format!("{address}/xrpc/com.atproto.sync.subscribeRepos"))
+    };
+    let admin = async |password: &str| {
+        let request = reqwest::Client::new()
+            .get(format!("{}/admin/pds/list", service.url()))
+            .basic_auth("admin", Some(password));
+        request.send().await.unwrap().status().as_u16()
+    };
+    let _held = consumer().await.unwrap();
+    assert!(consumer().await.is_err(), "one place");
+    assert_eq!([admin("first").await, admin("second").await], [200, 401]);
+
+    // Wrong in the last place: what stands before it is not applied either.
+    configure("max_consumers = 2\nlog_level = \"loud\"");
+    fs::write(&password, "second\n").unwrap();
+    reload(&service);
+    let said = service.said();
+    let errors: Vec<&str> = said.lines().filter(|line| line.contains("ERROR")).collect();
+    assert_eq!(errors.len(), 1, "{said}");
+    assert!(errors[0].contains("relay.toml:2: log_level"), "{said}");
+    assert!(consumer().await.is_err(), "still one place");
+    assert_eq!([admin("first").await, admin("second").await], [200, 401]);
+
+    configure(&format!(
+        "hosts = [{first:?}, {second:?}]\nmax_consumers = 2\nlog_level = \"info\"\n[log]\ndurability = \"none\""
+    ));
+    reload(&service);
+    assert_eq!([admin("first").await, admin("second").await], [401, 200]);
+    let _second = consumer().await.unwrap();
+    until_status(&service, &["2 of 2 hosts connected", "2 consumers"]);
+    let said = service.said();
+    for (line, level) in [
+        ("a setting is changed setting=\"max_consumers\"", "INFO"),
+        ("a setting is changed setting=\"hosts\"", "INFO"),
+        ("the admin password is changed", "INFO"),
+        (
+            "a setting is changed that needs a restart setting=\"log.durability\"",
+            "WARN",
+        ),
+        (
+            "the configuration was read again applied=4 need_restart=1",
+            "INFO",
+        ),
+    ] {
+        let found = said
+            .lines()
+            .any(|told| told.contains(line) && told.contains(level));
+        assert!(found, "{line} is not in\n{said}");
+    }
+    assert!(!said.contains("second\n") && !said.contains("first\n"));
+    let metrics = Samples::scrape(&service.metrics_url()).await.unwrap();
+    for (name, value) in [
+        ("relay_config_reloads_total{outcome=\"applied\"}", 1.0),
+        ("relay_config_reloads_total{outcome=\"refused\"}", 1.0),
+        ("relay_config_reload_failed", 0.0),
+        ("relay_config_restart_needed", 1.0),
+    ] {
+        assert_eq!(metrics.get(name), value, "{name}");
+    }
+    assert!(service.end());
+}
+
+/// `systemctl reload`: returns when the relay says that it is done.
+fn reload(service: &Service) {
+    service.signal(Signal::HUP);
+    let message = service.until("RELOADING=1");
+    let time = message
+        .iter()
+        .find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
+    assert!(
+        time.is_some_and(|time| time.parse::<u64>().is_ok()),
+        "{message:?}"
+    );
+    service.until("READY=1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_caches_shrink_when_memory_is_short_but_not_all_the_time() {
+    let network = network().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pressure");
+    let made = Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    let service = Service::start(folder.path(), |command| {
+        join(&network, command).env("MEMORY_PRESSURE_WATCH", &path);
+    });
+    service.until("READY=1");
+    until_status(&service, &["1 of 1 hosts connected"]);
+    let pds = network.pds(0);
+    let alice = pds.create_account("alice.pds1.test").unwrap().did;
+    pds.create_record(&alice, POSTS, post("before")).unwrap();
+    let scrape = async || Samples::scrape(&service.metrics_url()).await.unwrap();
+    while scrape().await.get("relay_log_seq") < 3.0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut fifo = fs::File::options().write(true).open(&path).unwrap();
+    for _ in 0..10 {
+        fifo.write_all(b"!").unwrap();
+    }
+    while scrape().await.get("relay_memory_pressure_total") < 1.0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for _ in 0..10 {
+        fifo.write_all(b"!").unwrap();
+    }
+    // What goes on is judged as before.
+    pds.create_record(&alice, POSTS, post("after")).unwrap();
+    while scrape().await.get("relay_log_seq") < 4.0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(scrape().await.get("relay_memory_pressure_total"), 1.0);
+    let said = service.said();
+    assert_eq!(said.matches("memory is short").count(), 1, "{said}");
+    assert!(service.end());
+}
+
+#[test]
+fn memory_is_not_watched_where_systemd_turns_it_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path(), |command| {
+        command.env("MEMORY_PRESSURE_WATCH", "/dev/null");
+    });
+    service.until("READY=1");
+    assert!(service.threads("memory-pressure").is_empty());
+    assert!(!service.said().contains("WARN"), "{}", service.said());
+    assert!(service.end());
+}
+
+/// The journal's native protocol: lines `NAME=value`, or the name, a line end, the length in eight bytes, and the value.
+fn fields(mut entry: &[u8]) -> HashMap<String, String> {
+    let mut fields = HashMap::new();
+    while let Some(end) = entry.iter().position(|byte| *byte == b'\n') {
+        let line = String::from_utf8_lossy(&entry[..end]).into_owned();
+        entry = &entry[end + 1..];
+        let (name, value) = match line.split_once('=') {
+            Some((name, value)) => (name.to_owned(), value.to_owned()),
+            None => {
+                let (length, rest) = entry.split_first_chunk().unwrap();
+                let (value, rest) = rest.split_at(u64::from_le_bytes(*length) as usize);
+                entry = rest.strip_prefix(b"\n").unwrap();
+                (line, String::from_utf8_lossy(value).into_owned())
+            }
+        };
+        fields.insert(name, value);
+    }
+    fields
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_go_to_the_journal_with_fields_to_filter_by() {
+    let network = network().await;
+    let folder = tempfile::tempdir().unwrap();
+    let journal_folder = folder.path().join("journal");
+    fs::create_dir(&journal_folder).unwrap();
+    let journal = UnixDatagram::bind(journal_folder.join("socket")).unwrap();
+    journal.set_read_timeout(Some(PATIENCE)).unwrap();
+    // The relay sees this journal in place of the machine's, in a view of the file system that is its own.
+    let script = format!(
+        "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && mount --bind '{}' /run/systemd/journal || exit 77\n\
+         JOURNAL_STREAM=$(stat -L -c %d:%i /dev/stderr) exec '{}' \"$@\"\n",
+        journal_folder.display(),
+        env!("CARGO_BIN_EXE_atproto-relay")
+    );
+    let program = folder.path().join("relay-in-a-box");
+    fs::write(&program, format!("#!/bin/sh\n{script}")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let unshared = Command::new("unshare").args(["--mount", "true"]).status();
+    if !unshared.is_ok_and(|status| status.success()) {
+        println!("skipped: this user may not have a view of the file system of its own");
+        return;
+    }
+    let mut service = Service::start_as(
+        folder.path(),
+        &["unshare", "--mount", program.to_str().unwrap()],
+        |command| {
+            join(&network, command).args(["--log-level", "info,atproto_relay::verify=debug"]);
+            command.env("PATH", std::env::var_os("PATH").unwrap());
+        },
+    );
+    let mut buffer = vec![0; 1 << 16];
+    let mut next = || {
+        let length = journal.recv(&mut buffer).unwrap();
+        fields(&buffer[..length])
+    };
+    let first = loop {
+        if let Some(status) = service.child.try_wait().unwrap() {
+            assert_eq!(status.code(), Some(77), "{}", service.said());
+            println!("skipped: this user may not mount");
+            return;
+        }
+        let entry = next();
+        if entry.contains_key("MESSAGE") {
+            break entry;
+        }
+    };
+    assert_eq!(first["MESSAGE"], "starting");
+    assert_eq!(first["PRIORITY"], "6");
+    assert_eq!(first["SYSLOG_IDENTIFIER"], "atproto-relay");
+    service.until("READY=1");
+    until_status(&service, &["1 of 1 hosts connected"]);
+
+    let pds = network.pds(0);
+    let alice = pds.create_account("alice.pds1.test").unwrap().did;
+    let write = Write::Create {
+        collection: POSTS.to_owned(),
+        rkey: None,
+        record: post("one"),
+    };
+    let commit = pds.commit_silently(&alice, &[write]).unwrap();
+    // The second time its rev is not above the last.
+    for _ in 0..2 {
+        pds.emit_with(|stamp| frames::commit(stamp, &alice, &commit));
+    }
+    let dropped = loop {
+        let entry = next();
+        if entry["MESSAGE"] == "event dropped" {
+            break entry;
+        }
+    };
+    assert_eq!(dropped["PRIORITY"], "7");
+    assert_eq!(dropped["RELAY_DID"], alice.to_string());
+    assert!(pds.url().ends_with(&dropped["RELAY_HOST"]), "{dropped:?}");
+    assert_eq!(dropped["RELAY_RULE"], "rev_order");
+    assert!(dropped["RELAY_SEQ"].parse::<i64>().is_ok());
     assert!(service.end());
 }

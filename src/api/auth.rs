@@ -1,5 +1,5 @@
 //! The door of the admin API: HTTP Basic with the user `admin`, compared in constant time.
-//! Without a configured password there is no admin API at all, and no door.
+//! Without a configured password there is no admin API at all.
 
 use super::error::ApiError;
 use crate::config::Secret;
@@ -10,14 +10,41 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, StatusCode, header};
 use sha2::{Digest as _, Sha256};
+use std::sync::{Arc, PoisonError, RwLock};
 use subtle::ConstantTimeEq as _;
 
-/// Lets the operator through; everybody else is told nothing.
+/// The password of the admin API, which may change while the API is served; without one it is off. Clones share it.
+#[derive(Clone, Default)]
+pub struct AdminPassword(Arc<RwLock<Option<Secret>>>);
+
+impl AdminPassword {
+    /// The password so far.
+    pub fn new(password: Option<Secret>) -> AdminPassword {
+        AdminPassword(Arc::new(RwLock::new(password)))
+    }
+
+    /// The password from the next request on.
+    pub fn set(&self, password: Option<Secret>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = password;
+    }
+
+    fn get(&self) -> Option<Secret> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// Lets the operator through; everybody else is told nothing, and without a password not even that there is a door.
 pub(super) async fn operator_only(
-    State(password): State<Secret>,
+    State(password): State<AdminPassword>,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
+    let Some(password) = password.get() else {
+        return Err(ApiError::not_found());
+    };
     if !is_operator(request.headers(), &password) {
         return Err(ApiError::new(
             StatusCode::UNAUTHORIZED,

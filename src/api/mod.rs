@@ -11,9 +11,9 @@ mod operations;
 mod pages;
 mod sync;
 
+pub use auth::AdminPassword;
 pub use operations::{HostActivity, OperationError, Operations};
 
-use crate::config::Secret;
 use crate::dial::PRODUCT;
 use crate::store::Store;
 use axum::Router;
@@ -36,7 +36,7 @@ pub struct State {
     /// The relay at work.
     pub operations: Arc<dyn Operations>,
     /// The password of the admin API; without one it is off.
-    pub admin_password: Option<Secret>,
+    pub admin_password: AdminPassword,
 }
 
 /// All routes of the public listener; `firehose` brings `subscribeRepos`.
@@ -49,14 +49,9 @@ pub fn router(state: State, firehose: Router) -> Router {
         .route("/", getting(get(pages::home)))
         .route("/_health", getting(get(pages::health)));
     // Without a password not even the names of the routes are told, such as by a 405.
-    let routes = match &state.admin_password {
-        None => routes,
-        Some(password) => {
-            let door = middleware::from_fn_with_state(password.clone(), auth::operator_only);
-            routes.merge(admin_routes().route_layer(door))
-        }
-    };
+    let door = middleware::from_fn_with_state(state.admin_password.clone(), auth::operator_only);
     routes
+        .merge(admin_routes().route_layer(door))
         .with_state(state)
         .merge(xrpc)
         .fallback(async || ApiError::not_found())

@@ -193,7 +193,8 @@ impl Merge {
         let folder = env.get(CREDENTIALS_ENV).map(PathBuf::from);
         let credential = |name: &str| {
             let path = folder.as_ref()?.join(name);
-            path.exists().then_some(path)
+            // One that may not be looked at is no reason to go on without it.
+            path.try_exists().unwrap_or(true).then_some(path)
         };
         let password = password.or_else(|| {
             let path = credential("admin-password")?;

@@ -7,6 +7,7 @@
 mod error;
 mod host;
 mod load;
+mod reload;
 mod secret;
 mod settings;
 mod source;
@@ -23,6 +24,7 @@ use url::Url;
 pub use error::{ConfigError, Origin};
 pub use host::{DomainPattern, HostEntry, HostSyntaxError};
 pub use load::{ADMIN_PASSWORD_ENV, ADMIN_PASSWORD_FILE_KEY, Flags, Loaded};
+pub use reload::{Change, Reload};
 pub use secret::{DatabaseUrl, Secret};
 pub use settings::{Group, Setting, settings};
 pub use source::Environment;

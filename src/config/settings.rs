@@ -87,10 +87,24 @@ pub struct Setting {
     pub list: bool,
     /// Whether the value may hold a secret and is never shown.
     pub secret: bool,
+    /// Whether a reload applies it; else it waits for a restart.
+    pub live: bool,
     /// Reads a value into the configuration; the error says what is wrong with it.
     pub(super) set: fn(&mut Config, &Raw) -> Result<(), String>,
     /// The value as it would be written in the file.
     pub show: fn(&Config) -> String,
+}
+
+impl Setting {
+    /// Whether two configurations have different values.
+    pub fn differs(&self, one: &Config, other: &Config) -> bool {
+        if self.secret {
+            // What is shown lacks the password.
+            one.database_url != other.database_url
+        } else {
+            (self.show)(one) != (self.show)(other)
+        }
+    }
 }
 
 /// All settings, in the order of `--help`.
@@ -114,6 +128,7 @@ const SETTINGS: &[Setting] = &[
         help: "Folder of the event log and, with SQLite, of the database; one relay at a time uses it",
         list: false,
         secret: false,
+        live: false,
         set: |c, raw| {
             c.data_dir = PathBuf::from(text(raw)?);
             Ok(())
@@ -134,6 +149,7 @@ const SETTINGS: &[Setting] = &[
         help: "Address of the public API and firehose; `:2470` is all addresses of the machine",
         list: false,
         secret: false,
+        live: false,
         set: |c, raw| {
             c.listen = address(raw)?;
             Ok(())
@@ -150,6 +166,7 @@ const SETTINGS: &[Setting] = &[
         help: "Address of /metrics and /_health; keep it private",
         list: false,
         secret: false,
+        live: false,
         set: |c, raw| {
             c.metrics_listen = address(raw)?;
             Ok(())
@@ -166,6 +183,7 @@ const SETTINGS: &[Setting] = &[
         help: "Database: sqlite:PATH or postgres://USER@HOST/NAME; put one with a password in the environment or in the systemd credential `database-url`",
         list: false,
         secret: true,
+        live: false,
         set: |c, raw| {
             c.database_url = Some(DatabaseUrl::parse(text(raw)?)?);
             Ok(())
@@ -182,6 +200,7 @@ const SETTINGS: &[Setting] = &[
         help: "The PLC directory that resolves did:plc",
         list: false,
         secret: false,
+        live: false,
         set: |c, raw| {
             c.plc_host = base_url(text(raw)?)?;
             Ok(())
@@ -198,6 +217,7 @@ const SETTINGS: &[Setting] = &[
         help: "Host to subscribe to, a name or a URL; repeat it for more. Hosts once added stay in the database",
         list: true,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.hosts = each(raw, |text| {
                 HostEntry::parse(text).map_err(|e| format!("has an entry that cannot be used: {e}"))
@@ -216,6 +236,7 @@ const SETTINGS: &[Setting] = &[
         help: "Allow http, any port, and hosts at loopback and private addresses: for test networks only",
         list: false,
         secret: false,
+        live: false,
         set: |c, raw| {
             c.allow_private_hosts = boolean(raw)?;
             Ok(())
@@ -235,6 +256,7 @@ const SETTINGS: &[Setting] = &[
         help: "How commits are checked: strict; ratchet (strict for a host after its first sync 1.1 commit); lenient (missing prevData and prev pass)",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.validation = parsed(raw)?;
             Ok(())
@@ -254,6 +276,7 @@ const SETTINGS: &[Setting] = &[
         help: "How long events stay in the log for consumers that come back",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.replay_window = positive_duration(raw)?;
             Ok(())
@@ -270,6 +293,7 @@ const SETTINGS: &[Setting] = &[
         help: "Most bytes of the log on disk; the oldest events go first, also before the replay window ends",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.log_max_bytes = bytes(raw)?;
             Ok(())
@@ -286,6 +310,7 @@ const SETTINGS: &[Setting] = &[
         help: "Room the log leaves on its file system; the oldest events go first. auto is 5 % of it, at most 5GB; 0 turns it off, and a full disk holds events back",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.log_min_free_bytes = match raw {
                 Raw::Text(text) if text.trim() == AUTO => None,
@@ -310,6 +335,7 @@ const SETTINGS: &[Setting] = &[
         help: "Size of one file of the log; space is reserved and freed in this unit",
         list: false,
         secret: false,
+        live: false,
         set: |c, raw| {
             let size = bytes(raw)?;
             if size < MIN_SEGMENT_BYTES {
@@ -333,6 +359,7 @@ const SETTINGS: &[Setting] = &[
         help: "When events are on disk: sync (before a consumer sees them), interval (within a second), none (when the system likes)",
         list: false,
         secret: false,
+        live: false,
         set: |c, raw| {
             c.log_durability = parsed(raw)?;
             Ok(())
@@ -349,6 +376,7 @@ const SETTINGS: &[Setting] = &[
         help: "Shortest time between two writes to the log; events that come in between share one (at most 1s, 0s writes at once)",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             let window = duration(raw)?;
             if window > MAX_GROUP_WINDOW {
@@ -372,6 +400,7 @@ const SETTINGS: &[Setting] = &[
         help: "Hosts with the large account quota: a name, or *.DOMAIN for all below it; repeat it for more",
         list: true,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.trusted_domains = each(raw, DomainPattern::trusted)?;
             Ok(())
@@ -388,6 +417,7 @@ const SETTINGS: &[Setting] = &[
         help: "Domain that is never subscribed to, with all below it; repeat it for more",
         list: true,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.banned_domains = each(raw, DomainPattern::banned)?;
             Ok(())
@@ -407,6 +437,7 @@ const SETTINGS: &[Setting] = &[
         help: "Whether anybody may announce a host with com.atproto.sync.requestCrawl",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.request_crawl = boolean(raw)?;
             Ok(())
@@ -426,6 +457,7 @@ const SETTINGS: &[Setting] = &[
         help: "New hosts that the public requestCrawl may add in 24 hours",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.new_hosts_per_day = count(raw, 0, u32::MAX as u64)? as u32;
             Ok(())
@@ -446,6 +478,7 @@ const SETTINGS: &[Setting] = &[
         help: "Active accounts of a host; those over it are throttled until the limit is raised",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.host_limits.accounts = count(raw, 0, i64::MAX as u64)?;
             Ok(())
@@ -462,6 +495,7 @@ const SETTINGS: &[Setting] = &[
         help: "Active accounts of a host of the trusted domains",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.host_limits.trusted_accounts = count(raw, 0, i64::MAX as u64)?;
             Ok(())
@@ -478,6 +512,7 @@ const SETTINGS: &[Setting] = &[
         help: "Events a second a host may send; over it the relay reads the socket more slowly and drops nothing",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.host_limits.per_second.base = positive_number(raw)?;
             Ok(())
@@ -494,6 +529,7 @@ const SETTINGS: &[Setting] = &[
         help: "Added to the limit a second for each account of the host",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.host_limits.per_second.per_account = number(raw)?;
             Ok(())
@@ -510,6 +546,7 @@ const SETTINGS: &[Setting] = &[
         help: "Events an hour a host may send",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.host_limits.per_hour.base = positive_number(raw)?;
             Ok(())
@@ -526,6 +563,7 @@ const SETTINGS: &[Setting] = &[
         help: "Added to the limit an hour for each account of the host",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.host_limits.per_hour.per_account = number(raw)?;
             Ok(())
@@ -542,6 +580,7 @@ const SETTINGS: &[Setting] = &[
         help: "Events in 24 hours a host may send",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.host_limits.per_day.base = positive_number(raw)?;
             Ok(())
@@ -558,6 +597,7 @@ const SETTINGS: &[Setting] = &[
         help: "Added to the limit of a day for each account of the host",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.host_limits.per_day.per_account = number(raw)?;
             Ok(())
@@ -574,6 +614,7 @@ const SETTINGS: &[Setting] = &[
         help: "Breaks in an account's chain of commits before the account is throttled",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.desync.limit = count(raw, 0, u32::MAX as u64)? as u32;
             Ok(())
@@ -590,6 +631,7 @@ const SETTINGS: &[Setting] = &[
         help: "The time over which those breaks are counted",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.desync.period = positive_duration(raw)?;
             Ok(())
@@ -606,6 +648,7 @@ const SETTINGS: &[Setting] = &[
         help: "Consumers of the firehose at one time",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.max_consumers = count(raw, 1, 1_000_000)? as usize;
             Ok(())
@@ -622,6 +665,7 @@ const SETTINGS: &[Setting] = &[
         help: "Consumers of the firehose from one address at one time",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.max_consumers_per_ip = count(raw, 1, 1_000_000)? as usize;
             Ok(())
@@ -638,6 +682,7 @@ const SETTINGS: &[Setting] = &[
         help: "How long a resolved identity is used without asking again",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.identity.ttl = positive_duration(raw)?;
             Ok(())
@@ -654,6 +699,7 @@ const SETTINGS: &[Setting] = &[
         help: "How long a failed look-up is remembered",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.identity.negative_ttl = positive_duration(raw)?;
             Ok(())
@@ -670,6 +716,7 @@ const SETTINGS: &[Setting] = &[
         help: "Mean time between two forced look-ups of one DID, and shortest between two of an account's status at its PDS",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.identity.refresh_interval = positive_duration(raw)?;
             Ok(())
@@ -686,6 +733,7 @@ const SETTINGS: &[Setting] = &[
         help: "Most look-ups a second at the PLC directory",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.identity.directory_rate = positive_number(raw)?;
             Ok(())
@@ -706,6 +754,7 @@ const SETTINGS: &[Setting] = &[
         help: "Identities kept in memory",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.identity.cache_entries = count(raw, 1, 100_000_000)? as usize;
             Ok(())
@@ -722,6 +771,7 @@ const SETTINGS: &[Setting] = &[
         help: "Threads that verify events",
         list: false,
         secret: false,
+        live: false,
         set: |c, raw| {
             c.shards = count(raw, 1, MAX_SHARDS as u64)? as usize;
             Ok(())
@@ -738,6 +788,7 @@ const SETTINGS: &[Setting] = &[
         help: "Memory for the state of accounts; those that do not fit are read from the database",
         list: false,
         secret: false,
+        live: false,
         set: |c, raw| {
             let size = bytes(raw)?;
             if size < 1 << 20 {
@@ -762,6 +813,7 @@ const SETTINGS: &[Setting] = &[
         help: "Most connections to PostgreSQL",
         list: false,
         secret: false,
+        live: false,
         set: |c, raw| {
             c.database_connections = count(raw, 2, 10_000)? as u32;
             Ok(())
@@ -783,6 +835,7 @@ const SETTINGS: &[Setting] = &[
         help: "error, warn, info, debug or trace, or directives such as info,atproto_relay::upstream=debug",
         list: false,
         secret: false,
+        live: true,
         set: |c, raw| {
             c.log_level = log_level(text(raw)?)?;
             Ok(())
@@ -799,6 +852,7 @@ const SETTINGS: &[Setting] = &[
         help: "text or json; started by systemd, the relay logs to the journal with fields instead",
         list: false,
         secret: false,
+        live: false,
         set: |c, raw| {
             c.log_format = parsed(raw)?;
             Ok(())

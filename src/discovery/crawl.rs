@@ -2,6 +2,7 @@
 //! so that a request costs strangers nothing they could not do themselves.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -87,6 +88,9 @@ struct Inner {
     options: CrawlerOptions,
     hosts: Hosts,
     client: Client,
+    /// See [`CrawlerOptions`].
+    public_requests: AtomicBool,
+    new_hosts_per_day: AtomicU32,
     checks: Semaphore,
     failed: Mutex<LruCache<PdsHost, (Instant, CrawlError)>>,
     /// When the public's new hosts of the last day were added, the oldest first.
@@ -103,6 +107,8 @@ impl Crawler {
     pub fn new(options: CrawlerOptions, hosts: Hosts) -> Self {
         let inner = Inner {
             client: http_client(&options.guard),
+            public_requests: AtomicBool::new(options.public_requests),
+            new_hosts_per_day: AtomicU32::new(options.new_hosts_per_day),
             options,
             hosts,
             checks: Semaphore::new(MAX_CHECKS),
@@ -112,6 +118,15 @@ impl Crawler {
         Self {
             inner: Arc::new(inner),
         }
+    }
+
+    /// Sets what the public may ask for from now on; see [`CrawlerOptions`].
+    pub fn admit_public(&self, requests: bool, new_hosts_per_day: u32) {
+        let inner = &self.inner;
+        inner.public_requests.store(requests, Ordering::Relaxed);
+        inner
+            .new_hosts_per_day
+            .store(new_hosts_per_day, Ordering::Relaxed);
     }
 
     /// Checks a host and adds it; one that is known and waits for its next attempt is tried at once.
@@ -155,7 +170,7 @@ impl Inner {
         if by == Requester::Operator {
             return Ok(());
         }
-        if !self.options.public_requests {
+        if !self.public_requests.load(Ordering::Relaxed) {
             return Err(CrawlError::Closed);
         }
         if let Some((failed, error)) = lock(&self.failed).get(host)
@@ -163,7 +178,7 @@ impl Inner {
         {
             return Err(error.clone());
         }
-        if self.added_today().len() >= self.options.new_hosts_per_day as usize {
+        if self.added_today().len() >= self.most_today() {
             return Err(CrawlError::RateLimited);
         }
         Ok(())
@@ -175,11 +190,15 @@ impl Inner {
         }
         // Checks run side by side, so the limit is looked at again.
         let mut added = self.added_today();
-        if added.len() >= self.options.new_hosts_per_day as usize {
+        if added.len() >= self.most_today() {
             return Err(CrawlError::RateLimited);
         }
         added.push(Instant::now());
         Ok(())
+    }
+
+    fn most_today(&self) -> usize {
+        self.new_hosts_per_day.load(Ordering::Relaxed) as usize
     }
 
     fn added_today(&self) -> MutexGuard<'_, Vec<Instant>> {

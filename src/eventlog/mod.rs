@@ -115,6 +115,19 @@ impl LogOptions {
     }
 }
 
+/// What of [`LogOptions`] may change while the log is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// See [`LogOptions::group_window`].
+    pub group_window: Duration,
+    /// See [`LogOptions::window`].
+    pub window: Duration,
+    /// See [`LogOptions::max_bytes`].
+    pub max_bytes: u64,
+    /// See [`LogOptions::min_free_bytes`].
+    pub min_free_bytes: Option<u64>,
+}
+
 /// Why the log could not be opened, read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -195,6 +208,7 @@ pub struct EventLog {
 #[derive(Debug)]
 struct Shared {
     options: LogOptions,
+    limits: RwLock<Limits>,
     dir: Arc<Path>,
     /// Oldest first, never empty, without gaps.
     segments: RwLock<VecDeque<Arc<Segment>>>,
@@ -258,6 +272,12 @@ impl EventLog {
             stretches: Stretches::default(),
             pulse: Pulse::default(),
             wake,
+            limits: RwLock::new(Limits {
+                group_window: options.group_window,
+                window: options.window,
+                max_bytes: options.max_bytes,
+                min_free_bytes: options.min_free_bytes,
+            }),
             options,
             dir,
             _lock: lock,
@@ -359,13 +379,32 @@ impl EventLog {
             .sum()
     }
 
-    /// The options the log was opened with.
+    /// Keeps to other limits from now on; what is out of them goes at once. Segments keep the size they were opened with.
+    pub fn keep_to(&self, limits: Limits) {
+        *self
+            .shared
+            .limits
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = limits;
+        self.shared.call(upkeep::Call::Look);
+    }
+
+    /// Gives back the memory of frames that were read for several readers; the next ones read them again.
+    pub fn shrink(&self) {
+        self.shared.stretches.clear();
+    }
+
+    /// The options the log was opened with; see [`EventLog::keep_to`].
     pub fn options(&self) -> &LogOptions {
         &self.shared.options
     }
 }
 
 impl Shared {
+    fn limits(&self) -> Limits {
+        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn head(&self) -> u64 {
         *self.head.borrow()
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::segment::{Segment, reserved_bytes};
-use super::{EventLog, Shared, disk};
+use super::{EventLog, Limits, Shared, disk};
 use crate::telemetry::{Removal, metrics};
 
 /// A leap of the system's clock is what exceeds this; less is its being kept right.
@@ -29,18 +29,20 @@ impl EventLog {
 impl Shared {
     pub(super) fn trim(&self, at: Instant, shown: SystemTime) {
         let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let limits = self.limits();
+        clock.window = limits.window;
         let now = clock.read(at, shown);
         // Held until the end: two that remove at a time would count the same bytes.
-        if let Err(error) = self.remove_old(now) {
+        if let Err(error) = self.remove_old(now, limits) {
             tracing::warn!(folder = %self.dir.display(), %error, "removing old segments of the event log");
         }
     }
 
-    fn remove_old(&self, now: SystemTime) -> io::Result<()> {
+    fn remove_old(&self, now: SystemTime, limits: Limits) -> io::Result<()> {
         let kept = self.ended_bytes() + reserved_bytes(self.options.segment_bytes);
-        let mut excess = kept.saturating_sub(self.options.max_bytes);
-        let mut lacking = self.lacking_room()?;
-        let outdated = self.last_outdated(now);
+        let mut excess = kept.saturating_sub(limits.max_bytes);
+        let mut lacking = self.lacking_room(limits)?;
+        let outdated = self.last_outdated(now, limits);
         let mut removed = 0;
         while let Some(oldest) = self.oldest_of_many() {
             if excess.max(lacking) == 0 && outdated.is_none_or(|last| last < oldest.first) {
@@ -92,10 +94,9 @@ impl Shared {
 
     /// Bytes that should be free on the file system and are not. Where a write was refused for lack of
     /// room (a quota, another writer), at least one segment is to go.
-    fn lacking_room(&self) -> io::Result<u64> {
+    fn lacking_room(&self, limits: Limits) -> io::Result<u64> {
         let room = disk::room(&self.dir, self.options.faults.as_deref())?;
-        let floor = self
-            .options
+        let floor = limits
             .min_free_bytes
             .unwrap_or_else(|| (room.total / FREE_PART).min(MOST_FREE_BYTES));
         let refused = floor > 0 && self.lacks_room.load(Ordering::Acquire);
@@ -104,14 +105,14 @@ impl Shared {
 
     /// The first sequence number of the newest segment whose last event is older than the window. Those
     /// before it are, too, whatever the clock showed when they were written.
-    fn last_outdated(&self, now: SystemTime) -> Option<u64> {
+    fn last_outdated(&self, now: SystemTime, limits: Limits) -> Option<u64> {
         let segments = self.segments().clone();
         let mut ended = segments.iter().rev().skip(1);
         let newest = ended.find(|segment| {
             // Where that cannot be read it is no reason to keep others.
             let written = segment.ended_at().ok().flatten();
             let age = written.and_then(|written| now.duration_since(written).ok());
-            age.is_some_and(|age| age > self.options.window)
+            age.is_some_and(|age| age > limits.window)
         });
         newest.map(|segment| segment.first)
     }

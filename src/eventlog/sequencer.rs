@@ -168,10 +168,10 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
         self.sync_unsynced()
     }
 
-    /// Waits until the group before is [`super::LogOptions::group_window`] old: a lone event goes at once, a
+    /// Waits until the group before is [`super::Limits::group_window`] old: a lone event goes at once, a
     /// stream of them goes in groups.
     fn await_company(&self) {
-        let window = self.log.shared.options.group_window;
+        let window = self.log.shared.limits().group_window;
         let left = window.saturating_sub(self.committed_at.elapsed());
         if !left.is_zero() {
             thread::sleep(left);

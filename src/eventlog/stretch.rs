@@ -133,6 +133,12 @@ impl Stretches {
         kept.bytes = 0;
     }
 
+    /// Gives all memory back that no reader holds.
+    pub fn clear(&self) {
+        let mut kept = self.kept();
+        *kept = Kept::default();
+    }
+
     /// The stretch that holds the position `at`.
     pub fn find(&self, at: u64) -> Option<Arc<Stretch>> {
         let kept = self.kept();
@@ -271,6 +277,9 @@ mod tests {
         for len in [500, 100_000, 70_000] {
             assert_eq!(stretches.buffer(len).len(), len);
         }
+        stretches.clear();
+        let kept = stretches.kept();
+        assert_eq!((kept.list.len(), kept.bytes, kept.spare.len()), (0, 0, 0));
     }
 
     #[test]

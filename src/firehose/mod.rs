@@ -3,6 +3,7 @@
 //! frames mean is not its business; where they come from is the log's.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -68,11 +69,19 @@ impl Default for FirehoseOptions {
     }
 }
 
+/// How many consumers are admitted: what of [`FirehoseOptions`] may change.
+#[derive(Debug)]
+struct Limits {
+    consumers: AtomicUsize,
+    per_ip: AtomicUsize,
+}
+
 /// The firehose of a log. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Firehose {
     log: EventLog,
     options: Arc<FirehoseOptions>,
+    limits: Arc<Limits>,
     consumers: Consumers,
     beat: watch::Receiver<u64>,
     sessions: TaskTracker,
@@ -89,12 +98,22 @@ impl Firehose {
         sessions.spawn(closing.clone().run_until_cancelled_owned(beating));
         Firehose {
             log,
+            limits: Arc::new(Limits {
+                consumers: options.max_consumers.into(),
+                per_ip: options.max_consumers_per_ip.into(),
+            }),
             options: Arc::new(options),
             consumers: Consumers::default(),
             beat,
             sessions,
             closing,
         }
+    }
+
+    /// Admits so many consumers from now on. Those who are connected stay.
+    pub fn limit(&self, consumers: usize, per_ip: usize) {
+        self.limits.consumers.store(consumers, Ordering::Relaxed);
+        self.limits.per_ip.store(per_ip, Ordering::Relaxed);
     }
 
     /// Who is connected.
@@ -138,8 +157,8 @@ impl Firehose {
             .admit(
                 handshake::remote_addr(&request),
                 agent.unwrap_or_default(),
-                self.options.max_consumers,
-                self.options.max_consumers_per_ip,
+                self.limits.consumers.load(Ordering::Relaxed),
+                self.limits.per_ip.load(Ordering::Relaxed),
             )
             .map_err(|refused| match refused {
                 Refused::Full => Refusal::Full,

@@ -1,6 +1,6 @@
 //! A token bucket with bounded waits, for requests to the directory. Knows nothing of what is requested.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -8,26 +8,38 @@ use tokio::time::{Instant, sleep_until};
 /// Lets requests through at a steady rate, a burst at once, and refuses what would wait too long.
 #[derive(Debug)]
 pub(super) struct Bucket {
+    max_wait: Duration,
+    schedule: Mutex<Schedule>,
+}
+
+#[derive(Debug)]
+struct Schedule {
     /// Time between two requests at the steady rate.
     interval: Duration,
     /// How far the schedule may run behind the clock: the burst.
     burst: Duration,
-    max_wait: Duration,
     /// When the next request would go if requests came at the steady rate only.
-    next: Mutex<Instant>,
+    next: Instant,
 }
 
 impl Bucket {
     /// `per_second` requests on average, up to one second's worth at once, nobody waiting longer than `max_wait`.
     pub(super) fn new(per_second: f64, max_wait: Duration) -> Self {
-        let interval = Duration::from_secs_f64(1.0 / per_second.clamp(0.001, 1e6));
-        let burst = Duration::from_secs(1).max(interval) - interval;
+        let (interval, burst) = pace(per_second);
         Self {
-            interval,
-            burst,
             max_wait,
-            next: Mutex::new(Instant::now() - burst),
+            schedule: Mutex::new(Schedule {
+                interval,
+                burst,
+                next: Instant::now() - burst,
+            }),
         }
+    }
+
+    /// From now on so many requests a second. Turns that were given stay.
+    pub(super) fn set_rate(&self, per_second: f64) {
+        let mut schedule = self.schedule();
+        (schedule.interval, schedule.burst) = pace(per_second);
     }
 
     /// Waits for a turn; `false` at once if the wait would be too long.
@@ -40,17 +52,26 @@ impl Bucket {
     }
 
     fn reserve(&self, now: Instant) -> Option<Instant> {
-        let mut next = self
-            .next
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let at = (*next).max(now - self.burst);
+        let mut schedule = self.schedule();
+        let at = schedule.next.max(now - schedule.burst);
         if at.saturating_duration_since(now) > self.max_wait {
             return None;
         }
-        *next = at + self.interval;
+        schedule.next = at + schedule.interval;
         Some(at.max(now))
     }
+
+    fn schedule(&self) -> MutexGuard<'_, Schedule> {
+        self.schedule
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The time between two requests, and the burst.
+fn pace(per_second: f64) -> (Duration, Duration) {
+    let interval = Duration::from_secs_f64(1.0 / per_second.clamp(0.001, 1e6));
+    (interval, Duration::from_secs(1).max(interval) - interval)
 }
 
 #[cfg(test)]

@@ -211,6 +211,27 @@ impl Cache {
         self.flights.remove(did);
     }
 
+    /// How long results are kept, from the next one on.
+    pub(super) fn set_lifetimes(&mut self, lifetimes: Lifetimes) {
+        self.lifetimes = lifetimes;
+    }
+
+    pub(super) fn lifetimes(&self) -> Lifetimes {
+        self.lifetimes
+    }
+
+    /// How many entries are kept; the least recently used ones go where there are more.
+    pub(super) fn resize(&mut self, capacity: NonZeroUsize) {
+        self.entries.resize(capacity);
+    }
+
+    /// Lets the less recently used half of the entries go.
+    pub(super) fn halve(&mut self) {
+        for _ in 0..self.entries.len() / 2 {
+            self.entries.pop_lru();
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }

@@ -18,6 +18,7 @@ use super::{Identity, PdsHost, RepoStatus, RepoStatusError, ResolveError, repo_s
 use crate::atproto::did::Did;
 use crate::atproto::did_doc::DidDocument;
 use crate::clock::Clock;
+use crate::config::IdentityConfig;
 use crate::dial::{Guard, directory_client, http_client};
 use crate::telemetry::{DirectoryOutcome, IdentityMethod, metrics};
 
@@ -102,7 +103,7 @@ impl Resolver {
             refresh: options.refresh_interval,
             refresh_burst: options.refresh_burst,
         };
-        let entries = NonZeroUsize::new(options.cache_entries).unwrap_or(NonZeroUsize::MIN);
+        let entries = at_least_one(options.cache_entries);
         let inner = Inner {
             directory: directory_client(),
             hosts: http_client(&options.guard),
@@ -179,7 +180,7 @@ impl Resolver {
         did: &Did,
     ) -> Result<RepoStatus, RepoStatusError> {
         let key = (did.clone(), pds.clone());
-        let interval = self.inner.options.refresh_interval;
+        let interval = self.inner.cache().lifetimes().refresh;
         if let Some((asked, status)) = self.inner.inactive().get(&key)
             && asked.elapsed() < interval
         {
@@ -198,6 +199,26 @@ impl Resolver {
             inactive.put(key, (Instant::now(), status.clone()));
         }
         Ok(status)
+    }
+
+    /// Follows other settings from now on. What is in the cache keeps the lifetime that it was given.
+    pub fn follow(&self, settings: &IdentityConfig) {
+        let mut cache = self.inner.cache();
+        let lifetimes = Lifetimes {
+            found: settings.ttl,
+            absent: settings.negative_ttl,
+            refresh: settings.refresh_interval,
+            ..cache.lifetimes()
+        };
+        cache.set_lifetimes(lifetimes);
+        cache.resize(at_least_one(settings.cache_entries));
+        drop(cache);
+        self.inner.bucket.set_rate(settings.directory_rate);
+    }
+
+    /// Lets the less recently used half of the cache go.
+    pub fn shrink(&self) {
+        self.inner.cache().halve();
     }
 
     /// Identities in the cache, failures included, and look-ups under way.
@@ -318,6 +339,10 @@ impl Inner {
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
+}
+
+fn at_least_one(count: usize) -> NonZeroUsize {
+    NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN)
 }
 
 async fn wait(mut outcome: watch::Receiver<Option<Outcome>>) -> Outcome {

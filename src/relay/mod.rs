@@ -6,6 +6,7 @@
 mod durable;
 mod operations;
 mod recovery;
+mod reload;
 mod roster;
 mod vitals;
 
@@ -24,9 +25,10 @@ use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::api::AdminPassword;
 use crate::api::listener::{self, ListenerOptions};
 use crate::clock::Clock;
-use crate::config::{Config, Durability};
+use crate::config::{Config, Durability, HostEntry};
 use crate::dial::{Guard, PdsHost};
 use crate::discovery::{Crawler, CrawlerOptions};
 use crate::eventlog::{self, EventLog, LogError, LogOptions};
@@ -97,6 +99,12 @@ pub enum StartError {
 
 /// A running relay. [`Relay::shutdown`] ends it in order; dropping it leaves that to the process's end.
 pub struct Relay {
+    /// What it was started with.
+    config: Config,
+    /// What was read last.
+    last_config: tokio::sync::Mutex<Config>,
+    admin_password: AdminPassword,
+    running: Arc<Running>,
     public_addr: SocketAddr,
     metrics_addr: SocketAddr,
     hosts: Hosts,
@@ -123,7 +131,7 @@ impl Relay {
         telemetry::metrics().register_rules(Rule::ALL.iter().map(|rule| rule.name()));
         let public = listen(config.listen, "the public API", "listen").await?;
         let private = listen(config.metrics_listen, "metrics", "metrics-listen").await?;
-        metrics_of_settings(&config);
+        show_settings(&config);
         let log = open_log(&config).await?;
         let store = Store::open(config.database_url().expose()).await?;
         let hold = store.hold().await?;
@@ -169,7 +177,9 @@ impl Relay {
         .await?;
         known_hosts.set(hosts.clone());
 
-        add_configured_hosts(&config, guard, &hosts).await?;
+        for entry in &config.hosts {
+            add_configured_host(entry, guard, &hosts).await?;
+        }
         // Before the first event: what was recovered needs not be recovered again.
         checkpoint(&hosts, &writer, &position, None).await;
         hosts.start();
@@ -190,10 +200,11 @@ impl Relay {
         });
         let public_addr = local_addr(&public, config.listen);
         let metrics_addr = local_addr(&private, config.metrics_listen);
+        let admin_password = AdminPassword::new(config.admin_password.clone());
         let state = api::State {
             store,
             operations: running.clone(),
-            admin_password: config.admin_password.clone(),
+            admin_password: admin_password.clone(),
         };
         let mut servers = vec![
             tokio::spawn(listener::serve(
@@ -204,7 +215,7 @@ impl Relay {
             )),
             tokio::spawn(listener::serve(
                 private,
-                telemetry::router(running),
+                telemetry::router(running.clone()),
                 ListenerOptions::default(),
                 closing.clone(),
             )),
@@ -231,6 +242,10 @@ impl Relay {
         }));
         info!(listen = %public_addr, metrics = %metrics_addr, head = log.head(), "the relay is up");
         Ok(Relay {
+            last_config: tokio::sync::Mutex::new(config.clone()),
+            config,
+            admin_password,
+            running,
             public_addr,
             metrics_addr,
             hosts,
@@ -444,7 +459,7 @@ fn open_roster(log: &EventLog) -> Result<Roster, RecoveryError> {
 }
 
 /// Shows the limits that alerts compare with.
-fn metrics_of_settings(config: &Config) {
+fn show_settings(config: &Config) {
     let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let metrics = telemetry::metrics();
     metrics.log_max_bytes.set(gauge(config.log_max_bytes));
@@ -492,6 +507,24 @@ fn pipeline_options(config: &Config, clock: Clock) -> verify::Options {
     }
 }
 
+fn tuning(config: &Config) -> verify::Tuning {
+    verify::Tuning {
+        identity_ttl: config.identity.ttl,
+        status_interval: config.identity.refresh_interval,
+        validation: config.validation,
+        desync: config.desync,
+    }
+}
+
+fn log_limits(config: &Config) -> eventlog::Limits {
+    eventlog::Limits {
+        group_window: config.log_group_window,
+        window: config.replay_window,
+        max_bytes: config.log_max_bytes,
+        min_free_bytes: config.log_min_free_bytes,
+    }
+}
+
 fn resolver_options(config: &Config, guard: Guard, clock: Clock) -> ResolverOptions {
     ResolverOptions {
         plc_url: config.plc_host.clone(),
@@ -533,25 +566,25 @@ fn firehose_options(config: &Config) -> FirehoseOptions {
     }
 }
 
-async fn add_configured_hosts(
-    config: &Config,
+async fn add_configured_host(
+    entry: &HostEntry,
     guard: Guard,
     hosts: &Hosts,
 ) -> Result<(), StartError> {
-    for entry in &config.hosts {
-        let refused = |reason: String| StartError::Host {
-            host: entry.to_string(),
-            reason,
-        };
-        let host = PdsHost::parse(&entry.to_string(), &guard)
-            .map_err(|error| refused(error.to_string()))?;
-        match hosts.add(&host).await {
-            Ok(_) => {}
-            Err(AddError::Banned(_)) => warn!(%host, "a configured host is banned and stays so"),
-            Err(AddError::Store(failure)) => return Err(failure.into()),
+    let refused = |reason: String| StartError::Host {
+        host: entry.to_string(),
+        reason,
+    };
+    let host =
+        PdsHost::parse(&entry.to_string(), &guard).map_err(|error| refused(error.to_string()))?;
+    match hosts.add(&host).await {
+        Ok(_) => Ok(()),
+        Err(AddError::Banned(_)) => {
+            warn!(%host, "a configured host is banned and stays so");
+            Ok(())
         }
+        Err(AddError::Store(failure)) => Err(failure.into()),
     }
-    Ok(())
 }
 
 /// Notes why the relay must go down; the first reason stays.

@@ -2,12 +2,13 @@
 //! Never stdout, which belongs to what a command prints.
 
 use std::io::{self, IsTerminal};
+use std::sync::OnceLock;
 
 use rustix::fs::fstat;
 use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
@@ -37,15 +38,20 @@ pub enum LoggingError {
     /// Logging was set up before in this process.
     #[error("logging is set up already: {0}")]
     Twice(#[from] TryInitError),
+    /// The level cannot be changed any more.
+    #[error("the log level cannot be changed: {0}")]
+    Change(#[from] reload::Error),
 }
+
+/// What lets lines through in this process.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Sets up logging for the whole process, once.
 ///
 /// When systemd connected stderr to the journal, lines go to journald with their fields (`RELAY_DID`,
 /// `RELAY_HOST`, `RELAY_SEQ`, `RELAY_RULE`); if journald cannot be reached they go to stderr.
 pub fn init_logging(level: &str, format: LogFormat) -> Result<(), LoggingError> {
-    let filter =
-        EnvFilter::try_new(level).map_err(|error| LoggingError::Level(level.to_owned(), error))?;
+    let (filter, handle) = reload::Layer::new(filter(level)?);
     let output = match journal_layer() {
         Some(layer) => layer,
         None => stderr_layer(format),
@@ -53,7 +59,22 @@ pub fn init_logging(level: &str, format: LogFormat) -> Result<(), LoggingError> 
     tracing_subscriber::registry()
         .with(output.with_filter(filter))
         .try_init()?;
+    // Set up once, as just seen.
+    let _ = FILTER.set(handle);
     Ok(())
+}
+
+/// Changes the level of a process whose logging is set up.
+pub fn set_log_level(level: &str) -> Result<(), LoggingError> {
+    let filter = filter(level)?;
+    match FILTER.get() {
+        Some(handle) => Ok(handle.reload(filter)?),
+        None => Ok(()),
+    }
+}
+
+fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
+    EnvFilter::try_new(level).map_err(|error| LoggingError::Level(level.to_owned(), error))
 }
 
 type Output = Box<dyn Layer<Registry> + Send + Sync>;

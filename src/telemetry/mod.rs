@@ -8,7 +8,7 @@ mod logging;
 mod metrics;
 mod server;
 
-pub use logging::{LoggingError, init_logging, stderr_is_journal};
+pub use logging::{LoggingError, init_logging, set_log_level, stderr_is_journal};
 pub use metrics::{
     DirectoryOutcome, IdentityMethod, Metrics, Removal, ShardGauges, metrics, raise_to,
 };

@@ -329,6 +329,11 @@ impl HostHandle {
         self.change(general, |settings| settings.overrides = overrides);
     }
 
+    /// Takes over other general rates, as far as the operator set none for this host.
+    pub(super) fn follow(&self, general: &HostLimits) {
+        self.change(general, |_| {});
+    }
+
     pub(super) fn set_validation(&self, validation: Option<Validation>) {
         let mut settings = self
             .settings

@@ -75,6 +75,17 @@ impl Default for HostsOptions {
     }
 }
 
+/// What of [`HostsOptions`] may change while hosts are connected.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// See [`HostsOptions::limits`].
+    pub limits: HostLimits,
+    /// See [`HostsOptions::trusted_domains`].
+    pub trusted_domains: Vec<DomainPattern>,
+    /// See [`HostsOptions::banned_domains`].
+    pub banned_domains: Vec<DomainPattern>,
+}
+
 /// Why a host was not added.
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
@@ -103,6 +114,7 @@ pub struct Hosts {
 
 struct Inner {
     options: HostsOptions,
+    policy: RwLock<Policy>,
     store: Store,
     known: RwLock<Known>,
     tasks: Mutex<HashMap<HostId, Task>>,
@@ -162,8 +174,14 @@ impl Hosts {
         });
         let rows = store.hosts().await?;
         let bans = store.domain_bans().await?;
+        let policy = Policy {
+            limits: options.limits,
+            trusted_domains: options.trusted_domains.clone(),
+            banned_domains: options.banned_domains.clone(),
+        };
         let inner = Inner {
             options,
+            policy: RwLock::new(policy),
             store,
             known: RwLock::default(),
             tasks: Mutex::default(),
@@ -302,6 +320,22 @@ impl Hosts {
         }
     }
 
+    /// Follows another policy: rates count for the next event of each host, quotas and trust for new hosts, and hosts of
+    /// domains that are now banned are disconnected, those of domains that no longer are, connected.
+    pub async fn follow(&self, policy: Policy) {
+        let limits = policy.limits;
+        *self
+            .inner
+            .policy
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = policy;
+        for host in self.list() {
+            host.follow(&limits);
+        }
+        self.close_banned().await;
+        self.connect_idle();
+    }
+
     /// Bans a domain and all below it, and closes the connections of its hosts. Says whether it was not banned before.
     ///
     /// # Errors
@@ -309,6 +343,12 @@ impl Hosts {
     pub async fn ban_domain(&self, domain: &str) -> Result<bool, StoreError> {
         let new = self.inner.store.ban_domain(domain).await?;
         self.inner.bans_mut().extend(pattern(domain));
+        self.close_banned().await;
+        Ok(new)
+    }
+
+    /// Closes the connections of hosts whose domains are banned.
+    async fn close_banned(&self) {
         for host in self.list() {
             if self.inner.is_domain_banned(host.host().domain()) && self.inner.is_running(host.id())
             {
@@ -316,7 +356,15 @@ impl Hosts {
                 host.set_state(HostState::Banned);
             }
         }
-        Ok(new)
+    }
+
+    /// Connects to the hosts that are not banned and have no task.
+    fn connect_idle(&self) {
+        for host in self.list() {
+            if !self.inner.is_running(host.id()) {
+                self.inner.run(&host);
+            }
+        }
     }
 
     /// Lifts the ban of a domain and connects to its hosts. Says whether there was one.
@@ -326,11 +374,7 @@ impl Hosts {
     pub async fn unban_domain(&self, domain: &str) -> Result<bool, StoreError> {
         let was_banned = self.inner.store.unban_domain(domain).await?;
         self.inner.bans_mut().remove(&domain.to_ascii_lowercase());
-        for host in self.list() {
-            if !self.inner.is_running(host.id()) {
-                self.inner.run(&host);
-            }
-        }
+        self.connect_idle();
         Ok(was_banned)
     }
 
@@ -342,7 +386,7 @@ impl Hosts {
     pub async fn set_account_limit(&self, id: HostId, limit: i64) -> Result<Vec<Did>, StoreError> {
         let released = self.inner.store.set_account_limit(id, limit).await?;
         if let Some(host) = self.get(id) {
-            host.set_account_limit(limit, &self.inner.options.limits);
+            host.set_account_limit(limit, &self.inner.policy().limits);
         }
         Ok(released)
     }
@@ -354,7 +398,7 @@ impl Hosts {
     pub async fn set_rates(&self, id: HostId, rates: RateOverrides) -> Result<(), StoreError> {
         self.inner.store.set_host_rates(id, rates).await?;
         if let Some(host) = self.get(id) {
-            host.set_overrides(rates, &self.inner.options.limits);
+            host.set_overrides(rates, &self.inner.policy().limits);
         }
         Ok(())
     }
@@ -441,7 +485,7 @@ impl Hosts {
 impl Inner {
     fn new_row(&self, host: &PdsHost) -> NewHost {
         let trusted = self.is_trusted(host);
-        let limits = &self.options.limits;
+        let limits = self.policy().limits;
         let accounts = if trusted {
             limits.trusted_accounts
         } else {
@@ -474,13 +518,12 @@ impl Inner {
             ..RecoveredHost::default()
         });
         let name = host.shared_name();
-        let options = &self.options;
         let handle = Arc::new(HostHandle::new(
             row,
             host,
             recovered,
-            options.in_flight,
-            &options.limits,
+            self.options.in_flight,
+            &self.policy().limits,
         ));
         known.by_id.insert(row.id, handle.clone());
         known.by_name.insert(name, handle.clone());
@@ -523,7 +566,7 @@ impl Inner {
     }
 
     fn is_trusted(&self, host: &PdsHost) -> bool {
-        self.options
+        self.policy()
             .trusted_domains
             .iter()
             .any(|domain| domain.matches(host.domain()))
@@ -534,7 +577,7 @@ impl Inner {
             .bans
             .read()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        self.options
+        self.policy()
             .banned_domains
             .iter()
             .chain(bans.values())
@@ -573,6 +616,12 @@ impl Inner {
                 }
             }
         }
+    }
+
+    fn policy(&self) -> RwLockReadGuard<'_, Policy> {
+        self.policy
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn known(&self) -> RwLockReadGuard<'_, Known> {

@@ -23,7 +23,7 @@ use crate::atproto::frame::Kind;
 
 pub use backoff::Backoff;
 pub use handle::{HostHandle, HostState};
-pub use hosts::{AddError, Checkpoint, Hosts, HostsOptions};
+pub use hosts::{AddError, Checkpoint, Hosts, HostsOptions, Policy};
 pub use progress::{Durable, InFlight, InFlightLimits, Progress, RecoveredHost, Settled};
 pub use rate::{EventRates, RateWindows};
 

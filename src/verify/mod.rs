@@ -68,6 +68,19 @@ pub struct Options {
     pub clock: Clock,
 }
 
+/// What of [`Options`] may change while the pipeline runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// See [`Options::identity_ttl`].
+    pub identity_ttl: Duration,
+    /// See [`Options::status_interval`].
+    pub status_interval: Duration,
+    /// See [`Options::validation`].
+    pub validation: Validation,
+    /// See [`Options::desync`].
+    pub desync: DesyncLimits,
+}
+
 /// What the pipeline works with.
 pub struct Surroundings {
     /// Resolves identities.
@@ -217,6 +230,23 @@ impl Pipeline {
         &self.pulses
     }
 
+    /// Follows other settings, from the next event of each shard on.
+    pub fn follow(&self, tuning: Tuning) {
+        self.tell_all(|| Work::Follow(tuning));
+    }
+
+    /// Lets go of a part of the accounts in memory.
+    pub fn shrink(&self) {
+        self.tell_all(|| Work::Shrink);
+    }
+
+    fn tell_all(&self, work: impl Fn() -> Work) {
+        for shard in self.shards.iter() {
+            // A shard that has ended needs to know nothing.
+            let _ = shard.send(work());
+        }
+    }
+
     /// Gives a shard nothing to do, and the sequencer behind it an empty batch.
     pub fn nudge(&self, shard: usize) {
         if let Some(shard) = self.shards.get(shard) {
@@ -241,10 +271,7 @@ impl Pipeline {
 
     /// Ends the shards, once they have worked off what was submitted before.
     pub fn stop(&self) {
-        for shard in self.shards.iter() {
-            // A shard that has ended needs no end.
-            let _ = shard.send(Work::Stop);
-        }
+        self.tell_all(|| Work::Stop);
     }
 
     fn shard(&self, did: &Did) -> usize {

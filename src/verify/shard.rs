@@ -35,7 +35,7 @@ use super::residents::Residents;
 use super::rule::Rule;
 use super::rules::Chain;
 use super::signature::{self, Job};
-use super::{CommandError, KnownHosts, Options};
+use super::{CommandError, KnownHosts, Options, Tuning};
 
 /// Most events a shard takes from its queue at once, and most signatures it checks at once.
 pub(super) const BATCH: usize = 64;
@@ -52,6 +52,10 @@ pub(super) enum Work {
     Command(Command),
     /// The answer to a question the shard asked.
     Answer(Did, Answer),
+    /// Other settings from now on.
+    Follow(Tuning),
+    /// Memory is short.
+    Shrink,
     /// Nothing: it goes the way of an event, and proves that the way is free.
     Nothing,
     /// The end: what still waits comes again from its host.
@@ -258,9 +262,18 @@ impl Shard {
                 self.learn(&did, answer);
                 self.resume(&did);
             }
+            Work::Follow(tuning) => self.follow(tuning),
+            Work::Shrink => self.residents.let_some_go(),
             Work::Nothing => self.pass_on = true,
             Work::Stop => {}
         }
+    }
+
+    fn follow(&mut self, tuning: Tuning) {
+        self.options.desync = tuning.desync;
+        self.at.identity_ttl = tuning.identity_ttl;
+        self.at.status_interval = tuning.status_interval;
+        self.at.validation = tuning.validation;
     }
 
     /// A new item goes behind those of its DID that wait, else it is judged now.

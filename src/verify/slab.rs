@@ -174,6 +174,26 @@ impl Slab {
         }
     }
 
+    /// Lets the last entries go, so that no more than `kept` remain in memory, and gives their memory back. One whose
+    /// account is in use is no longer lent: it comes in anew when it is given back.
+    pub fn truncate(&mut self, kept: usize) {
+        for slot in (kept..self.entries.len()).rev() {
+            if !self.entries[slot].has(VACANT) {
+                self.unlend(slot);
+                let place = self.entries[slot].place();
+                let part = self.part(place);
+                self.parts[part].remove(place, slot, &self.entries);
+            }
+        }
+        self.entries.truncate(kept);
+        self.vacant.retain(|slot| (*slot as usize) < kept);
+        self.hand = 0;
+        self.entries.shrink_to_fit();
+        // Memory that is only reserved is not resident. Where there is none, it is reserved as accounts come.
+        let rest = self.capacity - self.entries.len();
+        self.entries.try_reserve_exact(rest).unwrap_or_default();
+    }
+
     fn unlend(&mut self, slot: usize) {
         let entry = &mut self.entries[slot];
         if entry.has(LENT) {
@@ -373,6 +393,7 @@ mod tests {
         Lend(u8),
         GiveBack(u8, u64),
         Forget(u8),
+        Truncate(u8),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -380,6 +401,7 @@ mod tests {
             any::<u8>().prop_map(Step::Lend),
             (any::<u8>(), any::<u64>()).prop_map(|(name, number)| Step::GiveBack(name, number)),
             any::<u8>().prop_map(Step::Forget),
+            any::<u8>().prop_map(Step::Truncate),
         ];
         prop::collection::vec(step, 0..600)
     }
@@ -411,6 +433,13 @@ mod tests {
                     model.remove(&key);
                     lent.retain(|&other| other != key);
                     assert!(slab.slot(name(key)).is_none());
+                }
+                Step::Truncate(kept) => {
+                    slab.truncate(kept.into());
+                    let stays = |key: &u8| slab.slot(name(*key)).is_some();
+                    model.retain(|key, _| stays(key));
+                    lent.retain(stays);
+                    assert!(slab.entries.len() <= kept.into());
                 }
             }
             lent.sort_unstable();

@@ -31,6 +31,11 @@ pub struct Service {
 impl Service {
     /// `serve` in `folder`, not waited for. `change` adds arguments and variables.
     pub fn start(folder: &Path, change: impl FnOnce(&mut Command)) -> Service {
+        Service::start_as(folder, &[env!("CARGO_BIN_EXE_atproto-relay")], change)
+    }
+
+    /// The same by another program, which is given the arguments of a relay.
+    pub fn start_as(folder: &Path, program: &[&str], change: impl FnOnce(&mut Command)) -> Service {
         let path = folder.join("notify");
         let _ = fs::remove_file(&path);
         let socket = UnixDatagram::bind(&path).unwrap();
@@ -40,8 +45,9 @@ impl Service {
             .append(true)
             .open(folder.join("said.txt"))
             .unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_atproto-relay"));
+        let mut command = Command::new(program[0]);
         command
+            .args(&program[1..])
             .env_clear()
             .env("NOTIFY_SOCKET", &path)
             .stdin(Stdio::null())

@@ -7,10 +7,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use atproto_relay::config::{Config, Loaded};
+use atproto_relay::config::{Config, Loaded, Reload};
 use atproto_relay::relay::{Relay, Vitals};
-use atproto_relay::systemd::notify;
 use atproto_relay::systemd::watchdog::Watchdog;
+use atproto_relay::systemd::{notify, pressure};
 use atproto_relay::telemetry::{init_logging, metrics};
 
 use super::config_args::ConfigArgs;
@@ -59,10 +59,10 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?
-        .block_on(serve(config))
+        .block_on(serve(args, config))
 }
 
-async fn serve(config: Config) -> Result<(), Failure> {
+async fn serve(args: &ConfigArgs, config: Config) -> Result<(), Failure> {
     let mut signals = Signals::install()
         .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?;
     let admin_api = config.admin_password.is_some();
@@ -71,7 +71,7 @@ async fn serve(config: Config) -> Result<(), Failure> {
     let asking = tokio::spawn(notify::ask_for_time(|| metrics().recovery_steps.get()));
     let relay = tokio::select! {
         started = Relay::start(config) => started.map_err(Failure::failed)?,
-        signal = signals.next() => {
+        signal = signals.end.next() => {
             tracing::info!(signal, "stopped while starting");
             return Ok(());
         }
@@ -82,7 +82,8 @@ async fn serve(config: Config) -> Result<(), Failure> {
         relay.public_addr()
     );
     tracing::info!(firehose, metrics = %relay.metrics_addr(), admin_api, "ready");
-    notify::ready(&format!("serving {firehose}"));
+    let serving = format!("serving {firehose}");
+    notify::ready(&serving);
     let watchdog = relay.parts().and_then(Watchdog::start).map_err(|error| {
         Failure::Failed(format!(
             "cannot prove progress to systemd's watchdog: {error}"
@@ -90,9 +91,20 @@ async fn serve(config: Config) -> Result<(), Failure> {
     })?;
     let status = tokio::spawn(tell_status(relay.vitals()));
 
+    watch_memory(&relay);
+
+    let reloads = async {
+        loop {
+            signals.reload.recv().await;
+            notify::reloading();
+            reload(args, &relay).await;
+            notify::ready(&serving);
+        }
+    };
     let outcome = tokio::select! {
         failure = relay.failed() => Err(Failure::failed(failure)),
-        signal = signals.next() => {
+        never = reloads => never,
+        signal = signals.end.next() => {
             tracing::info!(signal, "stopping; a second signal stops at once");
             Ok(())
         }
@@ -102,13 +114,57 @@ async fn serve(config: Config) -> Result<(), Failure> {
     drop(watchdog);
     tokio::select! {
         () = relay.shutdown() => {}
-        signal = signals.next() => {
+        signal = signals.end.next() => {
             tracing::warn!(signal, "stopped at once; the next start takes the rest from the log");
             exit(EXIT_IMPATIENT);
         }
     }
     tracing::info!("stopped");
     outcome
+}
+
+/// Reads the configuration again, and applies what of it can be applied. One that is wrong changes nothing.
+async fn reload(args: &ConfigArgs, relay: &Relay) {
+    let loaded = args.load();
+    metrics().reloads(loaded.is_ok()).inc();
+    metrics().reload_failed.set(i64::from(loaded.is_err()));
+    let Loaded {
+        config, warnings, ..
+    } = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            return tracing::error!("the configuration is wrong, and all stays as it was: {error}");
+        }
+    };
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    raise_file_limit(config.max_consumers);
+    let Reload {
+        applied,
+        waiting,
+        password,
+    } = relay.reload(config).await;
+    let applied = applied.len() + usize::from(password);
+    tracing::info!(
+        applied,
+        need_restart = waiting.len(),
+        "the configuration was read again"
+    );
+}
+
+/// Lets the caches shrink when systemd says that memory is short.
+fn watch_memory(relay: &Relay) {
+    let shrink = relay.shrinker();
+    let watched = pressure::watch(move || {
+        shrink();
+        pressure::give_back();
+        metrics().memory_pressure.inc();
+        tracing::info!("memory is short: the caches shrink");
+    });
+    if let Err(error) = watched {
+        tracing::warn!("{error}");
+    }
 }
 
 /// Keeps systemd's status line up to date.
@@ -141,8 +197,15 @@ fn raise_file_limit(consumers: usize) {
     }
 }
 
-/// SIGTERM and SIGINT.
+/// The signals that mean something.
 struct Signals {
+    end: EndSignals,
+    /// SIGHUP.
+    reload: Signal,
+}
+
+/// SIGTERM and SIGINT.
+struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
 }
@@ -150,11 +213,16 @@ struct Signals {
 impl Signals {
     fn install() -> io::Result<Signals> {
         Ok(Signals {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
+            end: EndSignals {
+                terminate: signal(SignalKind::terminate())?,
+                interrupt: signal(SignalKind::interrupt())?,
+            },
+            reload: signal(SignalKind::hangup())?,
         })
     }
+}
 
+impl EndSignals {
     /// The name of the next signal.
     async fn next(&mut self) -> &'static str {
         tokio::select! {

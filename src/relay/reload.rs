@@ -1,0 +1,66 @@
+//! A configuration that was read again: what can be applied while the relay runs is applied, room by room.
+//!
+//! Applied means: as a restart with it would have done. What was decided under the former settings (the quota of a host
+//! that was added, a consumer that was admitted) stays as it is.
+
+use tracing::error;
+
+use super::{Relay, add_configured_host, log_limits, show_settings, tuning};
+use crate::config::{Config, Reload};
+use crate::dial::Guard;
+use crate::telemetry::{metrics, set_log_level};
+use crate::upstream::Policy;
+
+impl Relay {
+    /// Applies what of `new` can be applied, and says what cannot, one line for each setting.
+    pub async fn reload(&self, new: Config) -> Reload {
+        let mut last = self.last_config.lock().await;
+        let reload = Reload::between(&self.config, &last, &new);
+        // First, so that what follows is told as is wanted now.
+        if let Err(failure) = set_log_level(&new.log_level) {
+            error!("{failure}");
+        }
+        reload.tell();
+        metrics().restart_needed.set(reload.waiting.len() as i64);
+        self.admin_password.set(new.admin_password.clone());
+        let running = &self.running;
+        running.log.keep_to(log_limits(&new));
+        running.pipeline.follow(tuning(&new));
+        running.resolver.follow(&new.identity);
+        running
+            .crawler
+            .admit_public(new.request_crawl, new.new_hosts_per_day);
+        running
+            .firehose
+            .limit(new.max_consumers, new.max_consumers_per_ip);
+        show_settings(&new);
+        running.hosts.follow(policy(&new)).await;
+        // Known hosts among them that wait for their next attempt are tried now.
+        let guard = Guard::new(self.config.allow_private_hosts);
+        for entry in &new.hosts {
+            if let Err(failure) = add_configured_host(entry, guard, &running.hosts).await {
+                error!("a configured host is left out: {failure}");
+            }
+        }
+        *last = new;
+        reload
+    }
+
+    /// Lets the caches go of a part of what they hold, because memory is short.
+    pub fn shrinker(&self) -> impl Fn() + Send + use<> {
+        let running = self.running.clone();
+        move || {
+            running.pipeline.shrink();
+            running.resolver.shrink();
+            running.log.shrink();
+        }
+    }
+}
+
+fn policy(config: &Config) -> Policy {
+    Policy {
+        limits: config.host_limits,
+        trusted_domains: config.trusted_domains.clone(),
+        banned_domains: config.banned_domains.clone(),
+    }
+}
