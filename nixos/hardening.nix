@@ -41,9 +41,8 @@ lib.mkIf config.services.atproto-relay.enable {
     SystemCallArchitectures = "native";
     SystemCallFilter = [
       "@system-service"
+      # Raising the soft limit of open files is no part of @resources, but of what every program may do (prlimit64).
       "~@privileged @resources"
-      # Of those, it raises the soft limit of open files.
-      "prlimit64 setrlimit"
     ];
     # An attempt fails as it would for lack of a permission, instead of killing the relay.
     SystemCallErrorNumber = "EPERM";
@@ -60,6 +59,7 @@ lib.mkIf config.services.atproto-relay.enable {
     # - PrivateNetwork (0.5), AF_INET and AF_INET6 (0.3), IPAddressDeny (0.2): the relay dials every PDS there is. Which
     #   addresses it may dial it decides itself, after DNS and on each redirect: public ones only. A list here could not
     #   let the machine's resolver through and keep what is beside it out.
+    # - DeviceAllow (0.1): ProtectClock= lets the clock's device be read, and PrivateDevices= leaves no such file there.
     # - AF_UNIX (0.1): PostgreSQL, the journal, systemd and the name service cache are reached through Unix sockets.
     # - RootDirectory (0.1): the program is in the Nix store, so there is no root of its own to be made.
   };

@@ -337,6 +337,10 @@ let
             (query "stuck: {{part}}" (metric "relay_watchdog_stuck"))
           ]
         )
+        (graph "Start" "Steps of recovery at the last start, and the version that runs." "short" [
+          (query "steps of recovery" (metric "relay_recovery_steps_total"))
+          (query "version {{version}}" (metric "relay_build_info"))
+        ])
         (graph "Disks" "Time that requests took, by device." "s" [
           (query "write {{device}}" ''rate(node_disk_write_time_seconds_total{instance="$instance"}[$__rate_interval]) / rate(node_disk_writes_completed_total{instance="$instance"}[$__rate_interval])'')
           (query "read {{device}}" ''rate(node_disk_read_time_seconds_total{instance="$instance"}[$__rate_interval]) / rate(node_disk_reads_completed_total{instance="$instance"}[$__rate_interval])'')

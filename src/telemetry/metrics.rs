@@ -278,11 +278,18 @@ impl Metrics {
                 "relay_memory_pressure_total",
                 "Times the caches shrank because the system ran short of memory",
             ),
-            stuck: r.gauges(
-                "relay_watchdog_stuck",
-                "1 while a part shows no progress",
-                &["part"],
-            ),
+            stuck: {
+                let stuck = r.gauges(
+                    "relay_watchdog_stuck",
+                    "1 while a part shows no progress",
+                    &["part"],
+                );
+                // Shown from the start, so that an alert can tell 0 from nothing.
+                for part in ["shards", "sequencer", "runtime"] {
+                    stuck.with_label_values(&[part]);
+                }
+                stuck
+            },
             crawl_requests: ["refused", "accepted"]
                 .map(|outcome| crawl_requests.with_label_values(&[outcome])),
             received: r.by_kind("relay_events_received_total", "Events received from hosts"),
