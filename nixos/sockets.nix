@@ -18,7 +18,6 @@ let
   socket = name: description: config: {
     inherit description;
     wantedBy = [ "sockets.target" ];
-    # The addresses may come up later than the sockets.
     socketConfig = {
       FileDescriptorName = name;
       Service = "atproto-relay.service";
@@ -30,6 +29,10 @@ let
     Backlog = 4096;
     # An address that is not there yet, as on a machine whose network comes up late, is no error.
     FreeBind = true;
+    # [::] is IPv6 alone, so that 0.0.0.0 with the same port may stand beside it.
+    BindIPv6Only = "ipv6-only";
+    # Accepted connections have it too: a peer that vanished is found by the kernel (network.nix says when).
+    KeepAlive = true;
   };
 in
 {

@@ -88,6 +88,19 @@ fn the_lock_pins_what_the_flake_takes() {
 }
 
 #[test]
+fn the_readme_has_the_configurations_that_are_rendered() {
+    let readme =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    for name in ["minimal", "appliance", "external-database"] {
+        let text = read(&format!("rendering/configurations/{name}.nix"));
+        // Without what the file says of itself at its beginning.
+        let start = text.find("\n{\n").unwrap() + 1;
+        let block = format!("```nix\n{}```\n", &text[start..]);
+        assert!(readme.contains(&block), "README.md lacks:\n{block}");
+    }
+}
+
+#[test]
 fn every_alert_is_shown_firing_and_not_firing() {
     let tests = read("monitoring/rules.test.yml");
     let mut shown: BTreeMap<&str, [bool; 2]> = BTreeMap::new();
