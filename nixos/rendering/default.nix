@@ -24,6 +24,9 @@ let
             device = "/dev/disk/by-label/nixos";
             fsType = "ext4";
           };
+          # What nginx' certificates need, and the operator must say.
+          security.acme.acceptTerms = true;
+          security.acme.defaults.email = "operator@example.com";
           # Parts of a NixOS that need more of a package than a name.
           documentation.enable = false;
           environment.stub-ld.enable = false;
@@ -111,6 +114,15 @@ let
       // file "etc/udev/rules.d/99-local.rules" (
         lib.concatMapStrings (definition: definition.value) (ours options.services.udev.extraRules)
       )
+      // lib.optionalAttrs config.services.caddy.enable (
+        file "Caddyfile" (
+          lib.concatStrings (
+            lib.mapAttrsToList (
+              name: host: "${name} {\n${host.extraConfig}}\n"
+            ) config.services.caddy.virtualHosts
+          )
+        )
+      )
       // lib.optionalAttrs relay.monitoring.enable (
         etc "prometheus/prometheus.yaml" "prometheus.yml"
         // stored relay.monitoring.rules
@@ -145,6 +157,13 @@ let
     "appliance"
     "external-database"
   ] (name: ./configurations + "/${name}.nix");
+
+  enabled = relay: {
+    services.atproto-relay = {
+      enable = true;
+    }
+    // relay;
+  };
 in
 {
   rendered = lib.mapAttrs (_: render) configurations;
@@ -156,14 +175,12 @@ in
     )
   );
 
+  # Each must come to something.
+  accepted = lib.mapAttrs (_: relay: render (enabled relay)) (import ./accepted.nix);
+
   # Each must fail, and say so in these words.
   refused = lib.mapAttrs (_: case: {
     inherit (case) message;
-    rendered = render {
-      config.services.atproto-relay = {
-        enable = true;
-      }
-      // case.relay;
-    };
+    rendered = render (enabled case.relay);
   }) (import ./refusals.nix);
 }

@@ -98,6 +98,7 @@ let
     "xonsh"
     "zsh"
     "glibcLocales"
+    "mailcap"
     "acl"
     "attr"
     "bash"

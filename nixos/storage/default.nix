@@ -18,18 +18,22 @@ let
   roles = {
     data = {
       description = "The whole folder of the relay: log, mirror, and SQLite where that is the database";
+      label = "relay-data";
       mountPoint = cfg.stateDir;
     };
     log = {
       description = "The event log. Every event waits for this disk, so it should be one of its own";
+      label = "relay-log";
       mountPoint = "${cfg.stateDir}/log";
     };
     mirror = {
       description = "The mirror of repositories: large, and read at random";
+      label = "relay-mirror";
       mountPoint = "${cfg.stateDir}/mirror";
     };
     database = {
       description = "PostgreSQL's data and its own log";
+      label = "relay-db";
       mountPoint = "/var/lib/postgresql";
     };
   };
@@ -71,7 +75,7 @@ let
 
           label = mkOption {
             type = types.strMatching "[A-Za-z0-9._-]+";
-            default = "relay-${role}";
+            default = roles.${role}.label;
             description = "Label of the file system, at most 12 characters with XFS and 16 with ext4.";
           };
 
@@ -167,7 +171,7 @@ in
   options.services.atproto-relay.storage =
     lib.mapAttrs (
       role:
-      { description, mountPoint }:
+      { description, mountPoint, ... }:
       mkOption {
         type = types.nullOr (volumeOptions role);
         default = null;

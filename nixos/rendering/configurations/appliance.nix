@@ -27,7 +27,6 @@
       database = {
         device = "/dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_relay-database";
         fsType = "ext4";
-        label = "relay-database";
         format = true;
       };
     };
