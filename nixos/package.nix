@@ -50,6 +50,7 @@ rustPlatform.buildRustPackage {
   doCheck = false;
 
   postInstall = lib.optionalString (!devnet && stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    mkdir pages
     $out/bin/atproto-relay man --out-dir pages
     installManPage pages/*
     installShellCompletion --cmd atproto-relay \

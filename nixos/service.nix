@@ -15,9 +15,10 @@ let
   # The relay's own default, where the settings are silent.
   maxConsumers = if cfg.settings.max_consumers == null then 1000 else cfg.settings.max_consumers;
 
-  # What systemctl reload applies; a change of anything else needs a restart. The relay names the rest when it is asked
-  # to apply it, so that a list which is too long here is seen in its log.
-  appliedByReload = lib.importJSON ./reloadable.json;
+  # What systemctl reload applies leaves the relay running; a change of anything else needs a restart.
+  live = map (setting: setting.key) (
+    lib.filter (setting: setting.live) (lib.importJSON ./settings.json)
+  );
   removeKey =
     settings: key:
     let
@@ -28,7 +29,7 @@ let
       removeAttrs settings [ table ]
     else
       settings // { ${table} = removeAttrs (settings.${table} or { }) (lib.tail path); };
-  needsRestart = lib.foldl' removeKey cfg.settings appliedByReload;
+  needsRestart = lib.foldl' removeKey cfg.settings live;
 in
 {
   options.services.atproto-relay = {

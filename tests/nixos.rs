@@ -36,8 +36,8 @@ fn the_module_has_every_setting() {
             let [key, placeholder, default, help] =
                 [s.key, s.placeholder, s.default, s.help].map(|text| json!(text));
             format!(
-                "  {{\"key\": {key}, \"placeholder\": {placeholder}, \"default\": {default}, \"help\": {help}, \"list\": {}}}",
-                s.list
+                "  {{\"key\": {key}, \"placeholder\": {placeholder}, \"default\": {default}, \"help\": {help}, \"list\": {}, \"live\": {}}}",
+                s.list, s.live
             )
         })
         .collect();
@@ -50,18 +50,6 @@ fn the_module_has_every_setting() {
         read("settings.json") == wanted,
         "nixos/settings.json is not the table of settings: {WRITE}=1 cargo test --locked --test nixos writes it"
     );
-}
-
-#[test]
-fn the_module_knows_what_a_reload_applies() {
-    let keys: BTreeSet<&str> = settings().iter().map(|s| s.key).collect();
-    let listed: Vec<String> = serde_json::from_str(&read("reloadable.json")).unwrap();
-    for key in &listed {
-        assert!(
-            keys.contains(key.as_str()),
-            "nixos/reloadable.json: {key} is no setting"
-        );
-    }
 }
 
 #[test]

@@ -44,4 +44,6 @@ assert lib.assertMsg (
 assert lib.assertMsg (
   result.undocumented == [ ]
 ) "Options without a description: ${toString result.undocumented}";
+assert lib.assertMsg result.reloads
+  "A change of a live setting restarts the relay, or another does not";
 builtins.deepSeq result.accepted (pkgs.runCommand "atproto-relay-module" { } "touch $out")

@@ -175,6 +175,21 @@ in
     )
   );
 
+  # A change of what a reload applies does not restart the relay, and any other does.
+  reloads =
+    let
+      triggers =
+        settings:
+        (evaluate (enabled {
+          inherit settings;
+        })).config.systemd.services.atproto-relay.restartTriggers;
+    in
+    triggers {
+      limits.accounts = 500;
+      replay_window = "24h";
+    } == triggers { }
+    && triggers { log.durability = "none"; } != triggers { };
+
   # Each must come to something.
   accepted = lib.mapAttrs (_: relay: render (enabled relay)) (import ./accepted.nix);
 

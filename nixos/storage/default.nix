@@ -343,6 +343,19 @@ in
                 "CAP_DAC_OVERRIDE"
               ];
               NoNewPrivileges = true;
+              LockPersonality = true;
+              MemoryDenyWriteExecute = true;
+              ProtectControlGroups = true;
+              ProtectHostname = true;
+              ProtectKernelLogs = true;
+              ProtectKernelModules = true;
+              ProtectKernelTunables = true;
+              RestrictAddressFamilies = "none";
+              RestrictNamespaces = true;
+              RestrictRealtime = true;
+              RestrictSUIDSGID = true;
+              SystemCallArchitectures = "native";
+              UMask = "0077";
             };
           }
         ) formatted;
