@@ -220,6 +220,7 @@ impl Task {
         let mut stopping = self.stopping.clone();
         loop {
             self.start_write();
+            self.measure();
             let may_gather = self.pending.rows() < GATHERED_ROWS;
             let must_wait_for_company = self.write.is_none() && !self.pending.is_empty();
             tokio::select! {
@@ -243,6 +244,7 @@ impl Task {
         self.due = Instant::now();
         loop {
             self.start_write();
+            self.measure();
             if self.write.is_none() {
                 return Ok(());
             }
@@ -251,8 +253,14 @@ impl Task {
         }
     }
 
+    /// What waits for the database, and what is on its way there.
+    fn measure(&self) {
+        let under_way = self.write.as_ref().map_or(0, |write| write.rows);
+        let rows = self.pending.rows() + under_way;
+        metrics().store_queue.set(rows as i64);
+    }
+
     fn take(&mut self, message: Message) {
-        metrics().store_queue.set(self.pending.rows() as i64);
         let was_empty = self.pending.is_empty();
         match message {
             Message::Update(update) => self.pending.add(Batch {
