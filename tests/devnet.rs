@@ -18,8 +18,13 @@ use atproto_relay::atproto::frame::{self, Message as Event};
 use atproto_relay::atproto::key::VerifyingKey;
 use atproto_relay::atproto::mst::{self, Change, InvertOp, Tree};
 use atproto_relay::devnet::dag;
+use atproto_relay::devnet::directory::Directory;
+use atproto_relay::devnet::keys::Curve;
 use atproto_relay::devnet::network::{Network, NetworkOptions};
-use atproto_relay::devnet::pds::{Pds, RepoState, Write};
+use atproto_relay::devnet::pds::{AccountStatus, Pds, PdsOptions, RepoState, Write};
+use atproto_relay::devnet::plc::Plc;
+use atproto_relay::devnet::server::Place;
+use atproto_relay::devnet::view::{Follower, FollowerOptions, Held, differences};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use iroh_car::CarReader;
@@ -911,4 +916,89 @@ async fn frames_have_the_fields_of_real_ones() {
         .map(|event| shape(&event.frame))
         .collect();
     assert_eq!(own, real);
+}
+
+/// A PDS as it stands alone on a machine: its directory is reached over HTTP.
+async fn pds_alone(plc: &Plc, seed: u64) -> Pds {
+    let options = PdsOptions {
+        domain: format!("pds{seed}.test"),
+        seed,
+        clock_id: seed as u16,
+        backfill: DEADLINE * 100,
+        backfill_bytes: 1 << 20,
+        rotation_curve: Curve::K256,
+    };
+    let directory = Directory::Remote(plc.url());
+    Pds::start(directory, options, Place::default())
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pdses_of_several_processes_share_a_directory_and_pass_accounts_on() {
+    let plc = Plc::start().await.unwrap();
+    let (old, new) = (pds_alone(&plc, 1).await, pds_alone(&plc, 2).await);
+    let did = old.create_account("ada.pds1.test").unwrap().did;
+    let post = json!({ "text": "before" });
+    old.put_record(&did, "app.bsky.feed.post", "one", post)
+        .unwrap();
+    let moved = json!({ "did": did.as_str(), "pds": new.url() });
+    let answer = Client::new()
+        .post(format!("{}/devnet/migrateAccount", old.url()))
+        .json(&moved)
+        .send();
+    let session: Value = answer.await.unwrap().json().await.unwrap();
+    assert_eq!(session["handle"], "ada.pds1.test", "{session}");
+    let home = plc.content(did.as_str()).unwrap().services["atproto_pds"].clone();
+    assert_eq!(home.endpoint, new.url());
+    assert_eq!(old.head(&did).unwrap().status, AccountStatus::Deactivated);
+    let (before, after) = (old.repository(&did).unwrap(), new.repository(&did).unwrap());
+    assert_eq!(
+        (after.status, &after.records, after.data),
+        (AccountStatus::Active, &before.records, before.data)
+    );
+    assert_ne!(after.signing_key, before.signing_key);
+    // It goes on there, and cannot here.
+    let post = json!({ "text": "after" });
+    new.put_record(&did, "app.bsky.feed.post", "two", post.clone())
+        .unwrap();
+    assert!(
+        old.put_record(&did, "app.bsky.feed.post", "two", post)
+            .is_err()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_ends_up_with_what_a_busy_pds_has() {
+    let plc = Plc::start().await.unwrap();
+    let pds = pds_alone(&plc, 1).await;
+    let options = FollowerOptions {
+        relay: format!("ws://{}", pds.host()),
+        cursor: Some(0),
+        place: Place::default(),
+    };
+    let follower = Follower::start(options).await.unwrap();
+    pds.keep_writing(3, 500.0).unwrap();
+    let busy = async {
+        while pds.written() < 200 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, busy).await.unwrap();
+    pds.keep_writing(3, 0.0).unwrap();
+    let same = async {
+        loop {
+            let held = pds.repositories().into_iter().map(Held::from).collect();
+            let report = follower.report();
+            if report.last_seq == pds.head_seq() as i64
+                && differences(held, &follower.accounts()).is_empty()
+            {
+                return report;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let report = timeout(DEADLINE, same).await.unwrap();
+    assert_eq!((report.gaps, report.doubles, report.bad), (0, 0, 0));
+    assert_eq!(report.connections, 1);
 }

@@ -2,10 +2,12 @@
 //!
 //! A test network: keys, passwords and tokens are kept in memory in the clear, sessions are plain
 //! random bearer tokens that never expire, and the `/devnet/…` routes ask for no password at all.
-//! Nothing survives the process. It listens on 127.0.0.1 only.
+//! Nothing survives the process. It listens on 127.0.0.1, unless it is told another address: in a
+//! network of virtual machines.
 
 pub mod check;
 pub mod dag;
+pub mod directory;
 pub mod faults;
 pub mod feed;
 pub mod keys;
@@ -16,5 +18,6 @@ pub mod plc;
 pub mod replay;
 pub mod scrape;
 pub mod scratch;
-mod server;
+pub mod server;
 pub mod timestamp;
+pub mod view;

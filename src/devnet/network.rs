@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::keys::Curve;
 use super::pds::{Account, Pds, PdsError, PdsOptions, RepoState};
 use super::plc::Plc;
+use super::server::Place;
 use crate::atproto::did::Did;
 
 /// Pause between two attempts to have a relay crawl a PDS.
@@ -100,7 +101,7 @@ impl Network {
                 Curve::P256
             },
         };
-        let pds = Pds::start(&self.plc, options).await?;
+        let pds = Pds::start(&self.plc, options, Place::default()).await?;
         self.pds.push(pds.clone());
         self.pds.iter().for_each(|pds| pds.set_peers(&self.pds));
         Ok(pds)

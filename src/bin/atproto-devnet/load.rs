@@ -1,6 +1,7 @@
 //! `atproto-devnet load`: signs a run ahead, sends it through a relay, prints what was measured.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use atproto_relay::devnet::load::{
 };
 use atproto_relay::devnet::scrape::Samples;
 use atproto_relay::devnet::scratch::Scratch;
+use atproto_relay::devnet::server::Places;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -78,6 +80,13 @@ pub struct Options {
     /// relay is started as a child process.
     #[arg(long, value_name = "URL")]
     relay: Option<String>,
+    /// Serve the directory at this address, and the hosts at the ports above it, for a relay on
+    /// another machine; without it everything is on free ports of loopback.
+    #[arg(long, value_name = "ADDRESS", requires = "relay")]
+    listen: Option<SocketAddr>,
+    /// The name under which the relay reaches that address.
+    #[arg(long, value_name = "HOST", requires = "listen")]
+    name: Option<String>,
     /// Process of that relay, to measure its CPU time.
     #[arg(long, value_name = "PID", requires = "relay")]
     relay_pid: Option<u32>,
@@ -104,9 +113,9 @@ pub struct Options {
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let load = options.load()?;
     let prepared = prepare(load).await?;
-    let swarm = Swarm::start(&prepared)
+    let swarm = Swarm::start_at(&prepared, options.places())
         .await
-        .context("the load cannot listen on 127.0.0.1")?;
+        .context("the load cannot listen there")?;
     let work = async {
         match &options.relay {
             Some(url) => against_running(&options, url, &prepared, &swarm).await,
@@ -157,6 +166,18 @@ impl Options {
                 interruptions: self.interruptions,
             },
         })
+    }
+
+    fn places(&self) -> Places {
+        let Some(listen) = self.listen else {
+            return Places::Loopback;
+        };
+        let name = self.name.clone();
+        Places::From {
+            address: listen.ip(),
+            port: listen.port(),
+            name: name.unwrap_or_else(|| listen.ip().to_string()),
+        }
     }
 
     fn faults(&self) -> anyhow::Result<Vec<Fault>> {

@@ -1,7 +1,12 @@
 //! The command line of the devnet: one file for each command, nothing else here.
 
+mod compare;
+mod consumer;
 mod demo;
 mod load;
+mod pds;
+mod place;
+mod plc;
 mod replay;
 mod up;
 
@@ -23,6 +28,14 @@ enum Command {
     Demo(demo::Options),
     /// Serve a captured frames file as hosts, with the PLC documents of its time.
     Replay(replay::Options),
+    /// Serve a PLC directory alone, for a network of several machines.
+    Plc(plc::Options),
+    /// Serve a PDS alone, for a network of several machines.
+    Pds(pds::Options),
+    /// Follow a relay, and answer over HTTP what came out.
+    Consumer(consumer::Options),
+    /// Compare what a consumer has with what the PDSes have; exit code 1 where they differ.
+    Compare(compare::Options),
     /// Measure a relay under the load of many hosts and accounts, and check what comes out.
     Load(load::Options),
 }
@@ -37,6 +50,10 @@ async fn main() -> anyhow::Result<()> {
         Command::Up(options) => up::run(options).await,
         Command::Demo(options) => demo::run(options).await,
         Command::Replay(options) => replay::run(options).await,
+        Command::Plc(options) => plc::run(options).await,
+        Command::Pds(options) => pds::run(options).await,
+        Command::Consumer(options) => consumer::run(options).await,
+        Command::Compare(options) => compare::run(options).await,
         Command::Load(options) => load::run(options).await,
     }
 }

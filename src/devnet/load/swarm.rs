@@ -19,7 +19,7 @@ use super::metronome::Metronome;
 use super::prepare::{Act, Due, Prepared};
 use crate::devnet::check::{Consumer, WaitError};
 use crate::devnet::feed::{Feed, Step, Stopwatch};
-use crate::devnet::server::Server;
+use crate::devnet::server::{Places, Server};
 
 /// How long a host that starts its sequence again waits for its events to come out, and for the
 /// relay to come back.
@@ -62,11 +62,17 @@ struct Account {
 impl Swarm {
     /// Starts the servers of a prepared run on free local ports.
     pub async fn start(prepared: &Prepared) -> std::io::Result<Swarm> {
+        Swarm::start_at(prepared, Places::Loopback).await
+    }
+
+    /// Starts the servers of a prepared run: the directory at the first place, then the hosts.
+    pub async fn start_at(prepared: &Prepared, mut places: Places) -> std::io::Result<Swarm> {
+        let directory_place = places.next();
         let stopwatch = Arc::new(Stopwatch::new(prepared.options.events));
         let mut hosts = Vec::new();
         for _ in 0..prepared.scripts.len() {
             let feed = Feed::new(Some(stopwatch.clone()));
-            let server = Server::start(host(feed.clone())).await?;
+            let server = Server::start_at(host(feed.clone()), places.next()).await?;
             hosts.push((feed, server));
         }
         let profiles = prepared.profiles.clone();
@@ -81,7 +87,7 @@ impl Swarm {
             by_did,
             hosts: urls,
         });
-        let directory = Server::start(directory(accounts)).await?;
+        let directory = Server::start_at(directory(accounts), directory_place).await?;
         Ok(Swarm {
             hosts,
             directory,

@@ -6,6 +6,7 @@ mod account;
 mod events;
 pub mod frames;
 mod repo;
+mod traffic;
 mod xrpc;
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,9 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock, RwLockReadGuard, RwLoc
 use std::time::Duration;
 
 use bytes::Bytes;
-use data_encoding::HEXLOWER;
+use data_encoding::{BASE64, HEXLOWER};
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub use self::account::{Account, AccountStatus, RepoHead, RepoState};
@@ -25,13 +27,15 @@ pub use self::events::Event;
 use self::events::EventStream;
 use self::frames::Stamp;
 pub use self::repo::{Action, Commit, Op, RepoError, Repository, Swap, SyncState, Write};
+pub use self::traffic::Traffic;
 use crate::atproto::cid::Cid;
 use crate::atproto::did::Did;
 use crate::atproto::handle::Handle;
 use crate::atproto::tid::Tid;
+use crate::devnet::directory::{self, Directory, DirectoryError, DocumentError, RemoteError};
 use crate::devnet::keys::{Curve, SigningKey};
-use crate::devnet::plc::{LogError, LookupError, Operation, Plc, Service, Update};
-use crate::devnet::server::Server;
+use crate::devnet::plc::{Operation, Service, Update};
+use crate::devnet::server::{Place, Server};
 
 /// Longest a relay may take to answer requestCrawl.
 const CRAWL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,7 +67,7 @@ pub struct Pds {
 struct Inner {
     domain: String,
     clock_id: u16,
-    plc: Plc,
+    plc: Directory,
     rotation_key: SigningKey,
     rng: Mutex<StdRng>,
     created: AtomicUsize,
@@ -74,6 +78,7 @@ struct Inner {
     server: OnceLock<Server>,
     /// The PDSes of this network by URL, for migration over HTTP.
     peers: RwLock<Vec<std::sync::Weak<Inner>>>,
+    traffic: Traffic,
 }
 
 #[derive(Debug, Default)]
@@ -108,10 +113,14 @@ pub enum PdsError {
     NoPds(String),
     #[error(transparent)]
     Repo(#[from] RepoError),
-    #[error("the PLC directory refuses the operation: {0}")]
-    Plc(#[from] LogError),
+    #[error("the PLC directory does not take the operation: {0}")]
+    Plc(#[from] DirectoryError),
+    #[error("the other PDS does not take the account: {0}")]
+    Peer(#[from] RemoteError),
+    #[error("the other PDS asks for a PLC operation that is none: {0}")]
+    Operation(serde_json::Error),
     #[error("the PLC directory has no document: {0}")]
-    Document(#[from] LookupError),
+    Document(#[from] DocumentError),
 }
 
 /// Why a relay was not asked to crawl.
@@ -144,13 +153,17 @@ pub struct Written {
 }
 
 impl Pds {
-    /// A PDS without accounts on a free port of 127.0.0.1.
-    pub async fn start(plc: &Plc, options: PdsOptions) -> std::io::Result<Self> {
+    /// A PDS without accounts.
+    pub async fn start(
+        plc: impl Into<Directory>,
+        options: PdsOptions,
+        place: Place,
+    ) -> std::io::Result<Self> {
         let mut rng = StdRng::seed_from_u64(options.seed);
         let inner = Inner {
             domain: options.domain,
             clock_id: options.clock_id,
-            plc: plc.clone(),
+            plc: plc.into(),
             rotation_key: SigningKey::generate(options.rotation_curve, &mut rng),
             rng: Mutex::new(rng),
             created: AtomicUsize::new(0),
@@ -160,11 +173,12 @@ impl Pds {
             offline: AtomicBool::new(false),
             server: OnceLock::new(),
             peers: RwLock::default(),
+            traffic: Traffic::default(),
         };
         let pds = Pds {
             inner: Arc::new(inner),
         };
-        let server = Server::start(xrpc::router(&pds)).await?;
+        let server = Server::start_at(xrpc::router(&pds), place).await?;
         pds.inner.server.set(server).expect("set once, here");
         Ok(pds)
     }
@@ -179,14 +193,14 @@ impl Pds {
         self.disconnect();
     }
 
-    /// `http://127.0.0.1:port`.
+    /// Its base URL: `http://127.0.0.1:port`, or the one it was told.
     pub fn url(&self) -> String {
         self.server().url()
     }
 
-    /// `127.0.0.1:port`, as it is named in requestCrawl.
+    /// Host and port of its URL.
     pub fn host(&self) -> String {
-        self.server().address().to_string()
+        self.server().host()
     }
 
     /// Handles are made under this domain.
@@ -522,6 +536,63 @@ impl Pds {
         Ok(account)
     }
 
+    /// As [`Pds::migrate`], to a PDS of another process, step by step as people move: the repository
+    /// is imported there, the directory is updated here, the account is activated there and
+    /// deactivated here. Returns its session on the new PDS.
+    pub fn migrate_to(&self, did: &Did, url: &str) -> Result<Value, PdsError> {
+        let hosted = self.hosted(did)?;
+        let mut hosted = lock(&hosted);
+        hosted.active(did)?;
+        let import = Import {
+            did: did.to_string(),
+            handle: hosted.handle.clone(),
+            password: hosted.password.clone(),
+            car: BASE64.encode(&hosted.repo.car(None)?),
+        };
+        let answer = directory::post(&format!("{url}/devnet/importAccount"), None, &import)?;
+        let imported: Imported = serde_json::from_str(&answer).map_err(PdsError::Operation)?;
+        let operation = imported.operation.sign(&self.inner.rotation_key);
+        self.inner.plc.submit(did.as_str(), operation)?;
+        let activate = format!("{url}/xrpc/com.atproto.server.activateAccount");
+        directory::post(&activate, Some(&imported.access_token), &json!({}))?;
+        hosted.status = AccountStatus::Deactivated;
+        self.emit_account(did, AccountStatus::Deactivated);
+        Ok(
+            json!({ "did": did.as_str(), "handle": hosted.handle, "accessJwt": imported.access_token }),
+        )
+    }
+
+    /// Takes in an account of a PDS of another process; it stays deactivated until that has put the
+    /// operation returned here into the directory.
+    fn import(&self, import: Import) -> Result<Imported, PdsError> {
+        let Import {
+            did,
+            handle,
+            password,
+            car,
+        } = import;
+        let did = Did::parse(&did).map_err(|error| RepoError::Import(error.to_string()))?;
+        let car = BASE64
+            .decode(car.as_bytes())
+            .map_err(|error| RepoError::Import(error.to_string()))?;
+        let key = self.new_key(self.next_curve());
+        let mut repo = Repository::import(did.clone(), key.clone(), self.inner.clock_id, &car)?;
+        repo.resign(key.clone());
+        let prev = self.inner.plc.head(did.as_str());
+        let operation = self.operation(&handle, &key.did_key(), prev);
+        let hosted = Hosted {
+            handle: handle.clone(),
+            password,
+            status: AccountStatus::Deactivated,
+            repo,
+        };
+        self.take_in(&did, &handle, &Arc::new(Mutex::new(hosted)))?;
+        Ok(Imported {
+            operation,
+            access_token: self.new_session(&did),
+        })
+    }
+
     /// The receiving side of a migration.
     fn receive(
         &self,
@@ -556,6 +627,23 @@ impl Pds {
     }
 }
 
+/// An account on its way to a PDS of another process.
+#[derive(Debug, Serialize, Deserialize)]
+struct Import {
+    did: String,
+    handle: String,
+    password: String,
+    /// The repository, in base64.
+    car: String,
+}
+
+/// What that PDS answers: the operation that its old PDS has to sign, and a session.
+#[derive(Debug, Serialize, Deserialize)]
+struct Imported {
+    operation: Operation,
+    access_token: String,
+}
+
 impl Hosted {
     fn active(&self, did: &Did) -> Result<(), PdsError> {
         match self.status {
@@ -582,6 +670,33 @@ impl Hosted {
 
 fn lock(hosted: &Mutex<Hosted>) -> MutexGuard<'_, Hosted> {
     hosted.lock().expect("no holder panics")
+}
+
+/// Traffic.
+impl Pds {
+    /// Creates accounts until there are `accounts` active ones, and writes into them from now on, so
+    /// many records a second; 0 ends it.
+    pub fn keep_writing(&self, accounts: usize, rate: f64) -> Result<(), PdsError> {
+        let mut active = self.active_accounts().len();
+        while active < accounts {
+            let number = self.accounts().by_did.len();
+            self.create_account(&format!("user{number}.{}", self.domain()))?;
+            active += 1;
+        }
+        self.inner.traffic.set(Arc::downgrade(&self.inner), rate);
+        Ok(())
+    }
+
+    /// Records written by [`Pds::keep_writing`] so far.
+    pub fn written(&self) -> u64 {
+        self.inner.traffic.written()
+    }
+
+    fn active_accounts(&self) -> Vec<Did> {
+        let heads = self.heads(None, usize::MAX).into_iter();
+        let active = heads.filter(|head| head.status == AccountStatus::Active);
+        active.map(|head| head.did).collect()
+    }
 }
 
 /// Records.
@@ -845,7 +960,7 @@ impl Pds {
         let request = reqwest::Client::new()
             .post(url)
             .timeout(CRAWL_TIMEOUT)
-            .json(&json!({ "hostname": self.host() }));
+            .json(&json!({ "hostname": self.announced() }));
         let answer = request.send().await.map_err(failed)?;
         let status = answer.status();
         if status.is_success() {
@@ -857,6 +972,14 @@ impl Pds {
             status: status.as_u16(),
             body,
         })
+    }
+
+    /// What requestCrawl calls this PDS: relays take a bare name to speak TLS, unless it is loopback.
+    fn announced(&self) -> String {
+        if self.server().address().ip().is_loopback() {
+            return self.host();
+        }
+        self.url()
     }
 
     /// Tells this PDS which others there are, so that accounts can be moved over HTTP.

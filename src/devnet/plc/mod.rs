@@ -16,7 +16,7 @@ use serde_json::Value;
 use self::log::Log;
 pub use self::log::{AuditEntry, AuditError, LogError};
 pub use self::operation::{LegacyCreate, Operation, OperationError, Service, Tombstone, Update};
-use crate::devnet::server::Server;
+use crate::devnet::server::{Place, Server};
 use crate::devnet::timestamp::Timestamp;
 
 /// Most entries `GET /export` answers at once (did-method-plc server).
@@ -57,13 +57,18 @@ pub enum LookupError {
 impl Plc {
     /// An empty directory that listens on a free port of 127.0.0.1.
     pub async fn start() -> std::io::Result<Self> {
+        Plc::start_at(Place::default()).await
+    }
+
+    /// An empty directory that listens at a place.
+    pub async fn start_at(place: Place) -> std::io::Result<Self> {
         let plc = Plc::default();
-        let server = Server::start(http::router(plc.clone())).await?;
+        let server = Server::start_at(http::router(plc.clone()), place).await?;
         plc.inner.server.set(server).expect("set once, here");
         Ok(plc)
     }
 
-    /// `http://127.0.0.1:port`, or nothing for a directory that was not started.
+    /// Its base URL, or nothing for a directory that was not started.
     pub fn url(&self) -> String {
         self.inner.server.get().map(Server::url).unwrap_or_default()
     }

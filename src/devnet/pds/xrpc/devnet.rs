@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::input::{Input, XrpcError};
 use super::server::session;
 use crate::atproto::did::Did;
-use crate::devnet::pds::{Pds, PdsError};
+use crate::devnet::pds::{Import, Imported, Pds, PdsError};
+use crate::devnet::view::Held;
 
 #[derive(Deserialize)]
 pub(super) struct RotateKey {
@@ -35,6 +36,15 @@ pub(super) struct RequestCrawl {
     relay: String,
 }
 
+#[derive(Deserialize)]
+pub(super) struct Traffic {
+    /// Active accounts there have to be.
+    #[serde(default)]
+    accounts: usize,
+    /// Records a second.
+    rate: f64,
+}
+
 fn find(pds: &Pds, did: &str) -> Result<Did, PdsError> {
     pds.find(did)
         .ok_or_else(|| PdsError::NoAccount(did.to_owned()))
@@ -53,9 +63,39 @@ pub(super) async fn migrate(
     Input(input): Input<Migrate>,
 ) -> Result<Json<Value>, XrpcError> {
     let did = find(&pds, &input.did)?;
-    let to = pds.peer(&input.pds).ok_or(PdsError::NoPds(input.pds))?;
-    let account = pds.migrate(&did, &to)?;
-    Ok(Json(session(&to, &account)))
+    match pds.peer(&input.pds) {
+        Some(to) => {
+            let account = pds.migrate(&did, &to)?;
+            Ok(Json(session(&to, &account)))
+        }
+        None if input.pds.starts_with("http") => {
+            let url = input.pds.trim_end_matches('/');
+            Ok(Json(pds.migrate_to(&did, url)?))
+        }
+        None => Err(PdsError::NoPds(input.pds).into()),
+    }
+}
+
+/// The other end of a migration between PDSes of two processes.
+pub(super) async fn import(
+    State(pds): State<Pds>,
+    Input(input): Input<Import>,
+) -> Result<Json<Imported>, XrpcError> {
+    Ok(Json(pds.import(input)?))
+}
+
+/// Everything this PDS has, for comparison with what a consumer made of the firehose.
+pub(super) async fn repositories(State(pds): State<Pds>) -> Json<Vec<Held>> {
+    Json(pds.repositories().into_iter().map(Held::from).collect())
+}
+
+/// Begins, changes and ends the traffic of this PDS.
+pub(super) async fn traffic(
+    State(pds): State<Pds>,
+    Input(input): Input<Traffic>,
+) -> Result<Json<Value>, XrpcError> {
+    pds.keep_writing(input.accounts, input.rate)?;
+    Ok(Json(json!({ "written": pds.written() })))
 }
 
 pub(super) async fn takedown(

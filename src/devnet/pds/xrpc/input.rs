@@ -64,7 +64,7 @@ impl From<PdsError> for XrpcError {
             PdsError::Handle(_) => "InvalidHandle",
             PdsError::Repo(RepoError::Swap { .. }) => "InvalidSwap",
             PdsError::AlreadyHere(_) | PdsError::NoPds(_) | PdsError::Repo(_) => "InvalidRequest",
-            PdsError::Plc(_) => "InvalidRequest",
+            PdsError::Plc(_) | PdsError::Peer(_) | PdsError::Operation(_) => "InvalidRequest",
             PdsError::Document(_) => "DidNotFound",
         };
         Self::named(name, error.to_string())
