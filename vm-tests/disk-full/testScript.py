@@ -1,0 +1,34 @@
+# Somebody else fills the log's disk. The relay holds its events, says so, and goes on by itself when there is room:
+# consumers see nothing but a pause.
+
+LOG = "/var/lib/atproto-relay/log"
+
+start_all()
+
+with subtest("the network stands and writes"):
+    wait_for_network(relay, consumer, [pds1])
+    write(pds1, rate=10, accounts=5)
+    wait_for_report(consumer, ".events > 50", timeout=120)
+
+with subtest("the disk is filled: the relay takes no more events, says so, and stays up"):
+    relay.execute(
+        f"dd if=/dev/zero of={LOG}/filler bs=1M; dd if=/dev/zero of={LOG}/filler bs=4k oflag=append conv=notrunc"
+    )
+    write(pds1, rate=100)
+    relay.wait_until_succeeds(f"curl --silent {METRICS}/metrics | grep -qx 'relay_log_failing 1'", timeout=300)
+    relay.fail(f"curl --silent --fail {METRICS}/_health")
+    relay.require_unit_state("atproto-relay.service")
+    assert report(consumer)["connected"]
+
+with subtest("there is room again: it goes on by itself, on the same connection"):
+    before = report(consumer)
+    write(pds1, rate=10)
+    relay.succeed(f"rm {LOG}/filler")
+    wait_for_report(consumer, f".events > {before['events'] + 100}", timeout=120)
+    relay.succeed(f"curl --silent --fail {METRICS}/_health")
+
+with subtest("nothing was lost or doubled by it"):
+    write(pds1, rate=0)
+    compare(consumer, [pds1], accounts=5, within=180)
+    intact(report(consumer))
+    assert relay.get_unit_property("atproto-relay.service", "NRestarts") == "0"

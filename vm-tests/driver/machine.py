@@ -1,0 +1,145 @@
+"""One machine as a testScript sees it: the part of the NixOS test driver's language that the scenarios use.
+
+What differs between systemd-nspawn and qemu is in `nspawn.py` and `qemu.py`. Names, arguments and meanings are those
+of NixOS' driver, so that a testScript runs under both; what is not here, no scenario may use.
+"""
+
+import shlex
+import time
+
+# Pause between two looks at something that is waited for.
+LOOK_AGAIN = 0.2
+# How long a command, or what is waited for, may take where the testScript does not say. NixOS' driver waits longer.
+PATIENCE = 90
+
+
+class MachineError(Exception):
+    """A machine did not do what the testScript demands."""
+
+
+class Machine:
+    """A guest. `shell`, `power_on`, `power_off`, `running` and `plug` come from the backend."""
+
+    # By how much times are stretched: an emulated processor is slow.
+    slowness = 1
+
+    def __init__(self, name, report):
+        self.name = name
+        self.report = report
+
+    # The backend's part.
+
+    def power_on(self):
+        raise NotImplementedError
+
+    def power_off(self):
+        """Takes the power away: nothing is written any more."""
+        raise NotImplementedError
+
+    def running(self):
+        raise NotImplementedError
+
+    def shell(self, script, timeout):
+        """Runs a script as root; its status and what it wrote to stdout and stderr, in one text."""
+        raise NotImplementedError
+
+    def plug(self, plugged):
+        """Puts the network cable in, or takes it out."""
+        raise NotImplementedError
+
+    # The language.
+
+    def log(self, text):
+        self.report.note(f"{self.name}: {text}")
+
+    def start(self, allow_reboot=True):
+        if not self.running():
+            self.power_on()
+
+    def crash(self):
+        self.power_off()
+
+    def shutdown(self):
+        if self.running():
+            self.halt()
+
+    def halt(self):
+        raise NotImplementedError
+
+    def reboot(self):
+        self.shutdown()
+        self.start()
+
+    def block(self):
+        self.plug(False)
+
+    def unblock(self):
+        self.plug(True)
+
+    def execute(self, command, check_return=True, timeout=PATIENCE):
+        self.start()
+        status, output = self.shell(command, timeout * self.slowness)
+        return (status if check_return else -1), output
+
+    def succeed(self, *commands, timeout=PATIENCE):
+        output = ""
+        for command in commands:
+            status, said = self.execute(f"set -euo pipefail; {command}", timeout=timeout)
+            if status != 0:
+                raise MachineError(f"{self.name}: `{command}` failed with status {status}:\n{said.rstrip()}")
+            output += said
+        return output
+
+    def fail(self, *commands, timeout=PATIENCE):
+        output = ""
+        for command in commands:
+            status, said = self.execute(f"set -euo pipefail; {command}", timeout=timeout)
+            if status == 0:
+                raise MachineError(f"{self.name}: `{command}` succeeded, against expectation:\n{said.rstrip()}")
+            output += said
+        return output
+
+    def wait_until_succeeds(self, command, timeout=PATIENCE):
+        return self._wait_for_status(command, timeout, wanted=True)
+
+    def wait_until_fails(self, command, timeout=PATIENCE):
+        return self._wait_for_status(command, timeout, wanted=False)
+
+    def _wait_for_status(self, command, timeout, wanted):
+        deadline = time.monotonic() + timeout * self.slowness
+        while True:
+            status, said = self.execute(f"set -euo pipefail; {command}", timeout=timeout)
+            if (status == 0) == wanted:
+                return said
+            if time.monotonic() > deadline:
+                verb = "succeed" if wanted else "fail"
+                raise MachineError(
+                    f"{self.name}: `{command}` did not {verb} within {timeout} s; last:\n{said.rstrip()}"
+                )
+            time.sleep(LOOK_AGAIN)
+
+    def get_unit_property(self, unit, name):
+        value = self.succeed(f"systemctl show --value --property={shlex.quote(name)} {shlex.quote(unit)}")
+        return value.rstrip("\n")
+
+    def wait_for_unit(self, unit, timeout=PATIENCE):
+        deadline = time.monotonic() + timeout * self.slowness
+        while True:
+            _, state = self.execute(f"systemctl show --value --property=ActiveState {shlex.quote(unit)}")
+            state = state.strip()
+            if state == "active":
+                return
+            if state == "failed" or time.monotonic() > deadline:
+                raise MachineError(f"{self.name}: {unit} is {state or 'unknown'}:\n{self.journal(unit)}")
+            time.sleep(LOOK_AGAIN)
+
+    def journal(self, unit, lines=30):
+        return self.execute(f"journalctl --no-pager --output=cat --lines={lines} --unit={shlex.quote(unit)}")[1]
+
+    def require_unit_state(self, unit, require_state="active"):
+        state = self.get_unit_property(unit, "ActiveState")
+        if state != require_state:
+            raise MachineError(f"{self.name}: {unit} is {state}, not {require_state}")
+
+    def wait_for_open_port(self, port, addr="localhost", timeout=PATIENCE):
+        self.wait_until_succeeds(f"nc -z {addr} {port}", timeout=timeout)

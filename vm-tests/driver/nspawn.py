@@ -1,0 +1,136 @@
+"""Machines under systemd-nspawn: an overlay over the guest image, a cgroup, and a leg on the bridge each.
+
+They share the kernel of the machine they run on, so a crash ends their processes and leaves what the kernel had not
+written yet in its cache.
+"""
+
+import os
+import socket
+import subprocess
+import time
+
+from . import cgroup
+from .machine import Machine, MachineError
+from .seed import PATH
+
+# How long a guest may take until its systemd takes commands.
+BOOT = 60
+# How long it may take to stop in order.
+HALT = 60
+
+
+class Nspawn(Machine):
+    """A machine whose kernel is that of the host."""
+
+    def __init__(self, name, report, image, folder, seed, bridge, binds):
+        super().__init__(name, report)
+        self.image = image
+        self.folder = folder / name
+        self.root = self.folder / "root"
+        self.seed = seed
+        self.bridge = bridge
+        self.binds = binds
+        self.process = None
+        self.leader = None
+
+    def running(self):
+        return self.process is not None and self.process.poll() is None
+
+    def power_on(self):
+        if not self.root.is_dir():
+            self._make_disk()
+        address = str(self.folder / "notify")
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notify.bind(address)
+        environment = os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "NOTIFY_SOCKET": address}
+        command = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network"]
+        command += [f"--network-bridge={self.bridge}", f"--machine={self.name}", f"--directory={self.root}"]
+        command += ["--console=pipe", "--notify-ready=yes", "--link-journal=no"]
+        command += [f"--bind-ro={source}:{target}" for source, target in self.binds.items()]
+        group = cgroup.create(self.name)
+        with open(self.folder / "console", "ab") as console:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                env=environment,
+                preexec_fn=lambda: cgroup.enter(group),
+            )
+        try:
+            self.leader = self._wait_for_leader(notify)
+        finally:
+            notify.close()
+            os.unlink(address)
+        self._wait_for_systemd()
+
+    def _make_disk(self):
+        upper, work = self.folder / "upper", self.folder / "work"
+        for folder in (upper, work, self.root):
+            folder.mkdir(parents=True)
+        layers = f"lowerdir={self.image.rootfs},upperdir={upper},workdir={work}"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, str(self.root)], check=True)
+        self.seed.write_to(self.root)
+
+    def _wait_for_leader(self, notify):
+        notify.settimeout(1)
+        deadline = time.monotonic() + BOOT
+        while time.monotonic() < deadline and self.running():
+            try:
+                message = notify.recv(4096).decode(errors="replace")
+            except TimeoutError:
+                continue
+            for line in message.splitlines():
+                if line.startswith("X_NSPAWN_LEADER_PID="):
+                    return int(line.partition("=")[2])
+        raise MachineError(f"{self.name}: systemd-nspawn does not start it:\n{self.console()}")
+
+    def _wait_for_systemd(self):
+        deadline = time.monotonic() + BOOT
+        while time.monotonic() < deadline and self.running():
+            if self.shell("test -S /run/systemd/private && systemctl is-system-running | grep -qv offline", 10)[0] == 0:
+                return
+            time.sleep(0.05)
+        raise MachineError(f"{self.name}: its systemd does not come up:\n{self.console()}")
+
+    def console(self):
+        text = (self.folder / "console").read_text(errors="replace")
+        return "\n".join(text.splitlines()[-20:])
+
+    def power_off(self):
+        if self.running():
+            os.kill(self.leader, 9)
+        self._gone()
+
+    def halt(self):
+        # What systemd-nspawn sends its guest for an orderly end (SIGRTMIN+3: halt.target).
+        os.kill(self.leader, 37)
+        self._gone()
+
+    def _gone(self):
+        if self.process is None:
+            return
+        try:
+            self.process.wait(HALT)
+        except subprocess.TimeoutExpired:
+            raise MachineError(f"{self.name}: it does not stop within {HALT} s") from None
+        self.process = None
+        cgroup.remove(self.name)
+
+    def _enter(self):
+        namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd"]
+        command = ["nsenter", "--target", str(self.leader), *namespaces, "--", "/usr/bin/env", "-i"]
+        return [*command, f"PATH={PATH}", "HOME=/root", "LANG=C.UTF-8"]
+
+    def shell(self, script, timeout):
+        if not self.running():
+            raise MachineError(f"{self.name}: it is not running")
+        command = [*self._enter(), "timeout", "--kill-after=5", str(timeout), "/bin/bash", "-c", script]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        output = done.stdout.decode(errors="replace")
+        if done.returncode == 124:
+            raise MachineError(f"{self.name}: `{script}` took over {timeout} s:\n{output.rstrip()}")
+        return done.returncode, output
+
+    def plug(self, plugged):
+        subprocess.run(["ip", "link", "set", f"vb-{self.name}", "up" if plugged else "down"], check=True)

@@ -1,0 +1,68 @@
+# The local database: how it is set up, and what happens to the relay when it is away.
+
+pdses = [pds1, pds2]
+
+
+def query(text):
+    return relay.succeed(
+        f'runuser -u postgres -- psql --tuples-only --no-align --command="{text}" atproto-relay'
+    ).strip()
+
+
+start_all()
+
+with subtest("role and database are there, and the relay has migrated its tables"):
+    wait_for_network(relay, consumer, pdses)
+    assert query("SELECT rolname FROM pg_roles WHERE rolname = 'atproto-relay'") == "atproto-relay"
+    assert int(query("SELECT count(*) FROM _sqlx_migrations WHERE success")) > 0
+
+with subtest("the relay is let in by its user alone, over the socket, without a password"):
+    peer = "psql --host=/run/postgresql --username=atproto-relay --tuples-only --no-align atproto-relay"
+    relay.succeed(f"runuser -u atproto-relay -- {peer} --command='SELECT 1'")
+    relay.fail(f"runuser -u nobody -- {peer} --no-password --command='SELECT 1'")
+
+with subtest("the settings of the module are in force"):
+    assert query("SHOW synchronous_commit") == "off"
+    assert query("SHOW wal_compression") not in ("off", "")
+    assert float(query("SHOW autovacuum_vacuum_scale_factor")) < 0.1
+
+with subtest("hosts and accounts are written down"):
+    for pds in pdses:
+        write(pds, rate=20, accounts=5)
+    relay.wait_until_succeeds(
+        "[ $(runuser -u postgres -- psql -Atc 'SELECT count(*) FROM accounts' atproto-relay) -ge 10 ]", timeout=60
+    )
+    assert int(query("SELECT count(*) FROM hosts")) == 2
+
+with subtest("the database restarts under load: events go on, and nothing is lost"):
+    before = report(consumer)
+    relay.succeed("systemctl restart postgresql.service")
+    wait_for_report(consumer, f".events > {before['events'] + 100}")
+    relay.require_unit_state("atproto-relay.service")
+    intact(report(consumer))
+
+with subtest("the database is away for a while: the relay says so, goes on, and catches up by itself"):
+    relay.succeed("systemctl stop postgresql.service")
+    before = report(consumer)
+    relay.wait_until_fails(f"curl --silent --fail {METRICS}/_health", timeout=60)
+    wait_for_report(consumer, f".events > {before['events'] + 100}")
+    relay.succeed("systemctl start postgresql.service")
+    relay.wait_until_succeeds(f"curl --silent --fail {METRICS}/_health", timeout=90)
+    relay.require_unit_state("atproto-relay.service")
+
+with subtest("what the PDSes have is what the consumer has"):
+    for pds in pdses:
+        write(pds, rate=0)
+    compare(consumer, pdses, accounts=10)
+    intact(report(consumer))
+
+with subtest("so does the database, once everything is written"):
+    revs = {}
+    for pds in pdses:
+        for held in ask(pds, f"http://{pds.name}:2583/devnet/repositories"):
+            revs[held["did"]] = held["rev"]
+    did, rev = sorted(revs.items())[0]
+    latest = ask(relay, f"{RELAY}/xrpc/com.atproto.sync.getLatestCommit?did={did}")
+    assert latest["rev"] == rev, (latest, rev)
+    relay.wait_until_succeeds(f"curl --silent {METRICS}/metrics | grep -qx 'relay_store_queue 0'", timeout=60)
+    assert int(query("SELECT count(*) FROM accounts")) == len(revs)

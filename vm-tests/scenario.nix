@@ -1,0 +1,88 @@
+# The NixOS test of a scenario: a module for pkgs.testers.runNixOSTest, made from the scenario's folder. scenario.toml
+# says which machines there are, and is what vm-tests/run reads too; the testScript is the same for both.
+#
+# A machine is either a part of the devnet (its `devnet` are the arguments of atproto-devnet), or the relay in a
+# configuration of nixos/rendering/configurations (`relay`), with `listen`, `settings` and `secrets` of the test's own.
+folder:
+{ relayModule, devnet }:
+{ lib, ... }:
+
+let
+  scenario = lib.importTOML (folder + "/scenario.toml");
+
+  common =
+    { config, pkgs, ... }:
+    {
+      imports = [ relayModule ];
+      # The machines are alone on their network.
+      networking.firewall.enable = false;
+      environment.systemPackages = [
+        config.services.atproto-relay.package
+        devnet
+        pkgs.curl
+        pkgs.jq
+        pkgs.netcat
+      ];
+    };
+
+  devnetPart = arguments: {
+    systemd.services.devnet = {
+      description = "Devnet: ${lib.head (lib.splitString " " arguments)}";
+      wantedBy = [ "multi-user.target" ];
+      after = [ "network.target" ];
+      serviceConfig = {
+        ExecStart = "${lib.getExe devnet} ${arguments}";
+        Restart = "on-failure";
+      };
+    };
+  };
+
+  relay = machine: {
+    imports = [ (../nixos/rendering/configurations + "/${machine.relay}.nix") ];
+    services.atproto-relay = {
+      settings = machine.settings or { };
+      # A test's machine is smaller than a server.
+      database.memoryMiB = lib.mkForce 512;
+      monitoring.enable = lib.mkIf (machine.monitoring or false) true;
+    }
+    // lib.optionalAttrs (machine ? listen) { listen = lib.mkForce [ machine.listen ]; };
+    # f+ writes the file, with its mode, before any service is up.
+    systemd.tmpfiles.rules = lib.mapAttrsToList (
+      name: secret: "f+ /run/secrets/${name} 0400 root root - ${secret}"
+    ) (machine.secrets or { });
+    virtualisation.memorySize = 2048;
+  };
+
+  # Empty NVMe devices, known by their serial numbers. What is written to them is kept as long as qemu runs: over a
+  # reboot, not over a crash.
+  disks = machine: { pkgs, ... }: {
+    virtualisation.qemu.options = lib.concatLists (
+      lib.mapAttrsToList (
+        serial: megabytes:
+        let
+          empty = pkgs.runCommand "${serial}.qcow2" { nativeBuildInputs = [ pkgs.qemu-utils ]; } ''
+            qemu-img create -f qcow2 $out ${toString megabytes}M
+          '';
+        in
+        [
+          "-drive file=${empty},if=none,id=${serial},format=qcow2,snapshot=on"
+          "-device nvme,drive=${serial},serial=${serial}"
+        ]
+      ) machine.disks
+    );
+  };
+in
+{
+  name = "atproto-relay-${baseNameOf folder}";
+
+  nodes = lib.mapAttrs (_: machine: {
+    imports = [
+      common
+    ]
+    ++ lib.optional (machine ? devnet) (devnetPart machine.devnet)
+    ++ lib.optional (machine ? relay) (relay machine)
+    ++ lib.optional (machine ? disks) (disks machine);
+  }) scenario.machines;
+
+  testScript = builtins.readFile ./prelude.py + "\n" + builtins.readFile (folder + "/testScript.py");
+}
