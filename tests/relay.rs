@@ -8,10 +8,14 @@ mod postgres;
 #[path = "support/relay.rs"]
 mod support;
 
+use std::time::Duration;
+
 use atproto_relay::atproto::car::Car;
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Peek};
-use atproto_relay::config::{DatabaseUrl, HostEntry};
+use atproto_relay::config::{DatabaseUrl, DomainPattern, HostEntry};
+use atproto_relay::devnet::pds::Write;
+use atproto_relay::upstream::HostState;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use support::Bench;
@@ -447,5 +451,61 @@ async fn a_log_whose_database_is_gone_goes_on_counting() {
     let events = bench.consumer(head).await.up_to(head + 4).await;
     assert_dense(&events);
     assert_eq!(of(&events, &bob), ["identity", "account", "commit", "sync"]);
+    bench.relay.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_changes_rates_bans_and_rules_under_connected_hosts() {
+    let bench = Bench::start(1).await;
+    let host = bench.relay.hosts().list().remove(0);
+    let mut config = bench.config.clone();
+    config.host_limits.per_second.base = 7.0;
+    config.banned_domains = vec![DomainPattern::banned(host.host().domain()).unwrap()];
+    let reload = bench.relay.reload(config.clone()).await;
+    let keys: Vec<_> = reload.applied.iter().map(|change| change.key).collect();
+    assert_eq!(keys, ["banned_domains", "limits.events_per_second"]);
+    assert_eq!((reload.waiting.len(), reload.password), (0, false));
+    assert_eq!(host.event_rates().per_second, 7);
+    assert_eq!(host.state(), HostState::Banned);
+
+    config.banned_domains.clear();
+    config.desync.limit = 0;
+    config.replay_window = Duration::from_secs(1);
+    config.log_max_bytes = 64 << 20;
+    config.admin_password = None;
+    let reload = bench.relay.reload(config.clone()).await;
+    let keys: Vec<_> = reload.applied.iter().map(|change| change.key).collect();
+    let expected = [
+        "replay_window",
+        "log.max_bytes",
+        "banned_domains",
+        "desync.limit",
+    ];
+    assert_eq!(
+        (keys.as_slice(), reload.password),
+        (expected.as_slice(), true)
+    );
+    bench.until_connected().await;
+    let admin = format!("{}/admin/pds/list", bench.url());
+    assert_eq!(reqwest::get(&admin).await.unwrap().status(), 404, "off");
+
+    // A gap in an account's chain is now one too many.
+    let pds = bench.network.pds(0);
+    let alice = pds.create_account("alice.pds1.test").unwrap().did;
+    let write = || Write::Create {
+        collection: POSTS.to_owned(),
+        rkey: None,
+        record: post("unseen"),
+    };
+    pds.commit_silently(&alice, &[write()]).unwrap();
+    pds.apply_writes(&alice, &[write()]).unwrap();
+    let mut consumer = bench.consumer(0).await;
+    loop {
+        let (_, event) = consumer.next().await;
+        if event == format!("account {alice} false Some(\"desynchronized\")") {
+            break;
+        }
+    }
+    assert!(bench.relay.reload(config).await.applied.is_empty());
     bench.relay.shutdown().await;
 }

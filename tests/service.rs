@@ -64,7 +64,7 @@ fn until_status(service: &Service, parts: &[&str]) -> String {
             return status;
         }
     }
-    panic!("no status with {parts:?}");
+    panic!("no status with {parts:?}; it said:\n{}", service.said());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -210,6 +210,7 @@ async fn a_full_disk_is_no_reason_to_stop_the_pings() {
     }
     let pings = service.count("WATCHDOG=1", WATCHDOG * 4);
     assert!(pings >= 4, "{pings} pings");
+    until_status(&service, &["the event log cannot be written"]);
     assert!(failing().await, "the disk was full all the while");
     disk.make_room();
     while failing().await {

@@ -221,12 +221,7 @@ impl Relay {
             )),
         ];
         let (sampled, vitals) = watch::channel(Vitals::default());
-        let sampler = Sampler {
-            log: log.clone(),
-            hosts: hosts.clone(),
-            pipeline: pipeline.clone(),
-            firehose: firehose.clone(),
-        };
+        let sampler = Sampler(running.clone());
         servers.push(tokio::spawn(sampler.run(sampled, closing.clone())));
         tokio::spawn(checkpoints(
             hosts.clone(),

@@ -5,6 +5,7 @@
 //! wrong clock does not sway it. While events are under way and none gets into the log it grows with the clock.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
@@ -12,13 +13,13 @@ use tokio::task;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::operations::Running;
+use crate::api::Operations as _;
 use crate::atproto::frame::{self, Message};
 use crate::atproto::tid::Tid;
 use crate::eventlog::{Entry, EventLog};
-use crate::firehose::Firehose;
 use crate::telemetry::metrics;
 use crate::upstream::{HostState, Hosts};
-use crate::verify::Pipeline;
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(5);
@@ -38,6 +39,8 @@ pub struct Vitals {
     pub lag: Duration,
     /// Consumers connected.
     pub consumers: usize,
+    /// What holds events up, in words for a person.
+    pub trouble: Option<String>,
 }
 
 impl fmt::Display for Vitals {
@@ -50,67 +53,75 @@ impl fmt::Display for Vitals {
             self.per_second,
             self.lag.as_secs_f64(),
             self.consumers
-        )
+        )?;
+        match &self.trouble {
+            Some(trouble) => write!(f, "; {trouble}"),
+            None => Ok(()),
+        }
     }
 }
 
-/// The parts that are looked at.
-pub(super) struct Sampler {
-    pub log: EventLog,
-    pub hosts: Hosts,
-    pub pipeline: Pipeline,
-    pub firehose: Firehose,
-}
+/// Looks at a relay.
+pub(super) struct Sampler(pub Arc<Running>);
 
 impl Sampler {
     /// Takes samples until the relay closes.
     pub async fn run(self, vitals: watch::Sender<Vitals>, closing: CancellationToken) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut head = self.log.head();
+        let Running {
+            log,
+            hosts,
+            pipeline,
+            firehose,
+            ..
+        } = &*self.0;
+        let mut head = log.head();
         let mut at = Instant::now();
         while closing.run_until_cancelled(ticks.tick()).await.is_some() {
             let before = vitals.borrow().lag;
             let passed = at.elapsed();
             at = Instant::now();
-            let log = self.log.clone();
-            let Ok(looked) = task::spawn_blocking(move || look(&log, head)).await else {
+            let looking = log.clone();
+            let Ok(looked) = task::spawn_blocking(move || look(&looking, head)).await else {
                 return;
             };
             let events = looked.head - head;
             head = looked.head;
             let lag = match looked.lag {
                 Some(lag) => lag,
-                None if events == 0 && !self.pipeline.is_busy() => Duration::ZERO,
+                None if events == 0 && !pipeline.is_busy() => Duration::ZERO,
                 None if events == 0 => before + passed,
                 None => before,
             };
             metrics().lag_seconds.set(lag.as_secs_f64());
-            let (connected, hosts) = self.count_hosts();
+            let (connected, known) = count_hosts(hosts);
             vitals.send_replace(Vitals {
                 connected,
-                hosts,
+                hosts: known,
                 per_second: events as f64 / passed.as_secs_f64().max(f64::EPSILON),
                 lag,
-                consumers: self.firehose.consumers().len(),
+                consumers: firehose.consumers().len(),
+                trouble: self.0.trouble(),
             });
         }
     }
+}
 
-    fn count_hosts(&self) -> (usize, usize) {
-        let (mut connected, mut known) = (0, 0);
-        for (state, count) in self.hosts.states() {
-            match state {
-                HostState::Banned => {}
-                HostState::Connected | HostState::HeldBack => {
-                    connected += count;
-                    known += count;
-                }
-                _ => known += count,
+/// Hosts with a connection, and all that are not banned.
+fn count_hosts(hosts: &Hosts) -> (usize, usize) {
+    let (mut connected, mut known) = (0, 0);
+    for (state, count) in hosts.states() {
+        match state {
+            HostState::Banned => {}
+            HostState::Connected | HostState::HeldBack => {
+                connected += count;
+                known += count;
             }
+            _ => known += count,
         }
-        (connected, known)
     }
+    (connected, known)
 }
 
 /// What reads the disk.

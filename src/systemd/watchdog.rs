@@ -139,6 +139,7 @@ struct Over;
 impl Round {
     /// Pings twice in each period, as sd_watchdog_enabled(3) recommends, for as long as all parts get on.
     fn run(&self, ping: impl Fn()) {
+        self.show(&[]);
         loop {
             let began = Instant::now();
             if self.until_all_beat().is_err() {

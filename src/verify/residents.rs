@@ -20,8 +20,8 @@ const IN_USE: usize = 11_264;
 const IN_USE_SHARE: usize = 128;
 /// The part of a small budget that goes to accounts in use.
 const IN_USE_PART: usize = 4;
-/// One account at rest of so many goes when memory is short: of seven million, half a second's work for all shards
-/// together.
+/// One account at rest of so many goes when memory is short: a shard is not to stand still for long, and there may be a
+/// next time.
 const PART_LET_GO: usize = 4;
 /// Accounts looked at in one go for some to let go: more than a batch of events takes into use.
 const LOOKS: usize = 256;

@@ -22,7 +22,8 @@ data in ./data and knows no hosts: name them with --host, take over another rela
 `atproto-relay hosts pull`, or let them ask with com.atproto.sync.requestCrawl.
 
 Every setting is a flag, an environment variable and a key of the TOML file given by --config; the \
-flag wins, then the environment, then the file. `atproto-relay check-config` shows what they come to.";
+flag wins, then the environment, then the file. `atproto-relay check-config` shows what they come to. \
+SIGHUP reads them again and applies what needs no restart.";
 
 pub const EXAMPLES: &str = "\
 Examples:
