@@ -43,6 +43,8 @@ let
       settings = machine.settings or { };
       # A test's machine is smaller than a server.
       database.memoryMiB = lib.mkForce 512;
+      # The machines have no firewall, and some of them listen on loopback alone.
+      openFirewall = lib.mkForce false;
       monitoring.enable = lib.mkIf (machine.monitoring or false) true;
     }
     // lib.optionalAttrs (machine ? listen) { listen = lib.mkForce [ machine.listen ]; };

@@ -8,22 +8,28 @@ let
 
   evaluate =
     configuration:
+    evaluateModules [
+      configuration
+      {
+        fileSystems."/" = {
+          device = "/dev/disk/by-label/nixos";
+          fsType = "ext4";
+        };
+      }
+    ];
+  evaluateModules =
+    modules:
     import (nixpkgs + "/nixos/lib/eval-config.nix") {
       inherit lib;
       system = null;
-      modules = [
+      modules = modules ++ [
         ../.
-        configuration
         {
           nixpkgs.pkgs = pkgs;
           nixpkgs.hostPlatform = "x86_64-linux";
           system.stateVersion = "24.05";
           networking.hostName = "relay";
           boot.loader.grub.enable = false;
-          fileSystems."/" = {
-            device = "/dev/disk/by-label/nixos";
-            fsType = "ext4";
-          };
           # What nginx' certificates need, and the operator must say.
           security.acme.acceptTerms = true;
           security.acme.defaults.email = "operator@example.com";
@@ -82,9 +88,9 @@ let
 
   # The files that the machine of a configuration would have, by their path in nixos/expected/<configuration>.
   render =
-    configuration:
+    evaluated:
     let
-      inherit (evaluate configuration) config options;
+      inherit (evaluated) config options;
 
       failed = lib.filter (entry: !entry.assertion) config.assertions;
 
@@ -166,7 +172,7 @@ let
   };
 in
 {
-  rendered = lib.mapAttrs (_: render) configurations;
+  rendered = lib.mapAttrs (_: configuration: render (evaluate configuration)) configurations;
 
   # Options of the module that say nothing of themselves.
   undocumented = map (option: option.name) (
@@ -174,6 +180,32 @@ in
       lib.optionAttrSetToDocList (evaluate ./configurations/minimal.nix).options.services.atproto-relay
     )
   );
+
+  # The machines of the VM tests, as far as evaluation goes: how many files of theirs are ours.
+  machines =
+    let
+      folder = ../../vm-tests;
+      isTest = name: kind: kind == "directory" && builtins.pathExists (folder + "/${name}/test.nix");
+      scenarios = lib.attrNames (lib.filterAttrs isTest (builtins.readDir folder));
+      test =
+        name:
+        import (folder + "/${name}/test.nix") {
+          # `evaluateModules` brings it.
+          relayModule = { };
+          devnet = pkgs.atproto-devnet;
+        } { inherit lib pkgs; };
+      machine =
+        module:
+        lib.length (
+          lib.attrNames (
+            render (evaluateModules [
+              module
+              (nixpkgs + "/nixos/modules/virtualisation/qemu-vm.nix")
+            ])
+          )
+        );
+    in
+    lib.genAttrs scenarios (name: lib.mapAttrs (_: machine) (test name).nodes);
 
   # A change of what a reload applies does not restart the relay, and any other does.
   reloads =
@@ -191,11 +223,11 @@ in
     && triggers { log.durability = "none"; } != triggers { };
 
   # Each must come to something.
-  accepted = lib.mapAttrs (_: relay: render (enabled relay)) (import ./accepted.nix);
+  accepted = lib.mapAttrs (_: relay: render (evaluate (enabled relay))) (import ./accepted.nix);
 
   # Each must fail, and say so in these words.
   refused = lib.mapAttrs (_: case: {
     inherit (case) message;
-    rendered = render (enabled case.relay);
+    rendered = render (evaluate (enabled case.relay));
   }) (import ./refusals.nix);
 }
