@@ -23,8 +23,9 @@ use crate::upstream::{HostState, Hosts};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(5);
-/// Newest events that the lag is taken from.
+/// Newest events that the lag is taken from, and the most bytes of them that are read: a commit may have two million.
 const SAMPLE: u64 = 100;
+const SAMPLE_BYTES: usize = 8 << 20;
 
 /// A sample.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -144,8 +145,13 @@ fn look(log: &EventLog, before: u64) -> Looked {
         .log_oldest_age_seconds
         .set(as_gauge(age.unwrap_or_default().as_secs()));
     let from = (before + 1).max((head + 1).saturating_sub(SAMPLE));
-    let events = log.entries(from).filter_map(Result::ok);
+    let mut bytes = 0;
+    let events = log.entries(from).map_while(Result::ok);
     let mut lags: Vec<Duration> = events
+        .take_while(|(_, frame)| {
+            bytes += frame.len();
+            bytes <= SAMPLE_BYTES
+        })
         .filter_map(|(entry, frame)| lag(&entry, &frame))
         .collect();
     lags.sort_unstable();
