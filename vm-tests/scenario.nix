@@ -40,7 +40,7 @@ let
   relay = machine: {
     imports = [ (../nixos/rendering/configurations + "/${machine.relay}.nix") ];
     services.atproto-relay = {
-      settings = machine.settings or { };
+      settings = lib.mapAttrsRecursive (_: lib.mkForce) (machine.settings or { });
       # A test's machine is smaller than a server.
       database.memoryMiB = lib.mkForce 512;
       # The machines have no firewall, and some of them listen on loopback alone.

@@ -10,7 +10,7 @@ import time
 # Pause between two looks at something that is waited for.
 LOOK_AGAIN = 0.2
 # How long a command, or what is waited for, may take where the testScript does not say. NixOS' driver waits longer.
-PATIENCE = 90
+PATIENCE = 60
 
 
 class MachineError(Exception):

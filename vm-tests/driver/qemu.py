@@ -16,7 +16,7 @@ from .machine import Machine, MachineError
 BOOT = 60
 HALT = 60
 # How much slower than KVM an emulated processor is taken to be, for every time that is waited.
-TCG_SLOWNESS = 6
+TCG_SLOWNESS = 4
 MEMORY = 1536
 # Longest a kernel may take to come up under KVM before that is taken not to work.
 KVM_PROBE = 15
