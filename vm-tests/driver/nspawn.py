@@ -99,7 +99,7 @@ class Nspawn(Machine):
 
     def power_off(self):
         if self.running():
-            os.kill(self.leader, 9)
+            os.kill(self.leader or self.process.pid, 9)
         self._gone()
 
     def halt(self):
@@ -114,7 +114,7 @@ class Nspawn(Machine):
             self.process.wait(HALT)
         except subprocess.TimeoutExpired:
             raise MachineError(f"{self.name}: it does not stop within {HALT} s") from None
-        self.process = None
+        self.process = self.leader = None
         cgroup.remove(self.name)
 
     def _enter(self):
