@@ -73,6 +73,15 @@ def compare(machine, pdses, accounts, within=60):
     )
 
 
+def wait_for_accounts(relay, pdses):
+    """Waits until the relay's database has the last revision of every account."""
+    for pds in pdses:
+        for held in ask(pds, f"http://{pds.name}:2583/devnet/repositories"):
+            latest = f"{RELAY}/xrpc/com.atproto.sync.getLatestCommit?did={held['did']}"
+            known = f"jq --exit-status '.rev == \"{held['rev']}\"'"
+            relay.wait_until_succeeds(f"curl --silent --fail '{latest}' | {known}", timeout=60)
+
+
 def wait_for_network(relay, consumer, pdses):
     """Waits until the relay is ready, connected to every PDS, and followed by the consumer."""
     relay.wait_for_unit("atproto-relay.service")

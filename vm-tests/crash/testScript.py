@@ -34,9 +34,4 @@ with subtest("what the PDSes have is what the consumer has: nothing was lost"):
     intact(report(consumer), connections=report(consumer)["connections"])
 
 with subtest("the database came back too, and agrees"):
-    revs = {}
-    for pds in pdses:
-        for held in ask(pds, f"http://{pds.name}:2583/devnet/repositories"):
-            revs[held["did"]] = held["rev"]
-    for did, rev in revs.items():
-        assert ask(relay, f"{RELAY}/xrpc/com.atproto.sync.getLatestCommit?did={did}")["rev"] == rev
+    wait_for_accounts(relay, pdses)
