@@ -31,8 +31,6 @@ lib.mkIf config.services.atproto-relay.enable {
     ProtectKernelModules = true;
     ProtectKernelTunables = true;
     ProtectProc = "invisible";
-    # Its own process is all of /proc that the relay reads, for its metrics.
-    ProcSubset = "pid";
     PrivateDevices = true;
     DevicePolicy = "closed";
 
@@ -60,6 +58,8 @@ lib.mkIf config.services.atproto-relay.enable {
     #   addresses it may dial it decides itself, after DNS and on each redirect: public ones only. A list here could not
     #   let the machine's resolver through and keep what is beside it out.
     # - DeviceAllow (0.1): ProtectClock= lets the clock's device be read, and PrivateDevices= leaves no such file there.
+    # - ProcSubset (0.1): when the process started is reckoned from /proc/stat, and alerts on restarts need to know. Other
+    #   users' processes are not seen all the same (ProtectProc=).
     # - AF_UNIX (0.1): PostgreSQL, the journal, systemd and the name service cache are reached through Unix sockets.
     # - RootDirectory (0.1): the program is in the Nix store, so there is no root of its own to be made.
   };
