@@ -13,7 +13,6 @@ use axum::routing::any;
 use http::header::USER_AGENT;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -83,7 +82,7 @@ pub struct Firehose {
     options: Arc<FirehoseOptions>,
     limits: Arc<Limits>,
     consumers: Consumers,
-    beat: watch::Receiver<u64>,
+    beat: beat::Listener,
     sessions: TaskTracker,
     closing: CancellationToken,
 }
@@ -91,10 +90,9 @@ pub struct Firehose {
 impl Firehose {
     /// The firehose of `log`. Call it within the runtime that is to serve it.
     pub fn new(log: EventLog, options: FirehoseOptions) -> Firehose {
-        let (beats, beat) = watch::channel(log.head());
         let sessions = TaskTracker::new();
         let closing = CancellationToken::new();
-        let beating = beat::run(log.subscribe(), beats);
+        let (beating, beat) = beat::follow(log.subscribe());
         sessions.spawn(closing.clone().run_until_cancelled_owned(beating));
         Firehose {
             log,

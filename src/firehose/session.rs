@@ -14,12 +14,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::FirehoseOptions;
+use super::beat::Listener;
 use super::client_frames::{CLOSE, ClientFrames, PING, PONG, Said, put_control};
 use super::consumers::Ticket;
 use super::cursor::Start;
@@ -60,7 +60,7 @@ pub(super) struct Session {
     pub options: Arc<FirehoseOptions>,
     pub ticket: Ticket,
     /// Says when there may be more to send.
-    pub beat: watch::Receiver<u64>,
+    pub beat: Listener,
     pub closing: CancellationToken,
 }
 
@@ -171,11 +171,12 @@ impl Session {
         let mut closing = pin!(closing.cancelled());
         let mut pinged = Instant::now();
         loop {
-            self.beat.borrow_and_update();
+            self.beat.begin();
             let pushed = match stream.push(self, Wanted::Everything).await {
                 Ok(pushed) => pushed,
                 Err(end) => return end,
             };
+            self.beat.set_live(pushed == Pushed::Everything);
             tokio::select! {
                 biased;
                 () = &mut closing => {
