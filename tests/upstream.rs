@@ -294,7 +294,11 @@ fn identity(seq: i64) -> Vec<u8> {
 }
 
 fn identity_of(seq: i64, did: &str) -> Vec<u8> {
-    let body = ipld!({"seq": seq, "did": did, "time": "2026-01-01T00:00:00.000Z", "handle": "a.example.com"});
+    identity_at(seq, did, "2026-01-01T00:00:00.000Z")
+}
+
+fn identity_at(seq: i64, did: &str, time: &str) -> Vec<u8> {
+    let body = ipld!({"seq": seq, "did": did, "time": time, "handle": "a.example.com"});
     frame(ipld!({"op": 1, "t": "#identity"}), body)
 }
 
@@ -366,14 +370,27 @@ async fn a_connection_resumes_after_the_last_event_taken_even_if_it_is_not_settl
 
 /// Events of the one account that the log holds, by the host's numbers and its own.
 fn durable<const N: usize>(events: [(i64, u64); N]) -> BTreeMap<i64, Durable> {
-    let did_hash = Did::normalized(DID).unwrap().hash64();
-    let of_one = |(seq, log_seq)| (seq, Durable { log_seq, did_hash });
+    let of_one = |(seq, log_seq)| {
+        let durable = Durable {
+            log_seq,
+            did_hash: Did::normalized(DID).unwrap().hash64(),
+            mark: Durable::mark(&identity_of(seq, DID)),
+        };
+        (seq, durable)
+    };
     events.map(of_one).into()
 }
 
-/// It began anew while the relay was down, and is beyond the stored cursor: its events are other accounts'.
+/// It began anew while the relay was down, and is beyond the stored cursor: its events are other accounts', or later
+/// ones of the same.
 #[tokio::test]
-async fn a_host_that_began_anew_beyond_the_cursor_is_known_by_its_accounts() {
+async fn a_host_that_began_anew_beyond_the_cursor_is_known_by_its_events() {
+    let of_another = |seq| identity_of(seq, "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb");
+    known_to_begin_anew(&of_another).await;
+    known_to_begin_anew(&|seq| identity_at(seq, DID, "2026-01-02T00:00:00.000Z")).await;
+}
+
+async fn known_to_begin_anew(event: &dyn Fn(i64) -> Vec<u8>) {
     let mut pds = Pds::start().await;
     let (store, folder) = empty_store().await;
     let row = store
@@ -389,7 +406,7 @@ async fn a_host_that_began_anew_beyond_the_cursor_is_known_by_its_accounts() {
     let peer = pds.accept().await;
     assert_eq!(peer.cursor, Some(0));
     for seq in 1..=3 {
-        peer.send(identity_of(seq, "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"));
+        peer.send(event(seq));
     }
     assert_eq!(relay.settle(3).await, [1, 2, 3]);
 }

@@ -236,7 +236,7 @@ impl Tail {
     /// whose index entry was rebuilt from its frame.
     fn note(&mut self, entry: &Entry, frame: &[u8]) -> Option<HostId> {
         let host = HostId(entry.host);
-        self.hosts.get_mut(&host)?.note(entry);
+        self.hosts.get_mut(&host)?.note(entry, frame);
         if frame.is_empty() && !self.restored.is_empty() {
             self.hosts_of_redacted.insert(entry.did_hash, host);
         }
@@ -282,8 +282,8 @@ fn domain(name: &Name) -> &str {
     name.hostname.split(':').next().unwrap_or_default()
 }
 
-/// A host's events of the log's tail, by the host's own numbers. A host that began anew while
-/// the relay was down, and is beyond the cursor already, is known by the accounts of its events.
+/// A host's events of the log's tail, by the host's own numbers. A host that began anew while the relay was down, and
+/// is beyond the cursor already, is known by its events: they are others under the same numbers.
 struct Numbered {
     cursor: Option<i64>,
     durable: BTreeMap<i64, Durable>,
@@ -305,13 +305,14 @@ impl Numbered {
         }
     }
 
-    fn note(&mut self, entry: &Entry) {
+    fn note(&mut self, entry: &Entry, frame: &[u8]) {
         let above = self.cursor.is_none_or(|cursor| entry.upstream_seq > cursor);
         // What the disk has lost may come once more, under a number of its own.
         if above && entry.seq >= self.since && !entry.is_lost() {
             let durable = Durable {
                 log_seq: entry.seq,
                 did_hash: entry.did_hash,
+                mark: Durable::mark(frame),
             };
             self.durable.insert(entry.upstream_seq, durable);
         }

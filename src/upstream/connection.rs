@@ -310,7 +310,12 @@ impl<S: Sink> Connection<'_, S> {
         self.old_in_a_row = 0;
         let goes_back =
             self.last.is_none() && self.host.last_seq().is_some_and(|last| event.seq <= last);
-        if goes_back || self.host.progress().contradicts(event.seq, event.did) {
+        if goes_back
+            || self
+                .host
+                .progress()
+                .contradicts(event.seq, event.did, &frame)
+        {
             let cursor = event.seq.saturating_sub(1);
             // Rare and large: boxed, so that the future of every event stays small.
             Box::pin(self.shared.renumber(self.host, cursor, self.cancel)).await?;

@@ -2,11 +2,13 @@
 //! Bounds what a host may have under way. Knows nothing of sockets, SQL or the log's files.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
 use crate::atproto::did::Did;
+use crate::atproto::frame::{self, Message};
 
 /// What became of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,32 @@ pub struct Durable {
     pub log_seq: u64,
     /// `Did::hash64` of its account.
     pub did_hash: u64,
+    /// See [`Durable::mark`]; none where the event was redacted.
+    pub mark: Option<u64>,
+}
+
+impl Durable {
+    /// What tells an event from another one that a host gave the same number: of a commit and a `#sync` account and
+    /// rev, of the others account and time, which hosts and relays leave as they are. None where `frame` is no event.
+    pub fn mark(frame: &[u8]) -> Option<u64> {
+        let (kind, account, moment) = match frame::decode(frame).ok()?.message {
+            Message::Commit(commit) => (1, commit.repo, commit.rev),
+            Message::Sync(sync) => (2, sync.did, sync.rev),
+            Message::Identity(identity) => (3, identity.did, identity.time),
+            Message::Account(account) => (4, account.did, account.time),
+            Message::Info(_) | Message::Error(_) | Message::Unknown => return None,
+        };
+        let mut hasher = DefaultHasher::new();
+        (kind, account, moment).hash(&mut hasher);
+        Some(hasher.finish())
+    }
+
+    fn is(&self, did: &str, frame: &[u8]) -> bool {
+        match self.mark {
+            Some(mark) => Self::mark(frame) == Some(mark),
+            None => Did::normalized(did).is_ok_and(|did| did.hash64() == self.did_hash),
+        }
+    }
 }
 
 /// The settlement of one host's events, in the order they came from its socket.
@@ -166,13 +194,11 @@ impl Progress {
         }
     }
 
-    /// Whether the log holds another account's event under this number: then the host numbers its events anew.
-    pub fn contradicts(&self, seq: i64, did: &str) -> bool {
-        let state = self.lock();
-        let durable = state.already_durable.get(&seq);
-        durable.is_some_and(|durable| {
-            Did::normalized(did).map_or(true, |did| did.hash64() != durable.did_hash)
-        })
+    /// Whether the log holds another event under this number: then the host numbers its events anew. `frame` is the
+    /// event's, and `did` its account.
+    pub fn contradicts(&self, seq: i64, did: &str, frame: &[u8]) -> bool {
+        let durable = self.lock().already_durable.get(&seq).copied();
+        durable.is_some_and(|durable| !durable.is(did, frame))
     }
 
     /// Whether the log already holds this event (known from recovery). If so it is settled at once and must not go on.
@@ -319,8 +345,12 @@ mod tests {
 
     fn durable<const N: usize>(events: [(i64, u64); N]) -> BTreeMap<i64, Durable> {
         let of_one = |(seq, log_seq)| {
-            let did_hash = 0;
-            (seq, Durable { log_seq, did_hash })
+            let durable = Durable {
+                log_seq,
+                did_hash: 0,
+                mark: None,
+            };
+            (seq, durable)
         };
         events.map(of_one).into()
     }
