@@ -40,7 +40,10 @@ class Machine:
         raise NotImplementedError
 
     def shell(self, script, timeout):
-        """Runs a script as root; its status and what it wrote to stdout and stderr, in one text."""
+        """Runs a script as root; its status and what it wrote to stdout and stderr, in one text.
+
+        NixOS' driver gives stdout alone: where the output counts, a testScript sends stderr elsewhere.
+        """
         raise NotImplementedError
 
     def plug(self, plugged):
