@@ -65,7 +65,7 @@ with subtest("the relay is back: the alert clears"):
     relay.wait_until_succeeds(
         f"curl --silent --fail {PROMETHEUS}/api/v1/alerts"
         " | jq --exit-status '[.data.alerts[] | select(.labels.alertname == \"RelayDown\")] | length == 0'",
-        timeout=60,
+        timeout=120,
     )
 
 if relay.execute("systemctl cat grafana.service")[0] == 0:
