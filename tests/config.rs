@@ -107,6 +107,7 @@ fn every_setting_is_read_from_file_environment_and_flag() {
         "data_dir" => ("\"/srv/relay\"", "/srv/relay"),
         "listen" => ("\"[::]:99\"", "[::]:99"),
         "metrics_listen" => ("\"127.0.0.1:98\"", "127.0.0.1:98"),
+        "admin_listen" => ("\"unix:/run/admin.sock\"", "unix:/run/admin.sock"),
         "database_url" => (
             "\"postgres:///x?host=/run/postgresql\"",
             "postgres:///x?host=/run/postgresql",
@@ -330,6 +331,14 @@ fn a_bad_value_names_place_key_value_and_form() {
         (
             "metrics_listen = \"127.0.0.1:2470\"",
             vec![":1: ", "different ports"],
+        ),
+        (
+            "admin_listen = \"127.0.0.1:2472\"",
+            vec![":1: ", "would be the operator", "unix:PATH"],
+        ),
+        (
+            "admin_listen = \"unix:admin.sock\"",
+            vec!["a whole path", "unix:/run/"],
         ),
         (
             "database_url = \"mysql://u:geheim@h/d\"",

@@ -5,7 +5,7 @@ mod event;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, BufRead, BufReader, IoSlice};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,7 +17,8 @@ use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Kind};
 use atproto_relay::eventlog::{
-    Append, Durability, EventLog, Faults, Health, LogOptions, Offer, ReadError, UNKNOWN_HOST,
+    Append, Durability, EventLog, Faults, Frames, Health, LogOptions, Offer, ReadError, Reader,
+    ResumeError, Taken, UNKNOWN_HOST,
 };
 use bytes::BytesMut;
 use event::{Event, RunningLog, did, eventually, quick_folder};
@@ -224,7 +225,8 @@ async fn frames_taken_in_pieces_of_any_size_are_the_log_as_it_lies() {
         let mut out = Vec::new();
         loop {
             let offer = reader.offer(5000, |frames| {
-                let offered: Vec<u8> = frames.iter().flat_map(|part| part.to_vec()).collect();
+                let parts = frames.slices().iter();
+                let offered: Vec<u8> = parts.flat_map(|part| part.to_vec()).collect();
                 let taken = offered.len().min(room);
                 out.extend_from_slice(&offered[..taken]);
                 Ok(taken)
@@ -249,7 +251,7 @@ fn what_was_refused_is_offered_again_and_counts_for_nothing() {
     let all = events(1, 3);
     log.append(&all);
     let mut reader = log.log.reader(1);
-    let full = |_: &[IoSlice<'_>]| Err(io::ErrorKind::WouldBlock.into());
+    let full = |_: &Frames<'_>| Err(io::ErrorKind::WouldBlock.into());
     for _ in 0..2 {
         let offer = reader.offer(1 << 20, full).expect("readable");
         assert!(matches!(offer, Offer::Refused(_)), "{offer:?}");
@@ -289,6 +291,86 @@ fn the_rest_of_a_frame_does_not_go_out_after_its_redaction() {
     inside
         .offer(1 << 20, |_| panic!("offered after the punching"))
         .expect_err("cannot go on");
+}
+
+/// What the offer was is known, and how much of it was taken; a redaction may have come since.
+#[test]
+fn another_process_goes_on_behind_the_last_byte_that_was_taken() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 1 << 14));
+    let all = events(1, 600);
+    log.append(&all);
+    let redact = |account: usize, up_to: u64| {
+        let account = Did::parse(&all[account].did).expect("a DID");
+        log.log.redact(&account, up_to).expect("redacts");
+    };
+    redact(1, 200);
+    let mut dice = fastrand::Rng::with_seed(5);
+    let mut reader = log.log.reader(1);
+    let (mut resumed, mut cut, mut several) = (0, 0, 0);
+    loop {
+        let given = reader.given() as u64;
+        let mut runs = Vec::new();
+        let offer = reader.offer(dice.usize(1..6_000), |frames| {
+            runs = frames.runs().to_vec();
+            Ok(dice.usize(1..=frames.bytes()))
+        });
+        let bytes = match offer {
+            Ok(Offer::Taken(bytes)) => bytes as u64,
+            Ok(Offer::Nothing) => break,
+            other => panic!("{other:?}"),
+        };
+        several += usize::from(runs.len() > 1);
+        if dice.u8(..) < 40 {
+            redact(dice.usize(0..4), reader.position());
+        }
+        let taken = Taken { runs, given, bytes };
+        match log.log.resume(&taken) {
+            Ok(again) => {
+                let stand = |reader: &Reader| (reader.position(), reader.given());
+                assert_eq!(stand(&again), stand(&reader), "{taken:?}");
+                resumed += 1;
+            }
+            Err(ResumeError::Redacted { seq }) => {
+                assert!(seq == reader.position() && reader.is_inside_frame());
+                reader = log.log.reader(seq + 1);
+                cut += 1;
+            }
+            Err(other) => panic!("{other}: {taken:?}"),
+        }
+        let beyond = Taken {
+            bytes: 1 << 30,
+            ..taken
+        };
+        log.log.resume(&beyond).expect_err("more than was offered");
+    }
+    assert!(
+        resumed > 50 && cut > 0 && several > 0,
+        "{resumed} {cut} {several}"
+    );
+    for (run, given, bytes) in [
+        (602..602, 0, 0),
+        (601..602, 1, 0),
+        (601..700, 0, 1),
+        (u64::MAX..u64::MAX, u64::MAX, 1),
+    ] {
+        let runs = vec![run];
+        let taken = Taken { runs, given, bytes };
+        log.log.resume(&taken).expect_err("not in the log");
+    }
+    let nothing = Taken {
+        runs: Vec::new(),
+        given: 0,
+        bytes: 0,
+    };
+    log.log.resume(&nothing).expect_err("nowhere");
+    let next = 601..601;
+    let live = Taken {
+        runs: vec![next],
+        ..nothing
+    };
+    let reader = log.log.resume(&live).expect("the next event");
+    assert_eq!(reader.position(), 601);
 }
 
 #[test]

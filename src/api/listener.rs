@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,13 +20,15 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
 use crate::firehose::network_of;
+use crate::systemd::sockets::Listening;
 
 /// Pause after the kernel refused a connection, such as for want of file descriptors.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -34,6 +36,8 @@ const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 /// kernel's queue. Measured: a thousand clients that connect as fast as they are let in tripled the others' latency.
 const PACE: Duration = Duration::from_millis(1);
 const AT_ONCE: u32 = 1_000;
+/// How long a connection that was taken just before the end may take for its first request.
+const LAST_REQUEST: Duration = Duration::from_millis(500);
 /// Longest head of a request, and what is read ahead of it; hyper takes no less.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 
@@ -66,13 +70,69 @@ impl Default for ListenerOptions {
     }
 }
 
-/// Serves a router until `closing`, then waits for the requests under way.
+/// A listening socket, on an address or on a path of this machine.
+#[derive(Debug)]
+pub enum Door {
+    /// On an address.
+    Tcp(TcpListener),
+    /// On a path. Who connects counts as loopback.
+    Unix(UnixListener),
+}
+
+/// A connection that was taken.
+enum Taken {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl From<TcpListener> for Door {
+    fn from(listener: TcpListener) -> Door {
+        Door::Tcp(listener)
+    }
+}
+
+impl TryFrom<Listening> for Door {
+    type Error = io::Error;
+
+    /// Serves a socket that was opened by somebody else. Call it within the runtime.
+    fn try_from(socket: Listening) -> io::Result<Door> {
+        match socket {
+            Listening::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                Ok(Door::Tcp(TcpListener::from_std(listener)?))
+            }
+            Listening::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                Ok(Door::Unix(UnixListener::from_std(listener)?))
+            }
+        }
+    }
+}
+
+impl Door {
+    async fn accept(&self) -> io::Result<(Taken, SocketAddr)> {
+        match self {
+            Door::Tcp(listener) => {
+                let (socket, peer) = listener.accept().await?;
+                Ok((Taken::Tcp(socket), peer))
+            }
+            Door::Unix(listener) => {
+                let (socket, _) = listener.accept().await?;
+                Ok((Taken::Unix(socket), (Ipv4Addr::LOCALHOST, 0).into()))
+            }
+        }
+    }
+}
+
+/// Serves a router until `closing`, then waits for the requests under way. Connections that come later stay in the kernel's
+/// queue, which ends with the listening socket: where somebody else holds that as well, they are answered later.
 pub async fn serve(
-    listener: TcpListener,
+    door: impl Into<Door>,
     router: Router,
     options: ListenerOptions,
     closing: CancellationToken,
 ) {
+    let door = door.into();
     let places = Arc::new(Semaphore::new(options.max_connections));
     let addresses = Addresses::default();
     let options = Arc::new(options);
@@ -83,7 +143,7 @@ pub async fn serve(
     {
         let accepting = async {
             sleep_until(paced).await;
-            listener.accept().await
+            door.accept().await
         };
         let Some(accepted) = closing.run_until_cancelled(accepting).await else {
             break;
@@ -102,15 +162,17 @@ pub async fn serve(
             tracing::debug!(%peer, "too many connections from one address; closed");
             continue;
         };
-        let connection = connection(
-            socket,
-            peer,
-            router.clone(),
-            options.clone(),
-            closing.clone(),
-        );
+        let (router, options, closing) = (router.clone(), options.clone(), closing.clone());
         tokio::spawn(async move {
-            connection.await;
+            match socket {
+                Taken::Tcp(socket) => {
+                    prepare(&socket, &options).unwrap_or_else(|error| {
+                        tracing::debug!(%error, "a connection keeps the kernel's defaults");
+                    });
+                    connection(socket, peer, router, options, closing).await;
+                }
+                Taken::Unix(socket) => connection(socket, peer, router, options, closing).await,
+            }
             drop((entry, place));
         });
     }
@@ -120,18 +182,18 @@ pub async fn serve(
 }
 
 async fn connection(
-    socket: TcpStream,
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
     router: Router,
     options: Arc<ListenerOptions>,
     closing: CancellationToken,
 ) {
-    prepare(&socket, &options).unwrap_or_else(|error| {
-        tracing::debug!(%error, "a connection keeps the kernel's defaults");
-    });
     let router = TowerToHyperService::new(router);
     let request_timeout = options.request_timeout;
+    let asked = CancellationToken::new();
+    let asking = asked.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
+        asking.cancel();
         request.extensions_mut().insert(ConnectInfo(peer));
         let answer = timeout(request_timeout, router.call(request));
         async move {
@@ -150,7 +212,7 @@ async fn connection(
     let mut connection = pin!(connection);
     let served = tokio::select! {
         served = &mut connection => served,
-        () = closing.cancelled() => {
+        () = last_request(&closing, &asked) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -158,6 +220,13 @@ async fn connection(
     if let Err(error) = served {
         tracing::debug!(%peer, %error, "a connection ended");
     }
+}
+
+/// Waits for the end, and then for the first request of who was taken in just before: nobody is sent away unheard.
+async fn last_request(closing: &CancellationToken, asked: &CancellationToken) {
+    closing.cancelled().await;
+    // Who says nothing is not waited for.
+    let _ = timeout(LAST_REQUEST, asked.cancelled()).await;
 }
 
 fn prepare(socket: &TcpStream, options: &ListenerOptions) -> io::Result<()> {

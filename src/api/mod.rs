@@ -39,6 +39,25 @@ pub struct State {
     pub admin_password: AdminPassword,
 }
 
+/// Who is taken for the operator on a listener of the operator's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operator {
+    /// Whoever can connect, which somebody else has seen to.
+    Connected,
+    /// Who has the password.
+    Identified,
+}
+
+/// The operator's routes, for a listener of their own.
+pub fn admin_router(state: State, operator: Operator) -> Router {
+    let routes = match operator {
+        Operator::Connected => admin_routes(),
+        Operator::Identified => guarded_admin_routes(&state),
+    };
+    let routes = routes.route("/_health", getting(get(pages::health)));
+    finished(routes.with_state(state))
+}
+
 /// All routes of the public listener; `firehose` brings `subscribeRepos`.
 pub fn router(state: State, firehose: Router) -> Router {
     let xrpc = xrpc_routes()
@@ -48,15 +67,22 @@ pub fn router(state: State, firehose: Router) -> Router {
     let routes = Router::new()
         .route("/", getting(get(pages::home)))
         .route("/_health", getting(get(pages::health)));
-    // Without a password not even the names of the routes are told, such as by a 405.
-    let door = middleware::from_fn_with_state(state.admin_password.clone(), auth::operator_only);
+    let routes = routes.merge(guarded_admin_routes(&state));
+    finished(routes.with_state(state).merge(xrpc))
+}
+
+/// What all listeners of the API have in common.
+fn finished(routes: Router) -> Router {
     routes
-        .merge(admin_routes().route_layer(door))
-        .with_state(state)
-        .merge(xrpc)
         .fallback(async || ApiError::not_found())
         .layer(DefaultBodyLimit::max(input::MAX_BODY_BYTES))
         .layer(middleware::map_response(name_server))
+}
+
+/// Without a password not even the names of the routes are told, such as by a 405.
+fn guarded_admin_routes(state: &State) -> Router<State> {
+    let door = middleware::from_fn_with_state(state.admin_password.clone(), auth::operator_only);
+    admin_routes().route_layer(door)
 }
 
 fn xrpc_routes() -> Router<State> {

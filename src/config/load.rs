@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::error::{ConfigError, Origin};
 use super::settings::{Setting, Variable, parse_bool, settings};
 use super::source::{Environment, Raw, read_file};
-use super::{Config, DatabaseUrl, Secret};
+use super::{AdminListen, Config, DatabaseUrl, Secret};
 
 /// The key in the file that names the file with the admin password.
 pub const ADMIN_PASSWORD_FILE_KEY: &str = "admin_password_file";
@@ -253,6 +253,17 @@ impl Merge {
                 format!(
                     "listen and metrics_listen are both {}; give them different ports",
                     config.listen
+                ),
+            );
+        }
+        if let Some(AdminListen::Tcp(address)) = config.admin_listen
+            && config.admin_password.is_none()
+        {
+            return contradiction(
+                "admin_listen",
+                format!(
+                    "admin_listen is {address}, where everybody who reaches it would be the operator; \
+                     set an admin password (--admin-password-file), or use unix:PATH"
                 ),
             );
         }

@@ -4,6 +4,7 @@
 //! It reads files (the configuration, the admin password, systemd credentials) and the environment
 //! it is given; it opens no socket, no database and creates nothing.
 
+mod admin_listen;
 mod error;
 mod host;
 mod load;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use url::Url;
 
+pub use admin_listen::AdminListen;
 pub use error::{ConfigError, Origin};
 pub use host::{DomainPattern, HostEntry, HostSyntaxError};
 pub use load::{ADMIN_PASSWORD_ENV, ADMIN_PASSWORD_FILE_KEY, Flags, Loaded};
@@ -53,6 +55,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Listener for `/metrics` and `/_health`. Port 0 takes any free port.
     pub metrics_listen: SocketAddr,
+    /// The operator's own listener; `None` leaves the admin API to the public one alone.
+    pub admin_listen: Option<AdminListen>,
     /// Folder of the log and, with SQLite, of the database. Created at start.
     pub data_dir: PathBuf,
     /// Database to use; `None` is SQLite in `data_dir` (see [`Config::database_url`]).
@@ -114,6 +118,7 @@ impl Default for Config {
         Config {
             listen: (Ipv4Addr::LOCALHOST, DEFAULT_API_PORT).into(),
             metrics_listen: (Ipv4Addr::LOCALHOST, DEFAULT_METRICS_PORT).into(),
+            admin_listen: None,
             data_dir: PathBuf::from("./data"),
             database_url: None,
             database_connections: 40,

@@ -11,7 +11,8 @@ use url::Url;
 use super::source::Raw;
 use super::units::{format_bytes, format_duration, parse_bytes, parse_duration};
 use super::{
-    Config, DatabaseUrl, DomainPattern, HostEntry, MAX_GROUP_WINDOW, MAX_SHARDS, MIN_SEGMENT_BYTES,
+    AdminListen, Config, DatabaseUrl, DomainPattern, HostEntry, MAX_GROUP_WINDOW, MAX_SHARDS,
+    MIN_SEGMENT_BYTES,
 };
 
 /// Headings of `--help` and of the README's table.
@@ -114,6 +115,8 @@ pub fn settings() -> &'static [Setting] {
 
 use Variable::{Switch, Value};
 
+/// What stands for no value.
+const NONE: &str = "none";
 /// What stands for a size that follows from the machine.
 const AUTO: &str = "auto";
 
@@ -172,6 +175,32 @@ const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |c| quoted(c.metrics_listen),
+    },
+    Setting {
+        key: "admin_listen",
+        flag: "admin-listen",
+        variables: &[Value("RELAY_ADMIN_LISTEN")],
+        placeholder: "ADDRESS",
+        default: "none",
+        group: Group::Common,
+        help: "Listener of the admin API alone: unix:PATH, which asks for no password, or an address, which does",
+        list: false,
+        secret: false,
+        live: false,
+        set: |c, raw| {
+            c.admin_listen = match raw {
+                Raw::Text(text) if text.trim() == NONE => None,
+                raw => Some(AdminListen::parse(text(raw)?, || address(raw))?),
+            };
+            Ok(())
+        },
+        show: |c| {
+            quoted(
+                c.admin_listen
+                    .as_ref()
+                    .map_or(NONE.into(), AdminListen::to_string),
+            )
+        },
     },
     Setting {
         key: "database_url",

@@ -3,7 +3,7 @@
 //! and a few file handles shared with others; frames in memory belong to all readers together.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError};
 
@@ -46,6 +46,42 @@ pub struct Reader {
     warmed: Option<Arc<Stretch>>,
 }
 
+/// What is offered at a time.
+#[derive(Debug)]
+pub struct Frames<'a> {
+    slices: Vec<IoSlice<'a>>,
+    runs: Vec<Range<u64>>,
+}
+
+impl<'a> Frames<'a> {
+    /// Most runs that are offered at a time.
+    pub const MAX_RUNS: usize = MAX_PIECES;
+
+    /// The bytes, in order.
+    pub fn slices(&self) -> &[IoSlice<'a>] {
+        &self.slices
+    }
+
+    /// Which events those are: runs of consecutive ones, between which nothing is served. The first event's frame may
+    /// have been begun before.
+    pub fn runs(&self) -> &[Range<u64>] {
+        &self.runs
+    }
+
+    /// How many bytes those are.
+    pub fn bytes(&self) -> usize {
+        self.slices.iter().map(|part| part.len()).sum()
+    }
+
+    fn push(&mut self, slice: &'a [u8], run: Range<u64>) {
+        self.slices.push(IoSlice::new(slice));
+        match self.runs.last_mut() {
+            Some(last) if last.end == run.start => last.end = run.end,
+            _ => self.runs.push(run),
+        }
+    }
+}
+
 /// What became of an offer.
 #[derive(Debug)]
 pub enum Offer {
@@ -68,10 +104,15 @@ enum Wait {
 
 impl Reader {
     pub(super) fn new(log: EventLog, from: u64) -> Reader {
+        Reader::inside(log, from, 0)
+    }
+
+    /// A reader that gave out so many bytes of its next event.
+    pub(super) fn inside(log: EventLog, from: u64, given: usize) -> Reader {
         Reader {
             log,
             next: from.max(1),
-            given: 0,
+            given,
             events: 0,
             open: None,
             warmed: None,
@@ -88,6 +129,11 @@ impl Reader {
         self.given > 0
     }
 
+    /// How many bytes of the event at [`Reader::position`] were taken.
+    pub fn given(&self) -> usize {
+        self.given
+    }
+
     /// Events taken as a whole so far, skipped ones not counted.
     pub fn events(&self) -> u64 {
         self.events
@@ -99,7 +145,7 @@ impl Reader {
     pub fn offer(
         &mut self,
         max: usize,
-        write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
+        write: impl FnOnce(&Frames<'_>) -> io::Result<usize>,
     ) -> Result<Offer, ReadError> {
         match self.offer_all(max, Wait::Never, write) {
             Err(ReadError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
@@ -142,9 +188,10 @@ impl Reader {
         max: usize,
     ) -> Result<Option<RangeInclusive<u64>>, ReadError> {
         let first = self.next;
-        let copy = |frames: &[IoSlice<'_>]| {
-            frames.iter().for_each(|part| out.extend_from_slice(part));
-            Ok(frames.iter().map(|part| part.len()).sum())
+        let copy = |frames: &Frames<'_>| {
+            let parts = frames.slices().iter();
+            parts.for_each(|part| out.extend_from_slice(part));
+            Ok(frames.bytes())
         };
         self.offer_all(max, Wait::ForDisk, copy)?;
         Ok((self.next > first).then(|| first..=self.next - 1))
@@ -154,7 +201,7 @@ impl Reader {
         &mut self,
         max: usize,
         wait: Wait,
-        write: impl FnOnce(&[IoSlice<'_>]) -> io::Result<usize>,
+        write: impl FnOnce(&Frames<'_>) -> io::Result<usize>,
     ) -> Result<Offer, ReadError> {
         let mut found = Vec::new();
         loop {
@@ -167,7 +214,7 @@ impl Reader {
             if !found.iter().all(|stretch| hold.allows(stretch)) {
                 continue;
             }
-            let offered = self.slices(&found, max);
+            let offered = self.frames(&found, max);
             let taken = match write(&offered) {
                 Ok(taken) => taken,
                 Err(error) => return Ok(Offer::Refused(error)),
@@ -225,23 +272,27 @@ impl Reader {
     }
 
     /// What there is to be sent of these stretches.
-    fn slices<'a>(&self, found: &'a [Arc<Stretch>], max: usize) -> Vec<IoSlice<'a>> {
-        let mut slices: Vec<IoSlice<'a>> = Vec::with_capacity(found.len());
+    fn frames<'a>(&self, found: &'a [Arc<Stretch>], max: usize) -> Frames<'a> {
+        let mut frames = Frames {
+            slices: Vec::with_capacity(found.len()),
+            runs: Vec::with_capacity(1),
+        };
         let (mut at, mut given, mut left) = (self.next, self.given, max);
         for stretch in found {
             let from = stretch.start(at) + given;
-            let range = stretch.whole_frames(from, left, slices.is_empty());
+            let range = stretch.whole_frames(from, left, frames.slices.is_empty());
             let whole = range.end == stretch.bytes.len();
             left = left.saturating_sub(range.len());
             if !range.is_empty() {
-                slices.push(IoSlice::new(&stretch.bytes[range]));
+                let run = at.max(stretch.first)..stretch.first + stretch.frames_before(range.end);
+                frames.push(&stretch.bytes[range], run);
             }
             if !whole {
                 break;
             }
             (at, given) = (stretch.next, 0);
         }
-        slices
+        frames
     }
 
     /// Moves on by what was taken of these stretches.
@@ -332,7 +383,7 @@ impl Reader {
     }
 
     /// The segment of an event, opened.
-    fn enter(&mut self, position: u64) -> Result<(Arc<Segment>, Arc<Files>), ReadError> {
+    pub(super) fn enter(&mut self, position: u64) -> Result<(Arc<Segment>, Arc<Files>), ReadError> {
         let too_slow = |oldest| ReadError::TooSlow { position, oldest };
         if self.given > 0
             && let Some((segment, files)) = &self.open
@@ -397,7 +448,7 @@ impl Reader {
     }
 
     /// The entry, where its frame may be read and sent.
-    fn served(&self, files: &Files, entry: Option<Entry>) -> io::Result<Option<Entry>> {
+    pub(super) fn served(&self, files: &Files, entry: Option<Entry>) -> io::Result<Option<Entry>> {
         let Some(entry) = entry.filter(|entry| entry.state == State::Served) else {
             return Ok(None);
         };

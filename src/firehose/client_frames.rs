@@ -12,6 +12,8 @@ pub(super) const PONG: u8 = 0xa;
 const CONTINUATION: u8 = 0x0;
 const TEXT: u8 = 0x1;
 const BINARY: u8 = 0x2;
+/// Marks an opcode in a parser's state, where a payload is being read.
+const BODY: u8 = 0x80;
 
 /// What a client said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +88,58 @@ impl ClientFrames {
         }
     }
 
+    /// Whether nothing is begun: the next byte is the first one of a message.
+    pub fn is_at_rest(&self) -> bool {
+        self.header_len == 0 && self.body.is_none() && !self.in_message
+    }
+
+    /// Appends what was begun, for another process to go on with.
+    pub(super) fn put_state(&self, out: &mut Vec<u8>) {
+        out.extend([u8::from(self.in_message), self.header_len as u8]);
+        out.extend_from_slice(&self.header[..self.header_len]);
+        let Some(body) = &self.body else {
+            return out.push(0);
+        };
+        out.push(body.opcode | BODY);
+        out.extend_from_slice(&body.left.to_le_bytes());
+        out.extend_from_slice(&body.mask);
+        out.push(body.control.len() as u8);
+        out.extend_from_slice(&body.control);
+    }
+
+    /// Reads what [`ClientFrames::put_state`] wrote; `None` where it could not have written that.
+    pub(super) fn take_state(bytes: &mut &[u8]) -> Option<ClientFrames> {
+        let [in_message, header_len] = take(bytes)?;
+        let begun = bytes.split_off(..usize::from(header_len))?;
+        let mut parser = ClientFrames {
+            in_message: in_message != 0,
+            ..ClientFrames::default()
+        };
+        parser.header.get_mut(..begun.len())?.copy_from_slice(begun);
+        parser.header_len = begun.len();
+        let [opcode] = take(bytes)?;
+        if opcode & BODY != 0 {
+            let left = u64::from_le_bytes(take(bytes)?);
+            let mask = take(bytes)?;
+            let [length] = take(bytes)?;
+            let control = bytes.split_off(..usize::from(length))?.to_vec();
+            let opcode = opcode & !BODY;
+            let is_control = opcode & 0x8 != 0;
+            if is_control && control.len() as u64 + left > MAX_CONTROL_BYTES as u64 {
+                return None;
+            }
+            parser.body = Some(Body {
+                opcode,
+                left,
+                mask,
+                control,
+            });
+        }
+        // A header that would be whole or refused is none that was begun.
+        let whole = parser.header_len > 0 && parser.wanted_header().ok()? <= parser.header_len;
+        (!whole).then_some(parser)
+    }
+
     /// Collects a header; `None` while it is not whole.
     fn take_header(&mut self, bytes: &mut &[u8]) -> Result<Option<Body>, Violation> {
         loop {
@@ -146,6 +200,13 @@ impl ClientFrames {
             control: Vec::new(),
         })
     }
+}
+
+/// Takes the next bytes of a parser's state.
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(*first)
 }
 
 fn check_first(first: u8) -> Result<(), Violation> {
@@ -324,6 +385,35 @@ mod tests {
         #[test]
         fn garbage_never_panics_and_pieces_do_not_matter(bytes: Vec<u8>, step in 1usize..40) {
             prop_assert_eq!(feed_all(&bytes, step), feed_all(&bytes, bytes.len().max(1)));
+        }
+
+        #[test]
+        fn another_parser_goes_on_anywhere(
+            payload in proptest::collection::vec(any::<u8>(), 0..=125),
+            data in proptest::collection::vec(any::<u8>(), 0..300),
+            cut: proptest::sample::Index,
+            garbage: Vec<u8>,
+        ) {
+            let mut bytes = client_frame(0x02, &data);
+            bytes.extend(client_frame(0x89, &payload));
+            bytes.extend(client_frame(0x80, &data));
+            bytes.extend(client_frame(0x8a, &payload));
+            let (before, behind) = bytes.split_at(cut.index(bytes.len()));
+            let (mut said, mut parser) = (Vec::new(), ClientFrames::default());
+            parser.feed(before, &mut said).expect("a good beginning");
+            let mut state = Vec::new();
+            parser.put_state(&mut state);
+            prop_assert!(!parser.is_at_rest() || state == [0, 0, 0]);
+            let mut rest = &state[..];
+            let mut parser = ClientFrames::take_state(&mut rest).expect("a state");
+            prop_assert!(rest.is_empty());
+            parser.feed(behind, &mut said).expect("a good end");
+            prop_assert_eq!(said, [Said::Ping(payload), Said::Pong]);
+            prop_assert!(parser.is_at_rest());
+            // Damaged ones may mean something else, but never a panic.
+            if let Some(mut parser) = ClientFrames::take_state(&mut &garbage[..]) {
+                let _ = parser.feed(behind, &mut Vec::new());
+            }
         }
 
         #[test]

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use super::handover::Who;
+
 /// Longest user agent that is kept.
 const MAX_USER_AGENT_CHARS: usize = 200;
 
@@ -139,13 +141,27 @@ impl Consumers {
             self.shared.refused.fetch_add(1, Ordering::Relaxed);
             return Err(refused);
         }
+        let who = Who {
+            address: remote_addr,
+            user_agent: user_agent.chars().take(MAX_USER_AGENT_CHARS).collect(),
+            connected_at: SystemTime::now(),
+        };
+        Ok(self.enter(&mut list, &who))
+    }
+
+    /// Admits a consumer that was admitted by the process before, whatever the limits are now.
+    pub(super) fn readmit(&self, who: &Who) -> Ticket {
+        self.enter(&mut self.shared.list(), who)
+    }
+
+    fn enter(&self, list: &mut List, who: &Who) -> Ticket {
         let id = self.shared.admitted.fetch_add(1, Ordering::Relaxed) + 1;
         let consumer = Arc::new(Consumer {
             info: ConsumerInfo {
                 id,
-                remote_addr,
-                user_agent: user_agent.chars().take(MAX_USER_AGENT_CHARS).collect(),
-                connected_at: SystemTime::now(),
+                remote_addr: who.address,
+                user_agent: who.user_agent.clone(),
+                connected_at: who.connected_at,
                 events: 0,
                 bytes: 0,
                 position: 0,
@@ -154,13 +170,12 @@ impl Consumers {
             bytes: AtomicU64::new(0),
             position: AtomicU64::new(0),
         });
-        list.by_address.insert(address, here + 1);
+        *list.by_address.entry(network_of(who.address)).or_default() += 1;
         list.consumers.insert(id, consumer.clone());
-        drop(list);
-        Ok(Ticket {
+        Ticket {
             shared: self.shared.clone(),
             consumer,
-        })
+        }
     }
 }
 

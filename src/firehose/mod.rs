@@ -13,6 +13,7 @@ use axum::routing::any;
 use http::header::USER_AGENT;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,19 +22,26 @@ mod beat;
 pub mod client_frames;
 mod consumers;
 mod cursor;
+mod handover;
 mod handshake;
 mod session;
 
 pub use consumers::{ConsumerInfo, Consumers, Totals, network_of};
 
 use crate::eventlog::EventLog;
-use consumers::Refused;
+use crate::systemd::sockets::Stored;
+use crate::systemd::store::DescriptorStore;
+use consumers::{Refused, Ticket};
 use cursor::Cursor;
+use handover::{Keeper, Revived};
 use handshake::Refusal;
 use session::Session;
 
 /// Route of the subscription.
 pub const SUBSCRIBE_REPOS: &str = "/xrpc/com.atproto.sync.subscribeRepos";
+
+/// How long systemd may take for the last descriptors at a stop.
+const SETTLING_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Limits of the firehose.
 #[derive(Debug, Clone)]
@@ -85,11 +93,37 @@ pub struct Firehose {
     beat: beat::Listener,
     sessions: TaskTracker,
     closing: CancellationToken,
+    keeper: Option<Keeper>,
 }
 
 impl Firehose {
     /// The firehose of `log`. Call it within the runtime that is to serve it.
     pub fn new(log: EventLog, options: FirehoseOptions) -> Firehose {
+        Firehose::with(log, options, None)
+    }
+
+    /// The same, that goes on with the consumers of the process before, and keeps its own for the one after it.
+    pub async fn resume(
+        log: EventLog,
+        options: FirehoseOptions,
+        store: Option<DescriptorStore>,
+        stored: Stored,
+    ) -> Firehose {
+        let (reading, wanted) = (log.clone(), options.max_consumers);
+        let taking_up =
+            spawn_blocking(move || handover::take_up(&reading, store, stored, wanted)).await;
+        let (keeper, revived) = taking_up.unwrap_or_else(|failure| {
+            tracing::error!(%failure, "consumers of before the restart are lost");
+            (None, Vec::new())
+        });
+        let firehose = Firehose::with(log, options, keeper);
+        for consumer in revived {
+            firehose.go_on(consumer);
+        }
+        firehose
+    }
+
+    fn with(log: EventLog, options: FirehoseOptions, keeper: Option<Keeper>) -> Firehose {
         let sessions = TaskTracker::new();
         let closing = CancellationToken::new();
         let (beating, beat) = beat::follow(log.subscribe());
@@ -105,6 +139,31 @@ impl Firehose {
             beat,
             sessions,
             closing,
+            keeper,
+        }
+    }
+
+    fn session(&self, ticket: Ticket) -> Session {
+        Session {
+            log: self.log.clone(),
+            options: self.options.clone(),
+            ticket,
+            beat: self.beat.clone(),
+            closing: self.closing.clone(),
+            keeper: self.keeper.clone(),
+        }
+    }
+
+    /// Serves a consumer of the process before.
+    fn go_on(&self, consumer: Revived) {
+        let session = self.session(self.consumers.readmit(&consumer.who));
+        match TcpStream::from_std(consumer.socket) {
+            Ok(socket) => {
+                let (reader, under, kept) = (consumer.reader, consumer.under, consumer.kept);
+                self.sessions
+                    .spawn(session.go_on(socket, reader, under, kept));
+            }
+            Err(error) => tracing::error!(%error, "a consumer of before the restart is lost"),
         }
     }
 
@@ -119,12 +178,20 @@ impl Firehose {
         &self.consumers
     }
 
-    /// Closes all connections and waits until they are gone; new ones are closed at once. Takes no
-    /// longer than consumers are given to answer a close then, half a second.
+    /// Ends all connections and waits until they are gone; new ones are ended at once. Those that the next process goes on
+    /// with are left to it, the others are closed. Takes no longer than consumers are given to answer a close then, half a
+    /// second.
     pub async fn shutdown(&self) {
         self.closing.cancel();
         self.sessions.close();
         self.sessions.wait().await;
+        if let Some(keeper) = &self.keeper
+            && timeout(SETTLING_TIMEOUT, keeper.settle()).await.is_err()
+        {
+            tracing::warn!(
+                "systemd does not take descriptors; the next process finds some that are closed"
+            );
+        }
     }
 }
 
@@ -164,13 +231,7 @@ impl Firehose {
             })?;
         let cursor = Cursor::from_query(request.uri().query());
         let upgrade = hyper::upgrade::on(&mut request);
-        let session = Session {
-            log: self.log.clone(),
-            options: self.options.clone(),
-            ticket,
-            beat: self.beat.clone(),
-            closing: self.closing.clone(),
-        };
+        let session = self.session(ticket);
         self.sessions.spawn(async move {
             match timeout(session.options.handshake_timeout, upgrade).await {
                 Ok(Ok(upgraded)) => match upgraded.downcast::<TokioIo<TcpStream>>() {

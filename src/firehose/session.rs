@@ -5,12 +5,15 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::Shutdown;
 use std::pin::pin;
+use std::slice;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, recv};
 use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
@@ -20,9 +23,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::FirehoseOptions;
 use super::beat::Listener;
-use super::client_frames::{CLOSE, ClientFrames, PING, PONG, Said, put_control};
+use super::client_frames::{CLOSE, PING, PONG, Said, put_control};
 use super::consumers::Ticket;
 use super::cursor::Start;
+use super::handover::{Keeper, Kept, Under, Who};
 use crate::atproto::frame::{encode_error, encode_info};
 use crate::eventlog::{EventLog, Offer, ReadError, Reader, wire};
 use crate::telemetry::metrics;
@@ -36,17 +40,19 @@ const TURN_BYTES: usize = 2 << 20;
 /// consumers hold it a thousand times.
 const UNSENT_BYTES: u32 = 128 << 10;
 /// Bytes read from a client at a time; it has little to say.
-const INBOX_BYTES: usize = 512;
+pub(super) const INBOX_BYTES: usize = 512;
 /// How long a connection that is being closed may take to send the rest and to answer.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same while the relay goes down, which must not take long: who is slow comes back with its cursor.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long the frame that is begun may take to go out before the next process is left to send the rest.
+const PARKING_TIMEOUT: Duration = Duration::from_millis(300);
 /// Deadlines are looked at this many times per the shortest of them.
 const LOOKS_PER_DEADLINE: u32 = 4;
 
 /// Close codes of RFC 6455 section 7.4.1.
 const NORMAL: u16 = 1000;
-const GOING_AWAY: u16 = 1001;
+pub(super) const GOING_AWAY: u16 = 1001;
 const PROTOCOL_ERROR: u16 = 1002;
 const POLICY: u16 = 1008;
 const INTERNAL_ERROR: u16 = 1011;
@@ -62,10 +68,14 @@ pub(super) struct Session {
     /// Says when there may be more to send.
     pub beat: Listener,
     pub closing: CancellationToken,
+    /// Keeps the connection for the process after this one.
+    pub keeper: Option<Keeper>,
 }
 
 /// How a session ends.
 enum End {
+    /// The next process goes on with it.
+    Parked(Box<Kept>),
     /// The socket broke or is stuck: nothing more can be said.
     Cut(&'static str),
     /// The client closed.
@@ -98,6 +108,7 @@ impl End {
 
     fn reason(&self) -> &'static str {
         match self {
+            End::Parked(_) => "left to the next process",
             End::Cut(reason) | End::Close { reason, .. } => reason,
             End::Closed(_) => "closed by the consumer",
         }
@@ -106,7 +117,7 @@ impl End {
 
 impl Session {
     /// Serves a consumer until it ends. `heard` is what it said before.
-    pub async fn run(mut self, socket: TcpStream, heard: Bytes, start: Start) {
+    pub async fn run(self, socket: TcpStream, heard: Bytes, start: Start) {
         let info = self.ticket.info();
         tracing::debug!(id = info.id, remote = %info.remote_addr, agent = info.user_agent, ?start, "consumer connected");
         if let Err(error) = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES) {
@@ -114,8 +125,24 @@ impl Session {
         }
         let mut stream = Stream::new(socket, self.log.reader(self.first(start)));
         let begun = self
-            .begin(start, &mut stream.out)
+            .begin(start, &mut stream.under.out)
             .and_then(|()| stream.hear(&heard));
+        if begun.is_ok() {
+            stream.kept = self.keep(&stream);
+        }
+        self.run_stream(stream, begun).await;
+    }
+
+    /// Serves a consumer of the process before until it ends.
+    pub async fn go_on(self, socket: TcpStream, reader: Reader, under: Under, kept: Kept) {
+        let info = self.ticket.info();
+        tracing::debug!(id = info.id, remote = %info.remote_addr, agent = info.user_agent, "consumer goes on");
+        let mut stream = Stream::new(socket, reader);
+        (stream.under, stream.kept) = (under, Some(kept));
+        self.run_stream(stream, Ok(())).await;
+    }
+
+    async fn run_stream(mut self, mut stream: Stream, begun: Result<(), End>) {
         let end = match begun {
             Ok(()) => self.serve(&mut stream).await,
             Err(end) => end,
@@ -127,6 +154,19 @@ impl Session {
             id = info.id, remote = %info.remote_addr, events = info.events, bytes = info.bytes, reason,
             "consumer gone"
         );
+    }
+
+    /// Keeps the connection beyond this process, where there is a way.
+    fn keep(&self, stream: &Stream) -> Option<Kept> {
+        let info = self.ticket.info();
+        let who = Who {
+            address: info.remote_addr,
+            user_agent: info.user_agent,
+            connected_at: info.connected_at,
+        };
+        let position = stream.reader.position();
+        let keeper = self.keeper.as_ref()?;
+        keeper.keep(&stream.socket, &who, position, &stream.under)
     }
 
     /// The first event that is sent.
@@ -179,9 +219,7 @@ impl Session {
             self.beat.set_live(pushed == Pushed::Everything);
             tokio::select! {
                 biased;
-                () = &mut closing => {
-                    return End::close(GOING_AWAY, "the relay is closing");
-                }
+                () = &mut closing => return stream.park(self).await,
                 _ = looks.tick() => {
                     if let Err(end) = stream.check_deadlines(&options) {
                         return end;
@@ -203,7 +241,7 @@ impl Session {
                 }
                 changed = self.beat.changed(), if pushed == Pushed::Everything => {
                     if changed.is_err() {
-                        return End::close(GOING_AWAY, "the relay is closing");
+                        return stream.park(self).await;
                     }
                 }
                 () = yield_now(), if pushed == Pushed::ItsTurn => {}
@@ -251,13 +289,10 @@ enum Pushed {
 struct Stream {
     socket: TcpStream,
     reader: Reader,
-    /// Messages of our own, less what was written of them. They are begun between whole events only.
-    out: BytesMut,
-    parser: ClientFrames,
+    under: Under,
+    /// Follows the connection for the next process.
+    kept: Option<Kept>,
     said: Vec<Said>,
-    /// Payload of the last ping that was not answered. Earlier ones need no answer (RFC 6455
-    /// section 5.5.3).
-    pong: Option<Vec<u8>>,
     ping_due: bool,
     /// Bytes to offer next.
     room: usize,
@@ -277,10 +312,9 @@ impl Stream {
         Stream {
             socket,
             reader,
-            out: BytesMut::new(),
-            parser: ClientFrames::default(),
+            under: Under::default(),
+            kept: None,
             said: Vec::new(),
-            pong: None,
             ping_due: false,
             room: MIN_WRITE_BYTES,
             full: false,
@@ -332,27 +366,32 @@ impl Stream {
             session.ticket.sent(events, bytes as u64);
         }
         session.ticket.moved(self.reader.position());
+        self.stand();
         Ok(pushed)
+    }
+
+    /// Notes for the next process where the connection stands.
+    fn stand(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.stand(&self.reader, &self.under);
+        }
     }
 
     /// Writes once: our own messages between whole events, else events.
     fn write(&mut self, wanted: Wanted) -> Result<Offer, ReadError> {
         let inside = self.reader.is_inside_frame();
         if !inside {
-            if let Some(payload) = self.pong.take() {
-                put_control(&mut self.out, PONG, &payload);
+            if self.under.out.is_empty() {
+                self.put_controls();
             }
-            if std::mem::take(&mut self.ping_due) {
-                put_control(&mut self.out, PING, b"");
-            }
-            if !self.out.is_empty() {
+            if !self.under.out.is_empty() {
                 return Ok(self.write_own());
             }
             if wanted == Wanted::LastWords {
                 return Ok(Offer::Nothing);
             }
         }
-        let waiting = self.pong.is_some() || self.ping_due;
+        let waiting = self.under.pong.is_some() || self.ping_due;
         let max = match wanted {
             Wanted::Everything if !waiting => self.room,
             // The rest of the event.
@@ -362,12 +401,17 @@ impl Stream {
         if let Err(error) = has_room(&self.socket) {
             return Ok(Offer::Refused(error));
         }
-        let (mut offered, socket) = (0, &self.socket);
+        let (mut offered, socket, kept) = (0, &self.socket, &mut self.kept);
+        let (given, under) = (self.reader.given(), &self.under);
         let offer = self.reader.offer(max, |frames| {
-            offered = frames.iter().map(|part| part.len()).sum();
-            socket.try_write_vectored(frames)
+            offered = frames.bytes();
+            if let Some(kept) = kept {
+                kept.note(given, frames.runs(), &under.rest());
+            }
+            socket.try_write_vectored(frames.slices())
         })?;
         if let Offer::Taken(taken) = offer {
+            self.count(taken);
             if taken < offered {
                 self.room = taken.next_power_of_two();
             } else if taken >= self.room {
@@ -378,12 +422,35 @@ impl Stream {
         Ok(offer)
     }
 
+    /// Counts what was written, for the next process.
+    fn count(&mut self, bytes: usize) {
+        if let Some(kept) = &mut self.kept {
+            kept.sent(bytes);
+        }
+    }
+
+    /// Begins the control frames that are due. Only one of each waits, however many pings a client sends that does not
+    /// read.
+    fn put_controls(&mut self) {
+        if let Some(payload) = self.under.pong.take() {
+            put_control(&mut self.under.out, PONG, &payload);
+        }
+        if std::mem::take(&mut self.ping_due) {
+            put_control(&mut self.under.out, PING, b"");
+        }
+    }
+
     fn write_own(&mut self) -> Offer {
-        match self.socket.try_write(&self.out) {
+        if let Some(kept) = &mut self.kept {
+            let next = self.reader.position()..self.reader.position();
+            kept.note(0, slice::from_ref(&next), &self.under.rest());
+        }
+        match self.socket.try_write(&self.under.out) {
             Ok(count) => {
-                self.out.advance(count);
-                if self.out.is_empty() {
-                    self.out = BytesMut::new();
+                self.count(count);
+                self.under.out.advance(count);
+                if self.under.out.is_empty() {
+                    self.under.out = BytesMut::new();
                 }
                 Offer::Taken(count)
             }
@@ -394,21 +461,53 @@ impl Stream {
     /// Takes what a client sent, once the socket is said to be readable.
     fn listen(&mut self) -> Result<(), End> {
         let mut inbox = [0; INBOX_BYTES];
-        match self.socket.try_read(&mut inbox) {
+        let read = match &self.kept {
+            None => self.socket.try_read(&mut inbox),
+            Some(_) => self.peek(&mut inbox),
+        };
+        match read {
             Ok(0) => Err(End::Cut(LOST)),
-            Ok(count) => self.hear(&inbox[..count]),
+            Ok(count) => {
+                let heard = self.hear(&inbox[..count]);
+                self.settle(&mut inbox[..count])?;
+                heard
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(_) => Err(End::Cut(LOST)),
+        }
+    }
+
+    /// Looks at what a client sent and leaves it where it is.
+    fn peek(&self, inbox: &mut [u8]) -> io::Result<usize> {
+        self.socket.try_io(Interest::READABLE, || {
+            Ok(recv(&self.socket, inbox, RecvFlags::PEEK)?.1)
+        })
+    }
+
+    /// Takes from the socket what was looked at, once it is noted what became of it.
+    fn settle(&mut self, inbox: &mut [u8]) -> Result<(), End> {
+        let Some(kept) = &mut self.kept else {
+            return Ok(());
+        };
+        kept.heard(inbox.len());
+        kept.stand(&self.reader, &self.under);
+        let socket = &self.socket;
+        let taken = socket.try_io(Interest::READABLE, || {
+            Ok(recv(socket, &mut *inbox, RecvFlags::empty())?.1)
+        });
+        match taken {
+            Ok(count) if count == inbox.len() => Ok(()),
+            _ => Err(End::Cut(LOST)),
         }
     }
 
     /// Takes what a client said.
     fn hear(&mut self, bytes: &[u8]) -> Result<(), End> {
         self.heard = Instant::now();
-        let result = self.parser.feed(bytes, &mut self.said);
+        let result = self.under.parser.feed(bytes, &mut self.said);
         for said in self.said.drain(..) {
             match said {
-                Said::Ping(payload) => self.pong = Some(payload),
+                Said::Ping(payload) => self.under.pong = Some(payload),
                 Said::Pong => {}
                 Said::Close(code) => return Err(End::Closed(code)),
             }
@@ -430,25 +529,57 @@ impl Stream {
         Ok(())
     }
 
+    /// What becomes of the connection when the relay goes down: it is left to the next process, if there will be one, after
+    /// a whole frame where the client takes it.
+    async fn park(&mut self, session: &Session) -> End {
+        let going = || End::close(GOING_AWAY, "the relay is closing");
+        if !self.kept.as_ref().is_some_and(Kept::is_stored) {
+            return going();
+        }
+        let begun = async {
+            while self.push(session, Wanted::LastWords).await? == Pushed::Full {
+                let writable = poll_fn(|cx| self.socket.poll_write_ready(cx)).await;
+                writable.map_err(|_| End::Cut(LOST))?;
+            }
+            Ok(())
+        };
+        match timeout(PARKING_TIMEOUT, begun).await {
+            Ok(Err(end)) => end,
+            Ok(Ok(())) | Err(_) => {
+                let kept = self.kept.take().map(Box::new);
+                kept.map_or_else(going, End::Parked)
+            }
+        }
+    }
+
     /// Says the last words, within a time limit, which is shorter once the relay closes.
     async fn finish(&mut self, end: End, session: &Session) {
+        // From here on it would be in nobody's interest to go on. Systemd has the socket as well: what is cut must be said.
+        if self.kept.take().is_some() && matches!(end, End::Cut(_)) {
+            // It may have ended by itself.
+            let _ = SockRef::from(&self.socket).shutdown(Shutdown::Both);
+        }
+        let out = &mut self.under.out;
         let closed = match end {
             End::Cut(_) => return,
+            End::Parked(kept) => {
+                return kept.park(!self.reader.is_inside_frame() && out.is_empty());
+            }
             End::Closed(code) => {
                 let code = code.unwrap_or(NORMAL);
-                put_control(&mut self.out, CLOSE, &code.to_be_bytes());
+                put_control(out, CLOSE, &code.to_be_bytes());
                 true
             }
             End::Close { code, reason, last } => {
                 if let Some(last) = last {
-                    put_message(&mut self.out, &last);
+                    put_message(out, &last);
                 }
                 let payload = [&code.to_be_bytes()[..], reason.as_bytes()].concat();
-                put_control(&mut self.out, CLOSE, &payload);
+                put_control(out, CLOSE, &payload);
                 false
             }
         };
-        (self.pong, self.ping_due) = (None, false);
+        (self.under.pong, self.ping_due) = (None, false);
         let hurried = async {
             session.closing.cancelled().await;
             sleep(SHUTDOWN_TIMEOUT).await;
@@ -476,7 +607,7 @@ impl Stream {
                     // After garbage only the end of the stream means anything.
                     match self.listen() {
                         Err(End::Closed(_) | End::Cut(_)) => hearing = false,
-                        _ => self.pong = None,
+                        _ => self.under.pong = None,
                     }
                 }
             }

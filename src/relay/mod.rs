@@ -4,6 +4,7 @@
 //! beginning, so that nothing is ever handed to a room that is not there.
 
 mod durable;
+mod listeners;
 mod operations;
 mod recovery;
 mod reload;
@@ -18,15 +19,16 @@ use std::sync::mpsc as sync_mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::net::TcpListener;
+use axum::Router;
 use tokio::sync::watch;
 use tokio::task;
-use tokio::time::interval;
+use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::api::AdminPassword;
-use crate::api::listener::{self, ListenerOptions};
+use crate::api::listener::{self, Door, ListenerOptions};
+use crate::api::{AdminPassword, Operator};
 use crate::clock::Clock;
 use crate::config::{Config, Durability, HostEntry};
 use crate::dial::{Guard, PdsHost};
@@ -35,12 +37,15 @@ use crate::eventlog::{self, EventLog, LogError, LogOptions};
 use crate::firehose::{self, Firehose, FirehoseOptions};
 use crate::identity::{Resolver, ResolverOptions};
 use crate::store::{Batch, Store, StoreError, Writer};
+use crate::systemd::sockets::Given;
+use crate::systemd::store::DescriptorStore;
 use crate::systemd::watchdog::Part;
 use crate::upstream::{AddError, Checkpoint, Hosts, HostsOptions};
 use crate::verify::{self, Alarm, KnownHosts, Pipeline, Rule, Settlement, Surroundings};
 use crate::{api, telemetry};
 
 use durable::{Position, on_durable};
+use listeners::Listeners;
 use operations::Running;
 pub use recovery::RecoveryError;
 use roster::{Name, Roster};
@@ -57,12 +62,21 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 const TOLERATED_CLOCK: Duration = Duration::from_secs(60);
 /// How long a failed crawl request is remembered.
 const REMEMBER_FAILED_CRAWL: Duration = Duration::from_secs(60);
+/// A stop takes two seconds at most where the disk does its work. Nothing is lost by these limits: hosts send again what is not
+/// durable, and the next start takes from the log what the database has not seen.
+///
+/// How long hosts may take to close.
+const HOSTS_PATIENCE: Duration = Duration::from_millis(500);
 /// How long shards may take to work off what was submitted before a stop, and how often they are looked at: longer
 /// only where the disk refuses.
-const SHARDS_PATIENCE: Duration = Duration::from_secs(2);
+const SHARDS_PATIENCE: Duration = Duration::from_millis(500);
 const SHARDS_LOOK: Duration = Duration::from_millis(2);
-/// How long the database may take for the last changes at a stop; the log has them anyway.
-const LAST_WRITES: Duration = Duration::from_secs(5);
+/// How long the last checkpoint may wait for room in the writer's queue.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_millis(100);
+/// How long the database may take for the last changes.
+const LAST_WRITES: Duration = Duration::from_millis(500);
+/// How long requests may take that are under way when all else is done.
+const LAST_ANSWERS: Duration = Duration::from_millis(200);
 
 /// Why a relay did not start. Each is one line for the operator: what, where, what to do.
 #[derive(Debug, thiserror::Error)]
@@ -70,11 +84,14 @@ pub enum StartError {
     /// A listener.
     #[error("cannot listen on {address} ({what}): {source}; choose another address with --{flag}")]
     Listen {
-        address: SocketAddr,
+        address: String,
         what: &'static str,
         flag: &'static str,
         source: io::Error,
     },
+    /// A listener that systemd opened.
+    #[error("cannot serve a socket that systemd passed: {0}; look at the socket units")]
+    Given(io::Error),
     /// The data folder.
     #[error(
         "cannot create the data folder {folder}: {source}; create it, make room for it, or choose another with --data-dir"
@@ -115,10 +132,13 @@ pub struct Relay {
     writer: Writer,
     firehose: Firehose,
     log: EventLog,
+    /// No connection is taken any more.
+    leaving: CancellationToken,
     closing: CancellationToken,
     failed: watch::Receiver<Option<String>>,
     vitals: watch::Receiver<Vitals>,
-    servers: Vec<task::JoinHandle<()>>,
+    servers: TaskTracker,
+    holding: task::JoinHandle<()>,
 }
 
 impl Relay {
@@ -128,9 +148,20 @@ impl Relay {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: Config) -> Result<Relay, StartError> {
+        Relay::start_given(config, Given::default(), None).await
+    }
+
+    /// The same with what systemd passed, and its store for the consumers of this process.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start_given(
+        config: Config,
+        mut given: Given,
+        descriptors: Option<DescriptorStore>,
+    ) -> Result<Relay, StartError> {
         telemetry::metrics().register_rules(Rule::ALL.iter().map(|rule| rule.name()));
-        let public = listen(config.listen, "the public API", "listen").await?;
-        let private = listen(config.metrics_listen, "metrics", "metrics-listen").await?;
+        let listeners = Listeners::open(&config, &mut given).await?;
         show_settings(&config);
         let log = open_log(&config).await?;
         let store = Store::open(config.database_url().expose()).await?;
@@ -186,8 +217,9 @@ impl Relay {
         // From here on nothing waits and nothing fails: who is answered meets a whole relay.
         unfinished.finish();
 
-        let closing = CancellationToken::new();
-        let firehose = Firehose::new(log.clone(), firehose_options(&config));
+        let (leaving, closing) = (CancellationToken::new(), CancellationToken::new());
+        let options = firehose_options(&config);
+        let firehose = Firehose::resume(log.clone(), options, descriptors, given.stored).await;
         let running = Arc::new(Running {
             log: log.clone(),
             hosts: hosts.clone(),
@@ -198,31 +230,21 @@ impl Relay {
             store: store.clone(),
             writer: writer.clone(),
         });
-        let public_addr = local_addr(&public, config.listen);
-        let metrics_addr = local_addr(&private, config.metrics_listen);
+        let Listeners {
+            public_addr,
+            metrics_addr,
+            ..
+        } = listeners;
         let admin_password = AdminPassword::new(config.admin_password.clone());
         let state = api::State {
             store,
             operations: running.clone(),
             admin_password: admin_password.clone(),
         };
-        let mut servers = vec![
-            tokio::spawn(listener::serve(
-                public,
-                api::router(state, firehose::router(firehose.clone())),
-                ListenerOptions::default(),
-                closing.clone(),
-            )),
-            tokio::spawn(listener::serve(
-                private,
-                telemetry::router(running.clone()),
-                ListenerOptions::default(),
-                closing.clone(),
-            )),
-        ];
+        let servers = serve(listeners, &state, &firehose, running.clone(), &leaving);
         let (sampled, vitals) = watch::channel(Vitals::default());
         let sampler = Sampler(running.clone());
-        servers.push(tokio::spawn(sampler.run(sampled, closing.clone())));
+        servers.spawn(sampler.run(sampled, closing.clone()));
         tokio::spawn(checkpoints(
             hosts.clone(),
             writer.clone(),
@@ -231,10 +253,10 @@ impl Relay {
             closing.clone(),
             failing.clone(),
         ));
-        servers.push(tokio::spawn(async move {
+        let holding = tokio::spawn(async move {
             let lost = hold.keep().await;
             fail(&failing, lost.to_string());
-        }));
+        });
         info!(listen = %public_addr, metrics = %metrics_addr, head = log.head(), "the relay is up");
         Ok(Relay {
             last_config: tokio::sync::Mutex::new(config.clone()),
@@ -251,10 +273,12 @@ impl Relay {
             writer,
             firehose,
             log,
+            leaving,
             closing,
             failed,
             vitals,
             servers,
+            holding,
         })
     }
 
@@ -333,9 +357,16 @@ impl Relay {
     }
 
     /// Ends the relay: hosts first, then what is under way, then consumers and the database. Nothing is lost: what was
-    /// not durable comes again from its host.
+    /// not durable comes again from its host. Connections that come meanwhile wait for the next process where systemd holds
+    /// the listening sockets.
     pub async fn shutdown(self) {
-        self.hosts.shutdown().await;
+        self.leaving.cancel();
+        if timeout(HOSTS_PATIENCE, self.hosts.shutdown())
+            .await
+            .is_err()
+        {
+            warn!("hosts that did not close in time are left");
+        }
         self.pipeline.stop();
         let (shards, sequencer) = (self.shards, self.sequencer);
         let stopped = task::spawn_blocking(move || {
@@ -360,8 +391,11 @@ impl Relay {
             ),
             Err(failure) => error!(%failure, "stopping the shards"),
         }
-        if checkpoint(&self.hosts, &self.writer, &self.position, None)
+        let last = checkpoint(&self.hosts, &self.writer, &self.position, None);
+        if timeout(CHECKPOINT_PATIENCE, last)
             .await
+            .ok()
+            .flatten()
             .is_none()
         {
             warn!("the last checkpoint was not written; the next start reads more of the log");
@@ -372,11 +406,12 @@ impl Relay {
         if let Err(failure) = written {
             warn!(%failure, "the database did not take the last changes; they are in the log");
         }
-        for server in self.servers {
-            server.abort();
-            // Cancelled, as just asked.
-            let _ = server.await;
+        if timeout(LAST_ANSWERS, self.servers.wait()).await.is_err() {
+            warn!("requests that took too long got no answer");
         }
+        self.holding.abort();
+        // Cancelled, as just asked: with it goes what it holds of the database.
+        let _ = self.holding.await;
         info!("the relay is down");
     }
 }
@@ -399,23 +434,37 @@ impl Drop for Unfinished {
     }
 }
 
-async fn listen(
-    address: SocketAddr,
-    what: &'static str,
-    flag: &'static str,
-) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| StartError::Listen {
-            address,
-            what,
-            flag,
-            source,
-        })
-}
-
-fn local_addr(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
-    listener.local_addr().unwrap_or(configured)
+/// Answers whoever connects, until `leaving`.
+fn serve(
+    listeners: Listeners,
+    state: &api::State,
+    firehose: &Firehose,
+    running: Arc<Running>,
+    leaving: &CancellationToken,
+) -> TaskTracker {
+    let servers = TaskTracker::new();
+    let serve = |door: Door, router: Router| {
+        let options = ListenerOptions::default();
+        servers.spawn(listener::serve(door, router, options, leaving.clone()));
+    };
+    let public = api::router(state.clone(), firehose::router(firehose.clone()));
+    for door in listeners.public {
+        serve(door, public.clone());
+    }
+    let metrics = telemetry::router(running);
+    for door in listeners.metrics {
+        serve(door, metrics.clone());
+    }
+    for door in listeners.admin {
+        // The mode of a Unix socket says who may connect.
+        let operator = match &door {
+            Door::Unix(_) => Operator::Connected,
+            Door::Tcp(_) => Operator::Identified,
+        };
+        serve(door, api::admin_router(state.clone(), operator));
+    }
+    servers.close();
+    servers
 }
 
 /// Lets a relay whose event log is lost go on: its log begins again, with numbers above all that its database knows of.

@@ -9,6 +9,8 @@ use tokio::sync::watch;
 
 use atproto_relay::config::{Config, Loaded, Reload};
 use atproto_relay::relay::{Relay, Vitals};
+use atproto_relay::systemd::sockets::Given;
+use atproto_relay::systemd::store::DescriptorStore;
 use atproto_relay::systemd::watchdog::Watchdog;
 use atproto_relay::systemd::{notify, pressure};
 use atproto_relay::telemetry::{init_logging, metrics};
@@ -55,23 +57,28 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    let given = Given::from_environment().map_err(Failure::failed)?;
     raise_file_limit(config.max_consumers);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?
-        .block_on(serve(args, config))
+        .block_on(serve(args, config, given))
 }
 
-async fn serve(args: &ConfigArgs, config: Config) -> Result<(), Failure> {
+async fn serve(args: &ConfigArgs, config: Config, given: Given) -> Result<(), Failure> {
     let mut signals = Signals::install()
         .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?;
     let admin_api = config.admin_password.is_some();
     tracing::info!(data_dir = %config.data_dir.display(), database = %config.database_url(), "starting");
+    let descriptors = DescriptorStore::from_environment().unwrap_or_else(|error| {
+        tracing::warn!(%error, "consumers will not outlive this process: systemd cannot be reached");
+        None
+    });
     // A task of its own: recovery reads files, and does not always let others have their turn.
     let asking = tokio::spawn(notify::ask_for_time(|| metrics().recovery_steps.get()));
     let relay = tokio::select! {
-        started = Relay::start(config) => started.map_err(Failure::failed)?,
+        started = Relay::start_given(config, given, descriptors) => started.map_err(Failure::failed)?,
         signal = signals.end.next() => {
             tracing::info!(signal, "stopped while starting");
             return Ok(());

@@ -1,0 +1,205 @@
+//! The descriptors that systemd passes at the start (sd_listen_fds(3)): listening sockets by name, and what the service
+//! had put into its descriptor store.
+//! Promises that a listening socket nobody asks for is an error, not a door left ajar.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+
+use rustix::net::{AddressFamily, sockopt};
+
+/// Names of listening sockets (FileDescriptorName= of the socket units).
+const PUBLIC: &str = "public";
+const METRICS: &str = "metrics";
+const ADMIN: &str = "admin";
+/// Name of the table of consumers in the descriptor store.
+pub const CONSUMERS: &str = "consumers";
+/// Names of consumers' sockets in the descriptor store begin so, and end with a number.
+const CONSUMER: &str = "consumer-";
+
+/// A listening socket.
+#[derive(Debug)]
+pub enum Listening {
+    /// On an address.
+    Tcp(TcpListener),
+    /// On a path.
+    Unix(UnixListener),
+}
+
+/// What was in the descriptor store.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// The table of consumers.
+    pub table: Option<OwnedFd>,
+    /// Sockets of consumers by their number. A number may come twice: its socket from before, and that of now.
+    pub consumers: Vec<(usize, OwnedFd)>,
+    /// Names of what this version knows nothing of.
+    pub unknown: Vec<String>,
+}
+
+/// All that systemd passed.
+#[derive(Debug, Default)]
+pub struct Given {
+    /// Of the public listener.
+    pub public: Vec<TcpListener>,
+    /// Of metrics and health.
+    pub metrics: Vec<Listening>,
+    /// Of the operator.
+    pub admin: Vec<Listening>,
+    /// From the descriptor store.
+    pub stored: Stored,
+}
+
+/// Why the descriptors cannot be used. One line each for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum GivenError {
+    /// The variables are wrong.
+    #[error(
+        "systemd's variables LISTEN_* cannot be used: {0}; start the service by systemd, or without them"
+    )]
+    Variables(io::Error),
+    /// A socket that nobody asked for.
+    #[error(
+        "systemd passes a socket named {0:?}; give it FileDescriptorName=public, metrics or admin in its unit"
+    )]
+    Unknown(String),
+    /// The firehose is for TCP.
+    #[error(
+        "systemd passes a socket named \"public\" that is not TCP; its ListenStream= must be an address and a port"
+    )]
+    PublicNotTcp,
+    /// Not a socket that takes connections.
+    #[error(
+        "systemd passes {0:?}, which is no listening stream socket; its unit must have ListenStream= and Accept=no"
+    )]
+    NotListening(String),
+}
+
+/// The name of a consumer's socket in the descriptor store.
+pub fn consumer_name(number: usize) -> String {
+    format!("{CONSUMER}{number}")
+}
+
+impl Given {
+    /// Takes what systemd passed to this process. Call it once, before anything else opens files.
+    ///
+    /// # Errors
+    /// See [`GivenError`].
+    pub fn from_environment() -> Result<Given, GivenError> {
+        let passed = sd_notify::listen_fds_with_names().map_err(GivenError::Variables)?;
+        let passed = passed.map(|(number, name)| {
+            // SAFETY: systemd opened it for this process alone (LISTEN_PID was compared), it was open when its flags were
+            // set just now, and this is called once: nobody else closes it.
+            (name, unsafe { OwnedFd::from_raw_fd(number) })
+        });
+        Given::sort(passed)
+    }
+
+    fn sort(passed: impl Iterator<Item = (String, OwnedFd)>) -> Result<Given, GivenError> {
+        let mut given = Given::default();
+        for (name, descriptor) in passed {
+            match name.as_str() {
+                PUBLIC => match listening(&name, descriptor)? {
+                    Listening::Tcp(listener) => given.public.push(listener),
+                    Listening::Unix(_) => return Err(GivenError::PublicNotTcp),
+                },
+                METRICS => given.metrics.push(listening(&name, descriptor)?),
+                ADMIN => given.admin.push(listening(&name, descriptor)?),
+                CONSUMERS => given.stored.table = Some(descriptor),
+                _ => given.stored.sort(name, descriptor)?,
+            }
+        }
+        Ok(given)
+    }
+}
+
+impl Stored {
+    fn sort(&mut self, name: String, descriptor: OwnedFd) -> Result<(), GivenError> {
+        let number = name.strip_prefix(CONSUMER).map(str::parse);
+        match number {
+            Some(Ok(number)) => self.consumers.push((number, descriptor)),
+            _ if is_listening(&descriptor) => return Err(GivenError::Unknown(name)),
+            // A later version may have put it there.
+            _ => self.unknown.push(name),
+        }
+        Ok(())
+    }
+}
+
+fn is_listening(descriptor: &OwnedFd) -> bool {
+    sockopt::socket_acceptconn(descriptor).unwrap_or(false)
+}
+
+fn listening(name: &str, descriptor: OwnedFd) -> Result<Listening, GivenError> {
+    let refused = || GivenError::NotListening(name.to_owned());
+    if !is_listening(&descriptor) {
+        return Err(refused());
+    }
+    match sockopt::socket_domain(&descriptor) {
+        Ok(AddressFamily::INET | AddressFamily::INET6) => {
+            Ok(Listening::Tcp(TcpListener::from(descriptor)))
+        }
+        Ok(AddressFamily::UNIX) => Ok(Listening::Unix(UnixListener::from(descriptor))),
+        _ => Err(refused()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    fn tcp() -> OwnedFd {
+        TcpListener::bind("127.0.0.1:0").unwrap().into()
+    }
+
+    fn unix() -> OwnedFd {
+        let folder = tempfile::tempdir().unwrap();
+        UnixListener::bind(folder.path().join("s")).unwrap().into()
+    }
+
+    fn plain() -> OwnedFd {
+        UnixStream::pair().unwrap().0.into()
+    }
+
+    fn sorted(passed: Vec<(&str, OwnedFd)>) -> Result<Given, String> {
+        let passed = passed.into_iter().map(|(name, fd)| (name.to_owned(), fd));
+        Given::sort(passed).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn each_goes_where_it_belongs() {
+        let given = sorted(vec![
+            ("public", tcp()),
+            ("public", tcp()),
+            ("metrics", tcp()),
+            ("admin", unix()),
+            ("consumer-12", plain()),
+            ("consumers", plain()),
+            ("consumer-x", plain()),
+            ("stored", plain()),
+        ])
+        .unwrap();
+        assert_eq!((given.public.len(), given.metrics.len()), (2, 1));
+        assert!(matches!(given.admin[..], [Listening::Unix(_)]));
+        assert!(given.stored.table.is_some());
+        assert_eq!(given.stored.consumers[0].0, 12);
+        assert_eq!(given.stored.unknown, ["consumer-x", "stored"]);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        let cases = [
+            ("atproto-relay.socket", tcp(), "\"atproto-relay.socket\""),
+            ("consumer-", tcp(), "\"consumer-\""),
+            ("public", unix(), "not TCP"),
+            ("metrics", plain(), "\"metrics\""),
+            ("admin", plain(), "\"admin\""),
+        ];
+        for (name, descriptor, said) in cases {
+            let error = sorted(vec![(name, descriptor)]).unwrap_err();
+            assert!(error.contains(said) && !error.contains('\n'), "{error}");
+        }
+    }
+}
