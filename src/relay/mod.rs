@@ -56,8 +56,9 @@ pub use vitals::Vitals;
 const LOG_QUEUE: usize = 64;
 /// How often cursors and the replay position are handed to the database's writer.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
-/// fdatasync interval of `log.durability = "interval"`.
-const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// fdatasync interval of `log.durability = "interval"`. What a host may have under way is counted until the sync: over a
+/// whole second that would be its limit.
+const SYNC_INTERVAL: Duration = Duration::from_millis(100);
 /// How far the clock may be behind the log's last event before that is worth a word.
 const TOLERATED_CLOCK: Duration = Duration::from_secs(60);
 /// How long a failed crawl request is remembered.
