@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use atproto_relay::atproto::frame::{self, Peek};
 use atproto_relay::devnet::network::{Network, NetworkOptions};
 use atproto_relay::devnet::pds::Pds;
+use atproto_relay::devnet::scrape::Samples;
 use bytes::Bytes;
 use manager::Manager;
 use process::{HOSTS, PATIENCE, Traffic, all_once_and_in_order};
@@ -599,6 +600,9 @@ async fn what_does_not_fit_is_closed_properly() {
         service.manager.stored(),
         ["consumer-0", "consumer-1", "consumers"]
     );
+    let metrics = format!("http://{}/metrics", service.manager.metrics);
+    let samples = Samples::scrape(&metrics).await.unwrap();
+    assert_eq!(samples.sum("relay_consumers_handed_over_total"), 2.0);
     // A place that comes free is given to the next one.
     drop(consumers.remove(0));
     service.until_kept(1);

@@ -28,6 +28,7 @@ use super::session::{GOING_AWAY, INBOX_BYTES};
 use crate::eventlog::{EventLog, Reader, ResumeError, Taken};
 use crate::systemd::sockets::{CONSUMERS, Stored, consumer_name};
 use crate::systemd::store::DescriptorStore;
+use crate::telemetry::metrics;
 use kernel::Counts;
 use table::{Foreign, MAX_REST_BYTES, NoteRef, OtherTable, Table, TableError};
 
@@ -332,6 +333,8 @@ struct Report {
 impl Report {
     fn say(&self, kept: usize) {
         let (gone, closed) = (self.gone, self.closed);
+        metrics().consumers_handed_over(true).inc_by(kept as u64);
+        metrics().consumers_handed_over(false).inc_by(closed as u64);
         match &self.reason {
             Some(reason) => tracing::warn!(
                 kept,
