@@ -42,7 +42,8 @@ impl Clock {
     }
 }
 
-fn system() -> Duration {
+/// The system's time since 1970; zero where it says earlier.
+pub(crate) fn system() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()

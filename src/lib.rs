@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod atproto;
+mod bucket;
 pub mod clock;
 pub mod config;
 #[cfg(feature = "devnet")]

@@ -11,7 +11,7 @@ use atproto_relay::config::DomainPattern;
 use atproto_relay::dial::{Guard, PdsHost};
 use atproto_relay::store::{HostStatus, NewHost, RateOverrides, Store};
 use atproto_relay::upstream::{
-    AddError, Backoff, Durable, HostHandle, HostState, Hosts, HostsOptions, InFlightLimits,
+    AddError, Backoff, Durable, HostHandle, HostState, Hosts, HostsOptions, InFlightLimits, Policy,
     Received, RecoveredHost, Settled, Sink,
 };
 use axum::Router;
@@ -826,7 +826,10 @@ async fn banned_hosts_and_domains_are_not_dialled_at_the_start() {
     let banned_domains = vec![DomainPattern::banned("localhost").unwrap()];
     let relay = Relay::start_on(
         HostsOptions {
-            banned_domains,
+            policy: Policy {
+                banned_domains,
+                ..Policy::default()
+            },
             ..options()
         },
         store,
@@ -909,7 +912,10 @@ async fn going_down_closes_connections_and_moves_no_cursor_past_what_was_given_u
 async fn quotas_follow_trust_and_can_be_changed() {
     let trusted_domains = vec![DomainPattern::trusted("localhost").unwrap()];
     let relay = Relay::start_with(HostsOptions {
-        trusted_domains,
+        policy: Policy {
+            trusted_domains,
+            ..Policy::default()
+        },
         ..options()
     })
     .await;

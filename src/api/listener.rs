@@ -1,6 +1,7 @@
 //! The door of a listener: takes connections and serves their requests.
 //! Promises that connections are few enough to have a file descriptor each, that one address cannot take them all, that
-//! clients which reconnect without end leave time for the others, and an end for those that send no request, no body or take no answer. What became a WebSocket is the firehose's to limit.
+//! clients which reconnect without end leave time for the others, and an end for those that send no request, no body or
+//! take no answer. What became a WebSocket is the firehose's to limit.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -23,19 +24,19 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
+use crate::bucket::Bucket;
 use crate::firehose::network_of;
 use crate::systemd::sockets::Listening;
 
 /// Pause after the kernel refused a connection, such as for want of file descriptors.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
-/// Time from one connection that is taken to the next, on average, and how many may come at once. More wait in the
-/// kernel's queue. Measured: a thousand clients that connect as fast as they are let in tripled the others' latency.
-const PACE: Duration = Duration::from_millis(1);
-const AT_ONCE: u32 = 1_000;
+/// Connections that are taken a second, as many of them at once. More wait in the kernel's queue. Measured: a thousand
+/// clients that connect as fast as they are let in tripled the others' latency.
+const PER_SECOND: f64 = 1_000.0;
 /// How long a connection that was taken just before the end may take for its first request.
 const LAST_REQUEST: Duration = Duration::from_millis(500);
 /// Longest head of a request, and what is read ahead of it; hyper takes no less.
@@ -136,20 +137,18 @@ pub async fn serve(
     let places = Arc::new(Semaphore::new(options.max_connections));
     let addresses = Addresses::default();
     let options = Arc::new(options);
-    let mut paced = Instant::now() - PACE * AT_ONCE;
+    let pace = Bucket::new(PER_SECOND, Duration::MAX);
     while let Some(place) = closing
         .run_until_cancelled(places.clone().acquire_owned())
         .await
     {
         let accepting = async {
-            sleep_until(paced).await;
+            pace.turn().await;
             door.accept().await
         };
         let Some(accepted) = closing.run_until_cancelled(accepting).await else {
             break;
         };
-        // What was not used of the last second may come at once.
-        paced = (paced + PACE).max(Instant::now() + PACE - PACE * AT_ONCE);
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {

@@ -1,10 +1,9 @@
 //! The index beside a segment: a header and entries of 64 bytes, one per event.
 //! Promises that no damaged entry reads as a good one; what the frame holds is not its business.
 
-use std::time::SystemTime;
-
 use super::wire;
 use crate::atproto::frame::{Kind, MAX_FRAME_BYTES};
+use crate::clock;
 
 /// Bytes of an index entry. A power of two, so that no entry crosses a disk sector.
 pub(super) const ENTRY_BYTES: u64 = 64;
@@ -148,9 +147,7 @@ pub(super) fn header(first: u64) -> [u8; HEADER_BYTES as usize] {
 
 /// Microseconds since 1970; 0 where the clock says earlier.
 pub(super) fn now_us() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_micros() as u64)
+    clock::system().as_micros() as u64
 }
 
 fn u64_at(bytes: &[u8; ENTRY_BYTES as usize], at: usize) -> u64 {

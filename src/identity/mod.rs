@@ -1,7 +1,6 @@
 //! Who an account is: its DID resolved to PDS, signing key and claimed handles, cached and with bounded effort.
 //! Whether an event agrees with an identity is decided elsewhere; handles are claims and are not looked up.
 
-mod bucket;
 mod cache;
 mod repo_status;
 mod resolver;

@@ -11,12 +11,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
-use super::bucket::Bucket;
 use super::cache::{Cache, Flight, Lifetimes, Outcome, Step};
 use super::sources::{Source, from_plc, from_web, identity};
 use super::{Identity, PdsHost, RepoStatus, RepoStatusError, ResolveError, repo_status};
 use crate::atproto::did::Did;
 use crate::atproto::did_doc::DidDocument;
+use crate::bucket::Bucket;
 use crate::clock::Clock;
 use crate::config::IdentityConfig;
 use crate::dial::{Guard, directory_client, http_client};

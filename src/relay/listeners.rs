@@ -69,12 +69,20 @@ async fn listen(
     let listener = TcpListener::bind(address).await;
     listener
         .map(Door::Tcp)
-        .map_err(|source| StartError::Listen {
-            address: address.to_string(),
-            what,
-            flag,
-            source,
-        })
+        .map_err(refused(address, what, flag))
+}
+
+fn refused(
+    address: impl ToString,
+    what: &'static str,
+    flag: &'static str,
+) -> impl FnOnce(io::Error) -> StartError {
+    move |source| StartError::Listen {
+        address: address.to_string(),
+        what,
+        flag,
+        source,
+    }
 }
 
 async fn admin_door(config: &Config) -> Result<Option<Door>, StartError> {
@@ -82,15 +90,10 @@ async fn admin_door(config: &Config) -> Result<Option<Door>, StartError> {
     match &config.admin_listen {
         None => Ok(None),
         Some(AdminListen::Tcp(address)) => listen(*address, what, flag).await.map(Some),
-        Some(AdminListen::Unix(path)) => match bind_unix(path).await {
-            Ok(listener) => Ok(Some(Door::Unix(listener))),
-            Err(source) => Err(StartError::Listen {
-                address: path.display().to_string(),
-                what,
-                flag,
-                source,
-            }),
-        },
+        Some(AdminListen::Unix(path)) => bind_unix(path)
+            .await
+            .map(|listener| Some(Door::Unix(listener)))
+            .map_err(refused(path.display(), what, flag)),
     }
 }
 

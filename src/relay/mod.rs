@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc as sync_mpsc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use tokio::sync::watch;
@@ -29,7 +29,7 @@ use tracing::{error, info, warn};
 
 use crate::api::listener::{self, Door, ListenerOptions};
 use crate::api::{AdminPassword, Operator};
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config::{Config, Durability, HostEntry};
 use crate::dial::{Guard, PdsHost};
 use crate::discovery::{Crawler, CrawlerOptions};
@@ -40,7 +40,7 @@ use crate::store::{Batch, Store, StoreError, Writer};
 use crate::systemd::sockets::Given;
 use crate::systemd::store::DescriptorStore;
 use crate::systemd::watchdog::Part;
-use crate::upstream::{AddError, Checkpoint, Hosts, HostsOptions};
+use crate::upstream::{AddError, Checkpoint, Hosts, HostsOptions, Policy};
 use crate::verify::{self, Alarm, KnownHosts, Pipeline, Rule, Settlement, Surroundings};
 use crate::{api, telemetry};
 
@@ -49,8 +49,8 @@ use listeners::Listeners;
 use operations::Running;
 pub use recovery::RecoveryError;
 use roster::{Name, Roster};
-use vitals::Sampler;
 pub use vitals::Vitals;
+use vitals::{Sampler, as_gauge};
 
 /// Batches of accepted events that may wait for the sequencer.
 const LOG_QUEUE: usize = 64;
@@ -125,14 +125,9 @@ pub struct Relay {
     running: Arc<Running>,
     public_addr: SocketAddr,
     metrics_addr: SocketAddr,
-    hosts: Hosts,
-    pipeline: Pipeline,
     shards: Vec<JoinHandle<()>>,
     sequencer: eventlog::sequencer::Sequencer<Settlement>,
     position: Position,
-    writer: Writer,
-    firehose: Firehose,
-    log: EventLog,
     /// No connection is taken any more.
     leaving: CancellationToken,
     closing: CancellationToken,
@@ -266,14 +261,9 @@ impl Relay {
             running,
             public_addr,
             metrics_addr,
-            hosts,
-            pipeline,
             shards,
             sequencer,
             position,
-            writer,
-            firehose,
-            log,
             leaving,
             closing,
             failed,
@@ -295,17 +285,17 @@ impl Relay {
 
     /// The supervisor of the hosts, for a status line.
     pub fn hosts(&self) -> &Hosts {
-        &self.hosts
+        &self.running.hosts
     }
 
     /// The event log, for a status line.
     pub fn log(&self) -> &EventLog {
-        &self.log
+        &self.running.log
     }
 
     /// Who is connected, for a status line.
     pub fn firehose(&self) -> &Firehose {
-        &self.firehose
+        &self.running.firehose
     }
 
     /// How it does, sampled every few seconds.
@@ -318,10 +308,10 @@ impl Relay {
     /// # Errors
     /// The system gives no sockets.
     pub fn parts(&self) -> io::Result<Vec<Part>> {
-        let pulses = self.pipeline.pulses().iter().cloned().enumerate();
+        let pulses = self.running.pipeline.pulses().iter().cloned().enumerate();
         let mut parts: Vec<Part> = pulses
             .map(|(index, pulse)| {
-                let pipeline = self.pipeline.clone();
+                let pipeline = self.running.pipeline.clone();
                 Part {
                     kind: "shards",
                     name: format!("shard {index}"),
@@ -333,7 +323,7 @@ impl Relay {
         parts.push(Part {
             kind: "sequencer",
             name: "the event log's sequencer".into(),
-            pulse: self.log.pulse().clone(),
+            pulse: self.running.log.pulse().clone(),
             // The shards hand on what they are given.
             nudge: Box::new(|| {}),
         });
@@ -361,14 +351,18 @@ impl Relay {
     /// not durable comes again from its host. Connections that come meanwhile wait for the next process where systemd holds
     /// the listening sockets.
     pub async fn shutdown(self) {
+        let Running {
+            hosts,
+            pipeline,
+            writer,
+            firehose,
+            ..
+        } = &*self.running;
         self.leaving.cancel();
-        if timeout(HOSTS_PATIENCE, self.hosts.shutdown())
-            .await
-            .is_err()
-        {
+        if timeout(HOSTS_PATIENCE, hosts.shutdown()).await.is_err() {
             warn!("hosts that did not close in time are left");
         }
-        self.pipeline.stop();
+        pipeline.stop();
         let (shards, sequencer) = (self.shards, self.sequencer);
         let stopped = task::spawn_blocking(move || {
             let deadline = Instant::now() + SHARDS_PATIENCE;
@@ -392,7 +386,7 @@ impl Relay {
             ),
             Err(failure) => error!(%failure, "stopping the shards"),
         }
-        let last = checkpoint(&self.hosts, &self.writer, &self.position, None);
+        let last = checkpoint(hosts, writer, &self.position, None);
         if timeout(CHECKPOINT_PATIENCE, last)
             .await
             .ok()
@@ -402,8 +396,7 @@ impl Relay {
             warn!("the last checkpoint was not written; the next start reads more of the log");
         }
         self.closing.cancel();
-        let (written, ()) =
-            tokio::join!(self.writer.shutdown(LAST_WRITES), self.firehose.shutdown());
+        let (written, ()) = tokio::join!(writer.shutdown(LAST_WRITES), firehose.shutdown());
         if let Err(failure) = written {
             warn!(%failure, "the database did not take the last changes; they are in the log");
         }
@@ -483,8 +476,7 @@ pub async fn abandon_log(config: &Config) -> Result<u64, StartError> {
 /// A clock that is not behind the log's events. Says so where the system's is.
 fn clock_after(log: &EventLog) -> Clock {
     let seen = log.newest_at_open();
-    let system = SystemTime::now().duration_since(UNIX_EPOCH);
-    let behind = seen.saturating_sub(system.unwrap_or_default());
+    let behind = seen.saturating_sub(clock::system());
     if behind > TOLERATED_CLOCK {
         warn!(
             seconds = behind.as_secs(),
@@ -505,12 +497,11 @@ fn open_roster(log: &EventLog) -> Result<Roster, RecoveryError> {
 
 /// Shows the limits that alerts compare with.
 fn show_settings(config: &Config) {
-    let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     let metrics = telemetry::metrics();
-    metrics.log_max_bytes.set(gauge(config.log_max_bytes));
+    metrics.log_max_bytes.set(as_gauge(config.log_max_bytes));
     metrics
         .log_window_seconds
-        .set(gauge(config.replay_window.as_secs()));
+        .set(as_gauge(config.replay_window.as_secs()));
 }
 
 /// Opens the log on a thread of its own: recovery reads files.
@@ -544,10 +535,7 @@ fn pipeline_options(config: &Config, clock: Clock) -> verify::Options {
     verify::Options {
         shards,
         account_bytes: usize::try_from(config.account_cache_bytes).unwrap_or(usize::MAX),
-        identity_ttl: config.identity.ttl,
-        status_interval: config.identity.refresh_interval,
-        validation: config.validation,
-        desync: config.desync,
+        tuning: tuning(config),
         clock,
     }
 }
@@ -587,10 +575,16 @@ fn resolver_options(config: &Config, guard: Guard, clock: Clock) -> ResolverOpti
 fn hosts_options(config: &Config, guard: Guard) -> HostsOptions {
     HostsOptions {
         guard,
+        policy: policy(config),
+        ..HostsOptions::default()
+    }
+}
+
+fn policy(config: &Config) -> Policy {
+    Policy {
         limits: config.host_limits,
         trusted_domains: config.trusted_domains.clone(),
         banned_domains: config.banned_domains.clone(),
-        ..HostsOptions::default()
     }
 }
 

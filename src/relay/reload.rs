@@ -5,11 +5,10 @@
 
 use tracing::error;
 
-use super::{Relay, add_configured_host, log_limits, show_settings, tuning};
+use super::{Relay, add_configured_host, log_limits, policy, show_settings, tuning};
 use crate::config::{Config, Reload};
 use crate::dial::Guard;
 use crate::telemetry::{metrics, set_log_level};
-use crate::upstream::Policy;
 
 impl Relay {
     /// Applies what of `new` can be applied, and says what cannot, one line for each setting.
@@ -54,13 +53,5 @@ impl Relay {
             running.resolver.shrink();
             running.log.shrink();
         }
-    }
-}
-
-fn policy(config: &Config) -> Policy {
-    Policy {
-        limits: config.host_limits,
-        trusted_domains: config.trusted_domains.clone(),
-        banned_domains: config.banned_domains.clone(),
     }
 }

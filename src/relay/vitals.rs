@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task;
@@ -17,6 +17,7 @@ use super::operations::Running;
 use crate::api::Operations as _;
 use crate::atproto::frame::{self, Message};
 use crate::atproto::tid::Tid;
+use crate::clock;
 use crate::eventlog::{Entry, EventLog};
 use crate::telemetry::metrics;
 use crate::upstream::{HostState, Hosts};
@@ -137,10 +138,9 @@ fn look(log: &EventLog, before: u64) -> Looked {
         metrics().log_disk_bytes.set(as_gauge(room.total));
         metrics().log_disk_free_bytes.set(as_gauge(room.free));
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let age = log
         .oldest_time()
-        .map(|then| now.unwrap_or_default().saturating_sub(then));
+        .map(|then| clock::system().saturating_sub(then));
     metrics()
         .log_oldest_age_seconds
         .set(as_gauge(age.unwrap_or_default().as_secs()));
@@ -170,6 +170,7 @@ fn lag(entry: &Entry, frame: &[u8]) -> Option<Duration> {
     Some(Duration::from_micros(entry.time_us.saturating_sub(signed)))
 }
 
-fn as_gauge(number: u64) -> i64 {
+/// A number as a gauge takes it.
+pub(super) fn as_gauge(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -22,10 +22,12 @@ pub use rows::{
 pub use status::{HostStatus, LocalStatus, MAX_STATUS_BYTES, UpstreamStatus, combined_status};
 pub use writer::{FLUSH_INTERVAL, FLUSH_ROWS, Writer};
 
+use std::sync::Arc;
+
+use crate::clock;
+
 use database::{Database, reading};
 use error::Doing;
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The database. Clones share its connections.
 #[derive(Clone)]
@@ -58,9 +60,5 @@ impl Store {
 }
 
 fn unix_now() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-        })
+    i64::try_from(clock::system().as_secs()).unwrap_or(i64::MAX)
 }

@@ -40,7 +40,7 @@ impl Part {
     /// # Errors
     /// The system gives no sockets.
     pub fn runtime() -> io::Result<Part> {
-        let (mut near, far) = UnixStream::pair()?;
+        let (near, far) = UnixStream::pair()?;
         near.set_nonblocking(true)?;
         far.set_nonblocking(true)?;
         let mut far = tokio::net::UnixStream::from_std(far)?;
@@ -55,25 +55,19 @@ impl Part {
         });
         let nudge = move || {
             // A full socket has enough to be read.
-            let _ = near.write(&[0]);
+            let _ = (&near).write(&[0]);
         };
         Ok(Part {
             kind: "runtime",
             name: "the runtime".into(),
             pulse,
-            nudge: Box::new(as_fn(nudge)),
+            nudge: Box::new(nudge),
         })
     }
 
     fn is_alive(&self, since: u64) -> bool {
         self.pulse.beats() != since || self.pulse.is_waiting()
     }
-}
-
-/// A closure with a state of its own, for a thread that calls it alone.
-fn as_fn(call: impl FnMut() + Send) -> impl Fn() + Send {
-    let call = std::cell::RefCell::new(call);
-    move || (call.borrow_mut())()
 }
 
 /// The thread that feels the pulses. Ends when this is dropped.

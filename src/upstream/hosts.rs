@@ -38,12 +38,8 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct HostsOptions {
     /// The rules for dialling.
     pub guard: Guard,
-    /// Quotas and rates of hosts without their own.
-    pub limits: HostLimits,
-    /// Hosts that get the trusted quota.
-    pub trusted_domains: Vec<DomainPattern>,
-    /// Domains that are banned by configuration, beside those in the database.
-    pub banned_domains: Vec<DomainPattern>,
+    /// What may change while hosts are connected.
+    pub policy: Policy,
     /// How much of one host may be under way.
     pub in_flight: InFlightLimits,
     /// The schedule of attempts.
@@ -62,9 +58,7 @@ impl Default for HostsOptions {
     fn default() -> Self {
         Self {
             guard: Guard::new(false),
-            limits: HostLimits::default(),
-            trusted_domains: Vec::new(),
-            banned_domains: Vec::new(),
+            policy: Policy::default(),
             in_flight: InFlightLimits::default(),
             backoff: Backoff::default(),
             handshake_timeout: Duration::from_secs(15),
@@ -76,13 +70,13 @@ impl Default for HostsOptions {
 }
 
 /// What of [`HostsOptions`] may change while hosts are connected.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Policy {
-    /// See [`HostsOptions::limits`].
+    /// Quotas and rates of hosts without their own.
     pub limits: HostLimits,
-    /// See [`HostsOptions::trusted_domains`].
+    /// Hosts that get the trusted quota.
     pub trusted_domains: Vec<DomainPattern>,
-    /// See [`HostsOptions::banned_domains`].
+    /// Domains that are banned by configuration, beside those in the database.
     pub banned_domains: Vec<DomainPattern>,
 }
 
@@ -149,7 +143,7 @@ impl Hosts {
     /// # Errors
     /// The database's.
     pub async fn new<S: Sink>(
-        options: HostsOptions,
+        mut options: HostsOptions,
         store: Store,
         recovered: HashMap<HostId, RecoveredHost>,
         sink: Arc<S>,
@@ -174,11 +168,7 @@ impl Hosts {
         });
         let rows = store.hosts().await?;
         let bans = store.domain_bans().await?;
-        let policy = Policy {
-            limits: options.limits,
-            trusted_domains: options.trusted_domains.clone(),
-            banned_domains: options.banned_domains.clone(),
-        };
+        let policy = std::mem::take(&mut options.policy);
         let inner = Inner {
             options,
             policy: RwLock::new(policy),

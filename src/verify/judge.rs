@@ -4,7 +4,6 @@
 //! the answer is there. Cheap rules come first, the signature last.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::atproto::frame::{self, Message};
 use crate::atproto::key::VerifyingKey;
@@ -14,6 +13,7 @@ use crate::identity::Identity;
 use crate::store::{LocalStatus, RepoState, UpstreamStatus};
 use crate::upstream::Received;
 
+use super::Tuning;
 use super::account::Account;
 use super::rule::Rule;
 use super::rules::{self, Chain, Facts, Strictness};
@@ -23,12 +23,7 @@ use super::rules::{self, Chain, Facts, Strictness};
 pub(super) struct Circumstances {
     /// Unix time in microseconds.
     pub now_us: u64,
-    /// After this long a known identity is resolved again.
-    pub identity_ttl: Duration,
-    /// The PDS is asked for an account's status at most this often.
-    pub status_interval: Duration,
-    /// How strictly commits are checked where the host has no setting of its own.
-    pub validation: Validation,
+    pub tuning: Tuning,
 }
 
 impl Circumstances {
@@ -219,7 +214,7 @@ fn commit_event(
 /// Which commits the host is held to.
 fn strictness(waiting: &Waiting, at: &Circumstances) -> Strictness {
     let host = &waiting.received.host;
-    match host.validation().unwrap_or(at.validation) {
+    match host.validation().unwrap_or(at.tuning.validation) {
         Validation::Strict => Strictness::Strict,
         Validation::Ratchet if host.sync11() => Strictness::Strict,
         Validation::Ratchet | Validation::Lenient => Strictness::Lenient,
@@ -280,7 +275,7 @@ fn from_own_host(waiting: &Waiting, account: &Account, at: &Circumstances) -> Re
 fn needs_identity(account: &Account, at: &Circumstances) -> bool {
     account
         .resolved_at
-        .is_none_or(|resolved_at| has_passed(at.identity_ttl, resolved_at, at.now()))
+        .is_none_or(|resolved_at| has_passed(at.tuning.identity_ttl, resolved_at, at.now()))
 }
 
 /// The account's key. An account without one is looked up once more, past every cache.
@@ -315,7 +310,7 @@ fn active(
     if account.upstream.is_active() {
         return Ok(());
     }
-    let due = has_passed(at.status_interval, account.asked_status_at, at.now());
+    let due = has_passed(at.tuning.status_interval, account.asked_status_at, at.now());
     if due && !waiting.asked_status {
         return Err(Obstacle::Ask(Question::Status));
     }

@@ -56,14 +56,8 @@ pub struct Options {
     pub shards: usize,
     /// Memory for the accounts that all shards together keep, in bytes.
     pub account_bytes: usize,
-    /// After this long a known identity is resolved again.
-    pub identity_ttl: Duration,
-    /// A PDS is asked for one account's status at most this often.
-    pub status_interval: Duration,
-    /// How strictly commits are checked where the host has no setting of its own.
-    pub validation: Validation,
-    /// How often an account may break its chain before it is throttled.
-    pub desync: DesyncLimits,
+    /// What may change while the pipeline runs.
+    pub tuning: Tuning,
     /// The time that revs and identities are held against.
     pub clock: Clock,
 }
@@ -71,13 +65,13 @@ pub struct Options {
 /// What of [`Options`] may change while the pipeline runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
-    /// See [`Options::identity_ttl`].
+    /// After this long a known identity is resolved again.
     pub identity_ttl: Duration,
-    /// See [`Options::status_interval`].
+    /// A PDS is asked for one account's status at most this often.
     pub status_interval: Duration,
-    /// See [`Options::validation`].
+    /// How strictly commits are checked where the host has no setting of its own.
     pub validation: Validation,
-    /// See [`Options::desync`].
+    /// How often an account may break its chain before it is throttled.
     pub desync: DesyncLimits,
 }
 

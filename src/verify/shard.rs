@@ -204,9 +204,7 @@ impl Shard {
             ticket: 0,
             at: Circumstances {
                 now_us: 0,
-                identity_ttl: options.identity_ttl,
-                status_interval: options.status_interval,
-                validation: options.validation,
+                tuning: options.tuning,
             },
         }
     }
@@ -262,18 +260,11 @@ impl Shard {
                 self.learn(&did, answer);
                 self.resume(&did);
             }
-            Work::Follow(tuning) => self.follow(tuning),
+            Work::Follow(tuning) => self.at.tuning = tuning,
             Work::Shrink => self.residents.let_some_go(),
             Work::Nothing => self.pass_on = true,
             Work::Stop => {}
         }
-    }
-
-    fn follow(&mut self, tuning: Tuning) {
-        self.options.desync = tuning.desync;
-        self.at.identity_ttl = tuning.identity_ttl;
-        self.at.status_interval = tuning.status_interval;
-        self.at.validation = tuning.validation;
     }
 
     /// A new item goes behind those of its DID that wait, else it is judged now.
@@ -394,7 +385,7 @@ impl Shard {
         let frame = received.frame.clone();
         let span = received.seq_span.clone();
         let is_sync = received.kind == Kind::Sync;
-        let desync = self.options.desync;
+        let desync = self.at.tuning.desync;
         let now = self.at.now();
         let Some(account) = self.residents.get(&did) else {
             return;

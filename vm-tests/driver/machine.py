@@ -18,14 +18,22 @@ class MachineError(Exception):
 
 
 class Machine:
-    """A guest. `shell`, `power_on`, `power_off`, `running` and `plug` come from the backend."""
+    """A guest. `shell`, `power_on`, `power_off`, `halt` and `plug` come from the backend; its process is `process`."""
 
     # By how much times are stretched: an emulated processor is slow.
     slowness = 1
 
-    def __init__(self, name, report):
+    def __init__(self, name, report, image, folder, seed, bridge):
         self.name = name
         self.report = report
+        self.image = image
+        self.folder = folder / name
+        self.seed = seed
+        self.bridge = bridge
+        self.process = None
+
+    def running(self):
+        return self.process is not None and self.process.poll() is None
 
     # The backend's part.
 
@@ -34,9 +42,6 @@ class Machine:
 
     def power_off(self):
         """Takes the power away: nothing is written any more."""
-        raise NotImplementedError
-
-    def running(self):
         raise NotImplementedError
 
     def shell(self, script, timeout):

@@ -23,18 +23,10 @@ class Nspawn(Machine):
     """A machine whose kernel is that of the host."""
 
     def __init__(self, name, report, image, folder, seed, bridge, binds):
-        super().__init__(name, report)
-        self.image = image
-        self.folder = folder / name
+        super().__init__(name, report, image, folder, seed, bridge)
         self.root = self.folder / "root"
-        self.seed = seed
-        self.bridge = bridge
         self.binds = binds
-        self.process = None
         self.leader = None
-
-    def running(self):
-        return self.process is not None and self.process.poll() is None
 
     def power_on(self):
         if not self.root.is_dir():

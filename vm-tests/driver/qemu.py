@@ -47,21 +47,13 @@ class Qemu(Machine):
     """A machine with a kernel of its own."""
 
     def __init__(self, name, report, image, folder, seed, bridge, number, disks, accelerator):
-        super().__init__(name, report)
-        self.image = image
-        self.folder = folder / name
-        self.seed = seed
-        self.bridge = bridge
+        super().__init__(name, report, image, folder, seed, bridge)
         self.number = number
         self.disks = disks
         self.accelerator = accelerator
-        self.process = None
         self.console = None
         if accelerator != "kvm":
             self.slowness = TCG_SLOWNESS
-
-    def running(self):
-        return self.process is not None and self.process.poll() is None
 
     def power_on(self):
         if not self.folder.is_dir():

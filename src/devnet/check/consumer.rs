@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_tungstenite::connect_async_with_config;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 use tokio_util::sync::CancellationToken;
 
 use super::{Checker, Ledger, Report};
@@ -191,6 +192,20 @@ async fn run(shared: Arc<Shared>) {
     }
 }
 
+/// Subscribes to a relay's firehose, from an event on or live; `None` where it does not answer.
+pub(crate) async fn subscribe(
+    relay: &str,
+    cursor: Option<i64>,
+) -> Option<WebSocketStream<MaybeTlsStream<TcpStream>>> {
+    let cursor = cursor.map_or(String::new(), |seq| format!("?cursor={seq}"));
+    let url = format!("{relay}/xrpc/com.atproto.sync.subscribeRepos{cursor}");
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(MAX_MESSAGE_BYTES))
+        .max_frame_size(Some(MAX_MESSAGE_BYTES));
+    let connected = connect_async_with_config(url, Some(config), true).await;
+    connected.ok().map(|(socket, _)| socket)
+}
+
 async fn connection(shared: &Shared) {
     let resumes = *shared.connected.borrow();
     let last = shared
@@ -198,17 +213,8 @@ async fn connection(shared: &Shared) {
         .lock()
         .expect("no holder of this lock panics")
         .last_seq();
-    let cursor = last
-        .or(shared.options.cursor)
-        .map_or(String::new(), |seq| format!("?cursor={seq}"));
-    let url = format!(
-        "{}/xrpc/com.atproto.sync.subscribeRepos{cursor}",
-        shared.options.relay
-    );
-    let config = WebSocketConfig::default()
-        .max_message_size(Some(MAX_MESSAGE_BYTES))
-        .max_frame_size(Some(MAX_MESSAGE_BYTES));
-    let Ok((mut socket, _)) = connect_async_with_config(url, Some(config), true).await else {
+    let cursor = last.or(shared.options.cursor);
+    let Some(mut socket) = subscribe(&shared.options.relay, cursor).await else {
         return;
     };
     if resumes {

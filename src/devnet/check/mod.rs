@@ -9,6 +9,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 pub use checker::Checker;
+pub(super) use consumer::subscribe;
 pub use consumer::{Consumer, ConsumerOptions, Latencies, Outcome, WaitError};
 pub use ledger::{EventId, GroupId, Ledger, Origin, Verdict};
 pub use report::Report;

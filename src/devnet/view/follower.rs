@@ -9,12 +9,11 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use tokio_tungstenite::connect_async_with_config;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_util::sync::CancellationToken;
 
 use super::{Held, Report, View};
+use crate::devnet::check::subscribe;
 use crate::devnet::server::{Place, Server};
 
 /// Pause before the next attempt to connect.
@@ -22,8 +21,6 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between pings, and how many may go unanswered: a relay whose power was cut says no goodbye.
 const PING: Duration = Duration::from_secs(1);
 const UNANSWERED: u32 = 15;
-/// Longest message taken: more than any relay may send, so that a longer one is seen and reported.
-const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 
 /// What to follow, and where to answer.
 #[derive(Clone, Debug, Default)]
@@ -156,14 +153,7 @@ async fn follow(shared: Arc<Shared>, relay: String, start: Option<i64>) {
 async fn connection(shared: &Shared, relay: &str, start: Option<i64>) {
     let report = shared.report();
     let last = (report.events > 0).then_some(report.last_seq);
-    let cursor = last
-        .or(start)
-        .map_or(String::new(), |seq| format!("?cursor={seq}"));
-    let url = format!("{relay}/xrpc/com.atproto.sync.subscribeRepos{cursor}");
-    let config = WebSocketConfig::default()
-        .max_message_size(Some(MAX_MESSAGE_BYTES))
-        .max_frame_size(Some(MAX_MESSAGE_BYTES));
-    let Ok((mut socket, _)) = connect_async_with_config(url, Some(config), true).await else {
+    let Some(mut socket) = subscribe(relay, last.or(start)).await else {
         return;
     };
     let mut resumed = last.is_some();

@@ -9,10 +9,11 @@ use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, Message, Peek};
 use crate::atproto::key::VerifyingKey;
 use crate::atproto::tid::Tid;
-use crate::config::Validation;
+use crate::config::{DesyncLimits, Validation};
 use crate::identity::{Identity, PdsHost};
 use crate::store::{HostId, LocalStatus, UpstreamStatus};
 use crate::upstream::{HostHandle, Received};
+use crate::verify::Tuning;
 use crate::verify::account::{Account, Mark, Tip};
 use crate::verify::judge::{
     Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting, bad_signature, judge,
@@ -60,9 +61,12 @@ impl Scene {
             },
             at: Circumstances {
                 now_us: NOW_US,
-                identity_ttl: TTL,
-                status_interval: STATUS_INTERVAL,
-                validation: Validation::Strict,
+                tuning: Tuning {
+                    identity_ttl: TTL,
+                    status_interval: STATUS_INTERVAL,
+                    validation: Validation::Strict,
+                    desync: DesyncLimits::default(),
+                },
             },
         }
     }
@@ -428,7 +432,7 @@ fn the_three_modes_of_validation() {
         draft.prev_data = None;
         draft.ops[0].prev = None;
         let mut scene = Scene::of_frame(Kind::Commit, draft.frame(), host());
-        scene.at.validation = validation;
+        scene.at.tuning.validation = validation;
         if sync11 {
             scene.waiting.received.host.mark_sync11();
         }

@@ -22,7 +22,7 @@ use crate::store::{AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, Ups
 use crate::upstream::{HostHandle, Received};
 use crate::verify::judge::{NoIdentity, Question};
 use crate::verify::shard::{Answer, Command, Lookup, Outlets, Shard, Work};
-use crate::verify::{KnownHosts, Options, Settlement};
+use crate::verify::{KnownHosts, Options, Settlement, Tuning};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const BREAKS_ALLOWED: u32 = 2;
@@ -58,12 +58,14 @@ impl Bench {
         let options = Options {
             shards: 1,
             account_bytes: 1 << 20,
-            identity_ttl: Duration::from_secs(3_600),
-            status_interval: Duration::from_secs(60),
-            validation: Validation::Strict,
-            desync: DesyncLimits {
-                limit: BREAKS_ALLOWED,
-                period: Duration::from_secs(3_600),
+            tuning: Tuning {
+                identity_ttl: Duration::from_secs(3_600),
+                status_interval: Duration::from_secs(60),
+                validation: Validation::Strict,
+                desync: DesyncLimits {
+                    limit: BREAKS_ALLOWED,
+                    period: Duration::from_secs(3_600),
+                },
             },
             clock: Clock::default(),
         };

@@ -1,4 +1,5 @@
-//! A token bucket with bounded waits, for requests to the directory. Knows nothing of what is requested.
+//! A token bucket with bounded waits, for requests to the directory and connections that are taken. Knows nothing of
+//! what has its turn.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// Lets requests through at a steady rate, a burst at once, and refuses what would wait too long.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     max_wait: Duration,
     schedule: Mutex<Schedule>,
 }
@@ -24,7 +25,7 @@ struct Schedule {
 
 impl Bucket {
     /// `per_second` requests on average, up to one second's worth at once, nobody waiting longer than `max_wait`.
-    pub(super) fn new(per_second: f64, max_wait: Duration) -> Self {
+    pub(crate) fn new(per_second: f64, max_wait: Duration) -> Self {
         let (interval, burst) = pace(per_second);
         Self {
             max_wait,
@@ -37,13 +38,13 @@ impl Bucket {
     }
 
     /// From now on so many requests a second. Turns that were given stay.
-    pub(super) fn set_rate(&self, per_second: f64) {
+    pub(crate) fn set_rate(&self, per_second: f64) {
         let mut schedule = self.schedule();
         (schedule.interval, schedule.burst) = pace(per_second);
     }
 
     /// Waits for a turn; `false` at once if the wait would be too long.
-    pub(super) async fn turn(&self) -> bool {
+    pub(crate) async fn turn(&self) -> bool {
         let Some(at) = self.reserve(Instant::now()) else {
             return false;
         };
