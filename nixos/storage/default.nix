@@ -371,10 +371,12 @@ in
           "vm.swappiness" = 10;
         };
 
-        # The drive has queues of its own and orders them better than a scheduler before it would.
+        # The drive has queues of its own and orders them better than a scheduler before it would. A drive with several
+        # ports is a device without a scheduler, before paths that udev is not told of: the kernel gives them none.
         services.udev.extraRules = ''
           # NVMe drives of the AT Protocol relay
-          ACTION=="add|change", SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", KERNEL=="nvme[0-9]*n[0-9]*", ATTR{queue/scheduler}="none", ATTR{queue/read_ahead_kb}="${toString storage.readAheadKiB}"
+          ACTION=="add|change", SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", KERNEL=="nvme[0-9]*n[0-9]*", ATTR{queue/read_ahead_kb}="${toString storage.readAheadKiB}"
+          ACTION=="add|change", SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", KERNEL=="nvme[0-9]*n[0-9]*", TEST=="queue/scheduler", ATTR{queue/scheduler}="none"
         '';
       })
     ]
