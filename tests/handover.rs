@@ -6,6 +6,8 @@
 
 #[path = "support/manager.rs"]
 mod manager;
+#[path = "support/postgres.rs"]
+mod postgres;
 #[path = "support/process.rs"]
 mod process;
 
@@ -40,6 +42,10 @@ const STORE: usize = 64;
 const SLOW_BUFFER: u32 = 8 << 10;
 const SLOW_BYTES: usize = 7_001;
 const SLOW_PAUSE: Duration = Duration::from_millis(25);
+/// Bytes of text in a long post: a segment holds some eighty of them.
+const LONG_POST: usize = 100_000;
+/// What a still consumer reads.
+const A_FEW: u64 = 3;
 
 fn restarts() -> u64 {
     let restarts = std::env::var("ATPROTO_KILLS").ok();
@@ -142,6 +148,8 @@ enum Manner {
     Fast,
     /// Its socket is always full.
     Slow,
+    /// Reads a few events, and then nothing until it is to hurry.
+    Still,
 }
 
 /// A consumer that stays on one connection, and pings when it likes, in pieces.
@@ -173,7 +181,7 @@ impl Consumer {
     async fn connect(service: &Service, query: &str, manner: Manner, seed: u64) -> Consumer {
         let name = format!("{manner:?} consumer {seed} {query}");
         let socket = TcpSocket::new_v4().unwrap();
-        if manner == Manner::Slow {
+        if manner != Manner::Fast {
             socket.set_recv_buffer_size(SLOW_BUFFER).unwrap();
         }
         let mut socket = socket.connect(service.manager.public).await.unwrap();
@@ -306,6 +314,10 @@ impl Life {
         let mut buffer = Vec::new();
         let ended = loop {
             let hurry = self.hurry.load(Ordering::Relaxed) || self.manner == Manner::Fast;
+            if !hurry && self.manner == Manner::Still && *self.told.borrow() >= A_FEW {
+                sleep(SLOW_PAUSE).await;
+                continue;
+            }
             let mut piece = vec![0; if hurry { 1 << 16 } else { SLOW_BYTES }];
             match reading.read(&mut piece).await {
                 Ok(0) => break "end of the stream".to_owned(),
@@ -440,8 +452,20 @@ async fn everything(service: &Service, last: u64) -> Vec<(u64, Bytes)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn restarts_leave_every_consumer_connected_without_gap_or_double() {
-    let mut service = Service::start(STORE).await;
+async fn restarts_leave_every_consumer_connected_without_gap_or_double_on_sqlite() {
+    restarts_leave_every_consumer_connected("SQLite", Service::start(STORE).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_leave_every_consumer_connected_without_gap_or_double_on_postgres() {
+    if let Some(server) = postgres::server() {
+        let database = format!("--database-url={}", server.database().await);
+        let service = Service::start_with(STORE, &[&database]).await;
+        restarts_leave_every_consumer_connected("PostgreSQL", service).await;
+    }
+}
+
+async fn restarts_leave_every_consumer_connected(database: &str, mut service: Service) {
     let traffic = Traffic::start(&service.network);
     let mut consumers = Vec::new();
     for (seed, (query, manner)) in [
@@ -521,7 +545,7 @@ async fn restarts_leave_every_consumer_connected_without_gap_or_double() {
     let longest = |times: &[Duration]| times.iter().max().copied().unwrap_or_default();
     let mean = |times: &[Duration]| times.iter().sum::<Duration>() / times.len().max(1) as u32;
     println!(
-        "{} restarts by SIGTERM and {} by SIGKILL, {sent} events to {} consumers, {pings} pings answered; visitors: {answered} \
+        "{database}: {} restarts by SIGTERM and {} by SIGKILL, {sent} events to {} consumers, {pings} pings answered; visitors: {answered} \
          answered, {lost} taken by a kill; stopped in {:?} at most; without events for {:?} (mean {:?}) at a stop, {:?} \
          (mean {:?}) at a kill",
         pauses[0].len(),
@@ -699,15 +723,13 @@ async fn descriptors_that_are_no_consumers_harm_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_has_fallen_out_of_the_window_is_told_so_by_the_next_process() {
-    /// Bytes of text in a post: a segment holds some eighty of them.
-    const TEXT: usize = 100_000;
     let mut service = Service::start_with(STORE, &["--log-max-bytes=16MiB"]).await;
     let slow = Consumer::connect(&service, "?cursor=0", Manner::Slow, 1).await;
     service.until_kept(1);
     let pds = service.network.pds(0).clone();
     let did = pds.create_account(&format!("long.{}", pds.domain()));
     let did = did.unwrap().did;
-    let long = process::post(&"x".repeat(TEXT));
+    let long = process::post(&"x".repeat(LONG_POST));
     let post = || {
         drop(
             pds.create_record(&did, process::POSTS, long.clone())
@@ -738,6 +760,40 @@ async fn who_has_fallen_out_of_the_window_is_told_so_by_the_next_process() {
     let seen = slow.seen.lock().unwrap();
     let seqs = seen.events.iter().map(|(seq, ..)| *seq);
     assert!(seqs.eq(1..=seen.events.len() as u64));
+}
+
+/// What is left of the frame must not go out, and nothing else can be said in the middle of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_sent_half_of_an_event_that_is_redacted_is_cut_off_by_the_next_process() {
+    let mut service = Service::start(STORE).await;
+    let still = Consumer::connect(&service, "", Manner::Still, 1).await;
+    let other = Consumer::connect(&service, "", Manner::Fast, 2).await;
+    service.until_kept(2);
+    let pds = service.network.pds(0).clone();
+    let did = pds.create_account(&format!("gone.{}", pds.domain()));
+    let did = did.unwrap().did;
+    // One takes more than the sockets' buffers.
+    let longest = process::post(&"x".repeat(9 * LONG_POST));
+    for _ in 0..3 {
+        pds.create_record(&did, process::POSTS, longest.clone())
+            .unwrap();
+    }
+    still.has(A_FEW).await;
+    let sent = pds.events().len() as u64;
+    other.has(sent).await;
+    pds.delete_account(&did).unwrap();
+    other.has(sent + 1).await;
+    service.restart(Signal::TERM, |_| {});
+    still.hurry.store(true, Ordering::Relaxed);
+    let ended = still.ends().await;
+    let said = service.manager.said();
+    assert!(!ended.starts_with("closed"), "{ended}: {said}");
+    assert!(
+        said.contains("was redacted after a part of it was sent"),
+        "{ended}: {said}"
+    );
+    assert!((A_FEW..sent).contains(&still.last()), "{}", still.last());
+    service.some_events(&[&other]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
