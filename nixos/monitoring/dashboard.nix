@@ -55,8 +55,10 @@ let
       };
       options = {
         legend = {
+          showLegend = true;
           displayMode = "list";
           placement = "bottom";
+          calcs = [ ];
         };
         tooltip = {
           mode = "multi";
@@ -65,7 +67,7 @@ let
       };
     };
 
-  # One number, green until it is not: the steps are where it turns yellow and red.
+  # One number, green while it is well: the steps are where its colour changes.
   number =
     title: description: unit: expr: steps:
     panel "stat" 4 4 title description unit [ (query "" expr) ] {
@@ -82,15 +84,37 @@ let
         };
       };
     };
+  # What there is now, a row for each series and a column for each of its labels but the hidden ones.
+  table =
+    width: height: title: description: expr: hidden:
+    let
+      asGraph = panel "table" width height title description "none" [ (query "" expr) ] {
+        options.showHeader = true;
+      };
+      now = {
+        format = "table";
+        instant = true;
+        range = false;
+      };
+    in
+    asGraph
+    // {
+      targets = map (target: target // now) asGraph.targets;
+      transformations = [
+        {
+          id = "organize";
+          options.excludeByName = lib.genAttrs hidden (_: true);
+        }
+      ];
+    };
   step = color: value: { inherit color value; };
   upTo = yellow: red: [
     (step "green" null)
     (step "yellow" yellow)
     (step "red" red)
   ];
-  atLeast = yellow: green: [
+  atLeast = green: [
     (step "red" null)
-    (step "yellow" yellow)
     (step "green" green)
   ];
   plain = [ (step "blue" null) ];
@@ -99,10 +123,10 @@ let
     {
       title = "Is it well?";
       panels = [
-        (number "Relay" "Whether its metrics can be read: 1 is up." "none" (metric "up") (atLeast 1 1))
+        (number "Relay" "Whether its metrics can be read: 1 is up." "none" (metric "up") (atLeast 1))
         (number "Events a second" "Events that reach the firehose." "short"
           "sum(${per (metric "relay_events_forwarded_total")})"
-          (atLeast 0.001 0.01)
+          (atLeast 0.01)
         )
         (number "Behind the hosts" "Median time from a host's writing an event to its being in the log." "s"
           (metric "relay_lag_seconds")
@@ -110,18 +134,22 @@ let
         )
         (number "Hosts connected" "Those that are read more slowly because of a limit included." "short"
           "sum(${with' "relay_hosts" ''state=~"connected|held_back"''})"
-          (atLeast 1 1)
+          (atLeast 1)
         )
         (number "Consumers" "Connected to the firehose now." "short" (metric "relay_consumers") plain)
         (number "Replay reaches back" "Age of the oldest event in the log." "s"
           (metric "relay_log_oldest_age_seconds")
           plain
         )
-        (panel "table" 24 5 "Alerts that fire" "None is the usual state of this table." "none"
-          [ (query "" ''ALERTS{alertstate="firing",instance=~"$instance|"}'') ]
-          {
-            options.showHeader = true;
-          }
+        (table 24 5 "Alerts that fire" "None is the usual state of this table."
+          ''ALERTS{alertstate="firing",instance=~"$instance|"}''
+          [
+            "Time"
+            "Value"
+            "__name__"
+            "alertstate"
+            "job"
+          ]
         )
       ];
     }
