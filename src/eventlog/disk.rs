@@ -22,6 +22,11 @@ static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 /// Bytes looked through at a time for what is not zero.
 const BYTES_PER_LOOK: usize = 64 * 1024;
 
+/// True where the disk says that it has lost what it was given.
+pub(super) fn is_disk_error(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::IO)
+}
+
 /// Faults that tests inject into the log's writes. Healthy until told otherwise.
 #[derive(Debug, Default)]
 pub struct Faults {

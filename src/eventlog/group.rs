@@ -8,9 +8,25 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::entry::{Entry, State, now_us};
-use super::sequencer::Append;
 use super::wire;
-use crate::atproto::frame;
+use crate::atproto::did::Did;
+use crate::atproto::frame::{self, Kind};
+
+/// An event to append, and what its owner wants back once it is durable.
+#[derive(Debug)]
+pub struct Append<T> {
+    /// The event-stream frame as it came.
+    pub frame: Bytes,
+    /// Where the value of `seq` lies in it.
+    pub seq_span: Range<usize>,
+    /// The host it came from.
+    pub host: u32,
+    /// The host's own sequence number.
+    pub upstream_seq: i64,
+    pub did: Did,
+    pub kind: Kind,
+    pub payload: T,
+}
 
 /// A group of events, numbered and ready to be written.
 pub(super) struct Group<T> {

@@ -41,12 +41,12 @@ pub mod wire;
 pub use audit::{Audit, Flaw, Wrong};
 pub use disk::{Faults, Room};
 pub use entry::{Entry, UNKNOWN_HOST};
+pub use group::Append;
 pub use inspect::{Event, Events, Fate, Folder, Summary};
 pub use reader::{Entries, Frames, Offer, ReadError, Reader};
 pub use recovery::Changes;
 pub use repair::{Repair, Repaired, repair};
 pub use resume::{ResumeError, Taken};
-pub use sequencer::Append;
 
 use mark::Mark;
 use recovery::FolderLock;

@@ -10,10 +10,10 @@ use std::sync::{Arc, PoisonError};
 use bytes::{Bytes, BytesMut};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
+use super::disk::is_disk_error;
 use super::entry::{self, ENTRY_BYTES, Entry, State};
 use super::segment::{Files, Segment};
 use super::stretch::Stretch;
-use super::unreadable::is_disk_error;
 use super::{EventLog, wire};
 
 /// Entries looked at per index read.

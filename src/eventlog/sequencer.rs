@@ -3,21 +3,16 @@
 //! the thread holds its events and tries again. Does not look into frames.
 
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
-
-use super::group::Group;
+use super::group::{Append, Group};
 use super::segment::{Segment, Writer};
 use super::syncer::Syncer;
 use super::{Durability, EventLog, Health, LogError, is_lack_of_room, upkeep, wire};
-use crate::atproto::did::Did;
-use crate::atproto::frame::Kind;
 use crate::pulse::Pulse;
 use crate::telemetry::metrics;
 
@@ -26,22 +21,6 @@ const MAX_GROUP_BYTES: usize = 8 << 20;
 /// First pause after a failed write; doubles up to [`MAX_RETRY_PAUSE`].
 const MIN_RETRY_PAUSE: Duration = Duration::from_millis(50);
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(2);
-
-/// An event to append, and what its owner wants back once it is durable.
-#[derive(Debug)]
-pub struct Append<T> {
-    /// The event-stream frame as it came.
-    pub frame: Bytes,
-    /// Where the value of `seq` lies in it.
-    pub seq_span: Range<usize>,
-    /// The host it came from.
-    pub host: u32,
-    /// The host's own sequence number.
-    pub upstream_seq: i64,
-    pub did: Did,
-    pub kind: Kind,
-    pub payload: T,
-}
 
 /// The running sequencer.
 #[derive(Debug)]

@@ -8,9 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use rustix::io::Errno;
-
-use super::disk::LogFile;
+use super::disk::{LogFile, is_disk_error};
 use super::entry::{self, Entry, State};
 use super::reader::read_frame;
 use super::segment::{Files, Segment, index_path};
@@ -36,11 +34,6 @@ impl Suspects {
     fn take(&self) -> Vec<Range<u64>> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
-}
-
-/// True where the disk says that it has lost what it was given.
-pub(super) fn is_disk_error(error: &io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::IO)
 }
 
 impl Shared {

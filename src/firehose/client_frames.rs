@@ -6,6 +6,9 @@ pub(super) const MAX_CONTROL_BYTES: usize = 125;
 /// Longest header of a masked frame.
 const MAX_HEADER_BYTES: usize = 14;
 
+/// Bytes read from a client at a time; it has little to say.
+pub(super) const INBOX_BYTES: usize = 512;
+
 pub(super) const CLOSE: u8 = 0x8;
 pub(super) const PING: u8 = 0x9;
 pub(super) const PONG: u8 = 0xa;
@@ -14,6 +17,13 @@ const TEXT: u8 = 0x1;
 const BINARY: u8 = 0x2;
 /// Marks an opcode in a parser's state, where a payload is being read.
 const BODY: u8 = 0x80;
+
+/// Close codes of RFC 6455 section 7.4.1.
+pub(super) const NORMAL: u16 = 1000;
+pub(super) const GOING_AWAY: u16 = 1001;
+pub(super) const PROTOCOL_ERROR: u16 = 1002;
+pub(super) const POLICY: u16 = 1008;
+pub(super) const INTERNAL_ERROR: u16 = 1011;
 
 /// What a client said.
 #[derive(Debug, Clone, PartialEq, Eq)]

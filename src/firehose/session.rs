@@ -23,7 +23,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::FirehoseOptions;
 use super::beat::Listener;
-use super::client_frames::{CLOSE, PING, PONG, Said, put_control};
+use super::client_frames::{
+    CLOSE, GOING_AWAY, INBOX_BYTES, INTERNAL_ERROR, NORMAL, PING, POLICY, PONG, PROTOCOL_ERROR,
+    Said, put_control,
+};
 use super::consumers::Ticket;
 use super::cursor::Start;
 use super::handover::{Keeper, Kept, Under, Who};
@@ -39,8 +42,6 @@ const TURN_BYTES: usize = 2 << 20;
 /// Bytes the kernel holds of what it could not send yet. Measured: more is no faster, and a thousand stuck
 /// consumers hold it a thousand times.
 const UNSENT_BYTES: u32 = 128 << 10;
-/// Bytes read from a client at a time; it has little to say.
-pub(super) const INBOX_BYTES: usize = 512;
 /// How long a connection that is being closed may take to send the rest and to answer.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same while the relay goes down, which must not take long: who is slow comes back with its cursor.
@@ -49,13 +50,6 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 const PARKING_TIMEOUT: Duration = Duration::from_millis(300);
 /// Deadlines are looked at this many times per the shortest of them.
 const LOOKS_PER_DEADLINE: u32 = 4;
-
-/// Close codes of RFC 6455 section 7.4.1.
-const NORMAL: u16 = 1000;
-pub(super) const GOING_AWAY: u16 = 1001;
-const PROTOCOL_ERROR: u16 = 1002;
-const POLICY: u16 = 1008;
-const INTERNAL_ERROR: u16 = 1011;
 
 /// Why most connections end.
 const LOST: &str = "connection lost";

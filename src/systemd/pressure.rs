@@ -1,5 +1,5 @@
 //! Memory pressure as systemd tells of it: `$MEMORY_PRESSURE_WATCH` names a file of the kernel, a FIFO or a socket,
-//! `$MEMORY_PRESSURE_WRITE` what to write into it first (https://systemd.io/MEMORY_PRESSURE). Tells when memory is short,
+//! `$MEMORY_PRESSURE_WRITE` what to write into it first (<https://systemd.io/MEMORY_PRESSURE>). Tells when memory is short,
 //! no more often than every few seconds; what then shrinks is not known here.
 
 use std::env;

@@ -69,7 +69,7 @@ pub fn commit(commit: &Commit<'_>, rev: Tid, strictness: Strictness) -> Result<F
     Ok(facts)
 }
 
-/// All that a `#sync` must be by itself; see [`commit`].
+/// All that a `#sync` must be by itself; see [`commit()`].
 pub fn sync(sync: &Sync<'_>, rev: Tid) -> Result<Facts, Rule> {
     signed_root(&car(sync.blocks)?, sync.did, rev)
 }

@@ -15,6 +15,11 @@ start_all()
 relay.wait_for_unit(UNIT)
 pid = relay.get_unit_property(UNIT, "MainPID")
 
+with subtest("systemd finds nothing wrong with its unit and its sockets"):
+    units = f"{UNIT} atproto-relay.socket atproto-relay-metrics.socket atproto-relay-admin.socket"
+    said = relay.succeed(f"systemd-analyze verify --man=no --recursive-errors=no {units} 2>&1")
+    assert not said, said
+
 with subtest("systemd scores its exposure 1.5 or better"):
     score = relay.succeed(f"systemd-analyze security --no-pager --threshold=15 {UNIT} | tail --lines=1")
     relay.log(score.strip())

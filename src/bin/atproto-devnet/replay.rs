@@ -15,8 +15,8 @@ const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(3_600);
 /// Options of `replay`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Folder of the capture: one NAME.frames for each host ([u32 big-endian length][frame],
-    /// repeated) and the audit logs of the accounts in plc/*.audit.json.
+    /// Folder of the capture: one NAME.frames for each host (a length, 4 bytes, big-endian, and the
+    /// frame, repeated) and the audit logs of the accounts in plc/*.audit.json.
     #[arg(value_name = "FOLDER")]
     folder: PathBuf,
     /// How much faster than it was captured; 0 sends everything without a pause.

@@ -6,6 +6,7 @@ use std::ops::Deref;
 use crate::atproto::cid::Cid;
 use crate::atproto::did::Did;
 use crate::atproto::tid::Tid;
+use crate::devnet::view::Held;
 
 /// A new account, with everything needed to use it.
 #[derive(Clone, Debug)]
@@ -67,5 +68,20 @@ impl Deref for RepoState {
 
     fn deref(&self) -> &RepoHead {
         &self.head
+    }
+}
+
+impl From<RepoState> for Held {
+    fn from(state: RepoState) -> Held {
+        let records = state.records.iter();
+        Held {
+            did: state.did.to_string(),
+            active: state.status == AccountStatus::Active,
+            rev: state.rev.to_string(),
+            data: state.data.to_string(),
+            records: records
+                .map(|(path, cid)| (path.clone(), cid.to_string()))
+                .collect(),
+        }
     }
 }

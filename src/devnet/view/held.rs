@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::devnet::pds::{AccountStatus, RepoState};
-
 /// An account with all its records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
@@ -28,21 +26,6 @@ impl Held {
             rev: String::new(),
             data: String::new(),
             records: BTreeMap::new(),
-        }
-    }
-}
-
-impl From<RepoState> for Held {
-    fn from(state: RepoState) -> Held {
-        let records = state.records.iter();
-        Held {
-            did: state.did.to_string(),
-            active: state.status == AccountStatus::Active,
-            rev: state.rev.to_string(),
-            data: state.data.to_string(),
-            records: records
-                .map(|(path, cid)| (path.clone(), cid.to_string()))
-                .collect(),
         }
     }
 }

@@ -23,8 +23,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::{Buf, BytesMut};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketType, ipproto, sockopt};
 
-use super::client_frames::{CLOSE, ClientFrames, MAX_CONTROL_BYTES, put_control};
-use super::session::{GOING_AWAY, INBOX_BYTES};
+use super::client_frames::{
+    CLOSE, ClientFrames, GOING_AWAY, INBOX_BYTES, MAX_CONTROL_BYTES, put_control,
+};
 use crate::eventlog::{EventLog, Reader, ResumeError, Taken};
 use crate::systemd::sockets::{CONSUMERS, Stored, consumer_name};
 use crate::systemd::store::DescriptorStore;
