@@ -101,9 +101,9 @@ in
         services.atproto-relay.settings.database_url = "postgres:///${database.name}?host=/run/postgresql&user=${database.name}";
 
         # The target is reached when the role and the database are there, and not just the server. `wants`, not
-        # `requires`: a relay that runs goes on while its database is away, so that stopping PostgreSQL must not stop it;
-        # and one that could not start because PostgreSQL took too long tries again, which a failed requirement would
-        # forbid.
+        # `requires`: a relay that runs goes on while its database is away, so that stopping PostgreSQL must not stop it
+        # (and would not for long: the next connection to the relay's sockets would start both); and one that could not
+        # start because PostgreSQL took too long tries again, which a failed requirement would forbid.
         systemd.services.atproto-relay = {
           wants = [ "postgresql.target" ];
           after = [ "postgresql.target" ];
