@@ -59,23 +59,29 @@
           };
       };
 
-      apps = eachSystem (pkgs: {
-        default = {
-          type = "app";
-          program = lib.getExe pkgs.atproto-relay;
-          meta.description = "The relay: `nix run . -- serve --host pds.example.com`";
-        };
-        demo = {
-          type = "app";
-          program = lib.getExe (
-            pkgs.writeShellApplication {
-              name = "atproto-demo";
-              text = ''exec ${lib.getExe pkgs.atproto-devnet} demo "$@"'';
-            }
-          );
-          meta.description = "A PLC directory, three PDSes with traffic, and the relay, until Ctrl-C";
-        };
-      });
+      apps = eachSystem (
+        pkgs:
+        let
+          app = name: package: command: description: {
+            type = "app";
+            program = lib.getExe (
+              pkgs.writeShellApplication {
+                inherit name;
+                text = ''exec ${lib.getExe package} ${command} "$@"'';
+              }
+            );
+            meta = { inherit description; };
+          };
+        in
+        {
+          default =
+            app "atproto-relay-serve" pkgs.atproto-relay "serve"
+              "The relay, in the folder `data`: `nix run . -- --host pds.example.com`";
+          demo =
+            app "atproto-demo" pkgs.atproto-devnet "demo"
+              "A PLC directory, three PDSes with traffic, and the relay, until Ctrl-C";
+        }
+      );
 
       checks = eachSystem (
         pkgs:

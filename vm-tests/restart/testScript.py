@@ -74,7 +74,9 @@ with subtest("a reload applies the configuration in the same process"):
 
 with subtest("it stops within two seconds under load"):
     before = report(consumer)
-    took = relay.succeed(f"start=$(date +%s%N); systemctl stop {UNIT} 2> /dev/null; echo $(( ($(date +%s%N) - start) / 1000000 ))")
+    took = relay.succeed(
+        f"start=$(date +%s%N); systemctl stop {UNIT} 2> /dev/null; echo $(( ($(date +%s%N) - start) / 1000000 ))"
+    )
     assert int(took) < 2000, took
     relay.log(f"stop: {took.strip()} ms")
     relay.succeed(f"systemctl start {UNIT}")
