@@ -57,7 +57,16 @@ let
 
   # Empty NVMe devices, known by their serial numbers. What is written to them is kept as long as qemu runs: over a
   # reboot, not over a crash.
-  disks = machine: { pkgs, ... }: {
+  disks = machine: { config, pkgs, ... }: {
+    # A test's machine mounts what is named here, and not what the configuration has in `fileSystems`.
+    virtualisation.fileSystems = lib.listToAttrs (
+      map (
+        volume:
+        lib.nameValuePair volume.mountPoint {
+          inherit (volume) device fsType options;
+        }
+      ) config.services.atproto-relay.storage.volumes
+    );
     virtualisation.qemu.options = lib.concatLists (
       lib.mapAttrsToList (
         serial: megabytes:

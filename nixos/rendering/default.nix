@@ -196,14 +196,18 @@ in
         } { inherit lib pkgs; };
       machine =
         module:
-        lib.length (
-          lib.attrNames (
-            render (evaluateModules [
-              module
-              (nixpkgs + "/nixos/modules/virtualisation/qemu-vm.nix")
-            ])
-          )
-        );
+        let
+          evaluated = evaluateModules [
+            module
+            (nixpkgs + "/nixos/modules/virtualisation/qemu-vm.nix")
+          ];
+          inherit (evaluated.config) fileSystems services;
+          isMounted = volume: fileSystems.${volume.mountPoint}.device or null == volume.device;
+        in
+        # A test's machine mounts nothing but what `virtualisation.fileSystems` names.
+        assert lib.assertMsg (lib.all isMounted services.atproto-relay.storage.volumes)
+          "a machine of the VM tests does not mount its volumes";
+        lib.length (lib.attrNames (render evaluated));
     in
     lib.genAttrs scenarios (name: lib.mapAttrs (_: machine) (test name).nodes);
 
