@@ -37,7 +37,7 @@ let
     };
   };
 
-  relay = machine: {
+  relay = machine: { config, ... }: {
     imports = [ (../nixos/rendering/configurations + "/${machine.relay}.nix") ];
     services.atproto-relay = {
       settings = lib.mapAttrsRecursive (_: lib.mkForce) (machine.settings or { });
@@ -48,6 +48,11 @@ let
       monitoring.enable = lib.mkIf (machine.monitoring or false) true;
     }
     // lib.optionalAttrs (machine ? listen) { listen = lib.mkForce [ machine.listen ]; };
+    # For the script, which tries its queries.
+    environment.etc = lib.mkIf (machine.monitoring or false) {
+      "dashboard.json".source =
+        "${config.services.atproto-relay.monitoring.dashboard}/atproto-relay.json";
+    };
     # f+ writes the file, with its mode, before any service is up.
     systemd.tmpfiles.rules = lib.mapAttrsToList (
       name: secret: "f+ /run/secrets/${name} 0400 root root - ${secret}"

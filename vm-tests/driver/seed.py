@@ -138,6 +138,7 @@ def database(seed, rendering):
 def monitoring(seed, rendering):
     """Prometheus with the module's configuration and alert rules; the exporters are Debian's."""
     seed.file("/etc/prometheus.yml", (rendering / "etc" / "prometheus.yml").read_bytes())
+    seed.file("/etc/dashboard.json", (rendering / "grafana" / "dashboard.json").read_bytes())
     store(seed, rendering)
     for unit in ("prometheus", "prometheus-node-exporter", "prometheus-postgres-exporter"):
         seed.want(f"{unit}.service", "multi-user.target")

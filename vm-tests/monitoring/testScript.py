@@ -50,6 +50,19 @@ with subtest("events of the network show in Prometheus"):
     wait_for_sample("sum(relay_events_forwarded_total) > 20")
     wait_for_sample("pg_up == 1")
 
+with subtest("every query of the dashboard is answered, and but for what is wrong there is something to see"):
+    for job in ["node", "postgres"]:
+        wait_for_sample(f'count_over_time(up{{job="{job}"}}[1m]) > 1')
+    wait_for_sample('rate(relay_events_forwarded_total{kind="commit"}[1m]) > 0')
+    panels = json.loads(relay.succeed("cat /etc/dashboard.json"))["panels"]
+    silent = set()
+    for panel in panels:
+        for target in panel.get("targets", []):
+            expression = target["expr"].replace("$__rate_interval", "1m").replace("$instance", "relay")
+            if not query(expression):
+                silent.add(panel["title"])
+    assert silent <= {"Alerts that fire", "Drops by rule"}, silent
+
 with subtest("nothing of it is open to the network"):
     for port in [2471, 9090, 9100, 9187, 3000]:
         pds1.fail(f"nc -z -w 2 relay {port}")
