@@ -1,10 +1,19 @@
-# What the module comes to, as text, for the configurations of this folder. It takes the tree of a nixpkgs, of which only
-# lib and nixos are read; packages are stand-ins (packages.nix). nixos/check compares the result with nixos/expected.
+# What the module comes to, as text, for the configurations of this folder. It takes the tree of a nixpkgs, of which lib and
+# nixos are enough; packages are stand-ins (packages.nix). nixos/check compares the result with nixos/expected.
 { nixpkgs }:
 
 let
   lib = import (nixpkgs + "/lib");
-  pkgs = import ./packages.nix { inherit lib; };
+  standIns = import ./packages.nix { inherit lib; };
+  # A whole nixpkgs has what its modules may ask for beyond them.
+  whole = lib.optionalAttrs (builtins.pathExists (nixpkgs + "/pkgs/top-level")) (
+    import nixpkgs {
+      system = "x86_64-linux";
+      config = { };
+      overlays = [ ];
+    }
+  );
+  pkgs = whole // standIns;
 
   evaluate =
     configuration:
