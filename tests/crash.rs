@@ -3,6 +3,8 @@
 
 #![cfg(feature = "devnet")]
 
+#[path = "support/kills.rs"]
+mod kills;
 #[path = "support/postgres.rs"]
 mod postgres;
 #[path = "support/process.rs"]
@@ -12,6 +14,7 @@ use std::time::Duration;
 
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Kind, Peek};
+use kills::kills;
 use process::{
     Consumer, HOSTS, PASSWORD, PATIENCE, POSTS, Traffic, all_once_and_in_order, post, start,
 };
@@ -21,13 +24,6 @@ use serde_json::{Value, json};
 const KILLS: u64 = 10;
 /// Of so many kills, one is followed by another while the relay starts.
 const TWICE: u64 = 4;
-
-fn kills() -> u64 {
-    let kills = std::env::var("ATPROTO_KILLS").ok();
-    kills.map_or(KILLS, |kills| {
-        kills.parse().expect("ATPROTO_KILLS is a number")
-    })
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashes_lose_and_double_nothing_on_sqlite() {
@@ -48,7 +44,7 @@ async fn crashes(database: &str, url: Option<String>) {
     let mut moments = fastrand::Rng::with_seed(7);
     let mut restarts = Vec::new();
     let mut starting = 0;
-    for kill in 0..kills() {
+    for kill in 0..kills(KILLS) {
         // Not always at the same place in the rhythm of checkpoints.
         consumer
             .has(consumer.events() + moments.usize(1..400))

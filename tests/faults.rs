@@ -2,6 +2,8 @@
 //! what comes out is exactly what must, whatever happens.
 #![cfg(feature = "devnet")]
 
+#[path = "support/kills.rs"]
+mod kills;
 #[path = "support/postgres.rs"]
 mod postgres;
 
@@ -15,6 +17,7 @@ use atproto_relay::devnet::load::{
     FLOOD_QUOTA, LoadOptions, Prepared, ProcessOptions, RelayProcess, Swarm, unlimited,
 };
 use atproto_relay::devnet::scrape::Samples;
+use kills::kills;
 
 /// How long a test waits for anything before it fails.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -22,13 +25,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const KILLS: usize = 10;
 /// Events for each kill: it strikes at another place in the rhythm of checkpoints each time.
 const EVENTS_PER_KILL: usize = 600;
-
-fn kills() -> usize {
-    let kills = std::env::var("ATPROTO_KILLS").ok();
-    kills.map_or(KILLS, |kills| {
-        kills.parse().expect("ATPROTO_KILLS is a number")
-    })
-}
 
 fn options(events: usize, faults: FaultPlan) -> LoadOptions {
     LoadOptions {
@@ -176,7 +172,7 @@ async fn killed_in_the_middle_of_every_fault_nothing_is_lost_or_doubled_on_postg
 }
 
 async fn killed_in_the_middle(name: &str, database: Option<String>) {
-    let kills = kills();
+    let kills = kills(KILLS);
     let mut faults = FaultPlan::all(0.1, kills);
     // The flooding host has sent nothing before its flood: a relay that is down at that moment has no cursor of it, and
     // takes it up live, behind the flood.

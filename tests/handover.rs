@@ -4,6 +4,8 @@
 
 #![cfg(feature = "devnet")]
 
+#[path = "support/kills.rs"]
+mod kills;
 #[path = "support/manager.rs"]
 mod manager;
 #[path = "support/postgres.rs"]
@@ -17,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Peek};
 use atproto_relay::devnet::network::{Network, NetworkOptions};
 use atproto_relay::devnet::pds::Pds;
@@ -46,13 +49,6 @@ const SLOW_PAUSE: Duration = Duration::from_millis(25);
 const LONG_POST: usize = 100_000;
 /// What a still consumer reads.
 const A_FEW: u64 = 3;
-
-fn restarts() -> u64 {
-    let restarts = std::env::var("ATPROTO_KILLS").ok();
-    restarts.map_or(RESTARTS, |restarts| {
-        restarts.parse().expect("ATPROTO_KILLS is a number")
-    })
-}
 
 /// A relay under a service manager, and a network for it.
 struct Service {
@@ -485,7 +481,7 @@ async fn restarts_leave_every_consumer_connected(database: &str, mut service: Se
     let visiting = visitor(&service, kills.clone(), stop.clone());
     let mut dice = fastrand::Rng::with_seed(11);
     let (mut stops, mut pauses) = (Vec::new(), [Vec::new(), Vec::new()]);
-    for round in 0..restarts() {
+    for round in 0..kills::kills(RESTARTS) {
         let live = &consumers[0];
         live.has(live.last() + dice.u64(1..300)).await;
         let kill = round % 2 == 1;
@@ -584,12 +580,25 @@ impl Service {
         self.manager.start();
     }
 
+    /// A new account, and where it is.
+    fn account(&self, name: &str) -> (Pds, Did) {
+        let pds = self.network.pds(0).clone();
+        let account = pds.create_account(&format!("{name}.{}", pds.domain()));
+        (pds, account.unwrap().did)
+    }
+
+    fn metrics_url(&self) -> String {
+        format!("http://{}/metrics", self.manager.metrics)
+    }
+
+    /// What its metrics say.
+    async fn samples(&self) -> Samples {
+        Samples::scrape(&self.metrics_url()).await.unwrap()
+    }
+
     /// A few events, so that whoever is connected has some.
     async fn some_events(&self, consumers: &[&Consumer]) {
-        let pds = self.network.pds(0);
-        let domain = pds.domain();
-        let name = format!("n{}.{domain}", fastrand::u32(..));
-        let did = pds.create_account(&name).unwrap().did;
+        let (pds, did) = self.account(&format!("n{}", fastrand::u32(..)));
         let posted = process::post("a few");
         pds.create_record(&did, process::POSTS, posted).unwrap();
         let sent: usize = (self.network.all_pds().iter())
@@ -624,8 +633,7 @@ async fn what_does_not_fit_is_closed_properly() {
         service.manager.stored(),
         ["consumer-0", "consumer-1", "consumers"]
     );
-    let metrics = format!("http://{}/metrics", service.manager.metrics);
-    let samples = Samples::scrape(&metrics).await.unwrap();
+    let samples = service.samples().await;
     assert_eq!(samples.sum("relay_consumers_handed_over_total"), 2.0);
     // A place that comes free is given to the next one.
     drop(consumers.remove(0));
@@ -726,9 +734,7 @@ async fn who_has_fallen_out_of_the_window_is_told_so_by_the_next_process() {
     let mut service = Service::start_with(STORE, &["--log-max-bytes=16MiB"]).await;
     let slow = Consumer::connect(&service, "?cursor=0", Manner::Slow, 1).await;
     service.until_kept(1);
-    let pds = service.network.pds(0).clone();
-    let did = pds.create_account(&format!("long.{}", pds.domain()));
-    let did = did.unwrap().did;
+    let (pds, did) = service.account("long");
     let long = process::post(&"x".repeat(LONG_POST));
     let post = || {
         drop(
@@ -739,16 +745,11 @@ async fn who_has_fallen_out_of_the_window_is_told_so_by_the_next_process() {
     (0..100).for_each(|_| post());
     slow.has(10).await;
     service.restart(Signal::KILL, |_| {});
-    let url = format!("http://{}/metrics", service.manager.metrics);
     let left = async {
         loop {
             (0..50).for_each(|_| post());
-            let metrics = reqwest::get(&url).await.unwrap().text().await.unwrap();
-            let oldest = metrics
-                .lines()
-                .find_map(|line| line.strip_prefix("relay_log_oldest_seq "));
-            let oldest: u64 = oldest.unwrap().parse().unwrap();
-            if oldest > slow.last() + 100 {
+            let oldest = service.samples().await.get("relay_log_oldest_seq");
+            if oldest as u64 > slow.last() + 100 {
                 return;
             }
         }
@@ -769,9 +770,7 @@ async fn who_was_sent_half_of_an_event_that_is_redacted_is_cut_off_by_the_next_p
     let still = Consumer::connect(&service, "", Manner::Still, 1).await;
     let other = Consumer::connect(&service, "", Manner::Fast, 2).await;
     service.until_kept(2);
-    let pds = service.network.pds(0).clone();
-    let did = pds.create_account(&format!("gone.{}", pds.domain()));
-    let did = did.unwrap().did;
+    let (pds, did) = service.account("gone");
     // One takes more than the sockets' buffers.
     let longest = process::post(&"x".repeat(9 * LONG_POST));
     for _ in 0..3 {
@@ -834,7 +833,7 @@ async fn without_a_store_consumers_are_closed_and_sockets_wait() {
     // The operator's routes are nowhere else but with a password, which is not set.
     let public = format!("http://{address}/admin/pds/list");
     assert_eq!(reqwest::get(public).await.unwrap().status().as_u16(), 404);
-    let metrics = format!("http://{}/metrics", service.manager.metrics);
-    assert_eq!(reqwest::get(metrics).await.unwrap().status().as_u16(), 200);
+    let metrics = reqwest::get(service.metrics_url()).await.unwrap();
+    assert_eq!(metrics.status().as_u16(), 200);
     assert!(service.admin("/admin/consumers/list").await.is_array());
 }

@@ -9,7 +9,7 @@ let
   # What NixOS puts into every unit, in one way or another with its version.
   isOurs =
     line:
-    builtins.match ''Environment="(LOCALE_ARCHIVE|PATH|TZDIR)=.*|X-(Restart|Reload)-Triggers=.*|'' line
+    builtins.match ''Environment="(LOCALE_ARCHIVE|TZDIR)=.*|X-(Restart|Reload)-Triggers=.*|'' line
     == null;
   read =
     path: text:

@@ -19,6 +19,7 @@ use tracing::debug;
 use crate::atproto::datetime;
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, Peek};
+use crate::clock::Clock;
 use crate::eventlog::{Append, UNKNOWN_HOST};
 use crate::identity::Identity;
 use crate::pulse::Pulse;
@@ -165,7 +166,7 @@ struct Parked {
 
 pub(super) struct Shard {
     index: usize,
-    options: Options,
+    clock: Clock,
     inbox: UnboundedReceiver<Work>,
     outlets: Outlets,
     residents: Residents,
@@ -191,7 +192,7 @@ impl Shard {
     ) -> Self {
         Self {
             index,
-            options,
+            clock: options.clock,
             inbox,
             outlets,
             residents: Residents::new(options.account_bytes, options.shards),
@@ -213,7 +214,7 @@ impl Shard {
     pub fn run(mut self) {
         let mut batch = Vec::with_capacity(BATCH);
         while self.inbox.blocking_recv_many(&mut batch, BATCH) > 0 {
-            self.at.now_us = self.options.clock.micros();
+            self.at.now_us = self.clock.micros();
             let stop = batch.iter().any(|work| matches!(work, Work::Stop));
             for work in batch.drain(..) {
                 self.take(work);

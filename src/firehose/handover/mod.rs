@@ -226,13 +226,10 @@ impl Drop for Kept {
         }
         let (number, keeper) = (self.number, &self.keeper);
         keeper.table.free(number);
-        let free = keeper.free.clone();
+        let told = keeper.clone();
         // Free for another only when systemd has let go of this one: it finds them by name.
-        keeper.store.remove(&consumer_name(number), move |_| {
-            free.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(number);
-        });
+        let free = move |_| told.free().push(number);
+        keeper.store.remove(&consumer_name(number), free);
     }
 }
 

@@ -302,20 +302,14 @@ pub(super) struct NoteRef<'a> {
 impl NoteRef<'_> {
     /// Writes it. One that does not fit is written as one that nobody believes.
     fn put(&self, place: &[AtomicU64], cookie: u64) {
-        let mut sum = Sum::new(cookie);
-        let put = |at: usize, word: u64| place[at].store(word, Ordering::Relaxed);
         if self.runs.len() > MAX_RUNS || self.rest.len() > MAX_REST_BYTES {
-            return put(0, 0);
+            return place[0].store(0, Ordering::Relaxed);
         }
         let counts = self.runs.len() as u64 | (self.rest.len() as u64) << 32;
         let head = [self.sent, self.heard, self.given, counts].into_iter();
         let runs = self.runs.iter().flat_map(|run| [run.start, run.end]);
         let rest = self.rest.chunks(WORD).map(word_of);
-        for (at, word) in (1..).zip(head.chain(runs).chain(rest)) {
-            sum.add(word);
-            put(at, word);
-        }
-        put(0, sum.get());
+        put_words(place, cookie, head.chain(runs).chain(rest));
     }
 }
 
@@ -333,9 +327,7 @@ fn read_note(place: &[AtomicU64], cookie: u64) -> Option<Note> {
     }
     let end_of_runs = NOTE_HEAD + 2 * runs;
     let end = end_of_runs + rest.div_ceil(WORD);
-    let mut sum = Sum::new(cookie);
-    (1..end).for_each(|at| sum.add(word(at)));
-    if sum.get() != word(0) {
+    if !is_whole(&place[..end], cookie) {
         return None;
     }
     let runs = (NOTE_HEAD..end_of_runs).step_by(2);
@@ -366,13 +358,8 @@ fn put_who(place: &[AtomicU64], cookie: u64, who: &Who) {
         address as u64,
         length as u64,
     ];
-    let mut sum = Sum::new(cookie);
-    let words = head.into_iter().chain(agent.chunks(WORD).map(word_of));
-    for (at, word) in words.enumerate() {
-        sum.add(word);
-        place[at + 1].store(word, Ordering::Relaxed);
-    }
-    place[0].store(sum.get(), Ordering::Relaxed);
+    let agent = agent.chunks(WORD).map(word_of);
+    put_words(place, cookie, head.into_iter().chain(agent));
 }
 
 fn read_who(place: &[AtomicU64], cookie: u64) -> Option<Who> {
@@ -382,9 +369,7 @@ fn read_who(place: &[AtomicU64], cookie: u64) -> Option<Who> {
         return None;
     }
     let end = 5 + length.div_ceil(WORD);
-    let mut sum = Sum::new(cookie);
-    (1..end).for_each(|at| sum.add(word(at)));
-    if sum.get() != word(0) {
+    if !is_whole(&place[..end], cookie) {
         return None;
     }
     let address = u128::from(word(2)) << 64 | u128::from(word(3));
@@ -393,6 +378,26 @@ fn read_who(place: &[AtomicU64], cookie: u64) -> Option<Who> {
         user_agent: String::from_utf8(bytes_of((5..end).map(word), length)).ok()?,
         connected_at: UNIX_EPOCH.checked_add(Duration::from_micros(word(1)))?,
     })
+}
+
+/// Writes words behind their checksum.
+fn put_words(place: &[AtomicU64], cookie: u64, words: impl Iterator<Item = u64>) {
+    let mut sum = Sum::new(cookie);
+    for (at, word) in (1..).zip(words) {
+        sum.add(word);
+        place[at].store(word, Ordering::Relaxed);
+    }
+    place[0].store(sum.get(), Ordering::Relaxed);
+}
+
+/// Whether the first word is the checksum of the others.
+fn is_whole(place: &[AtomicU64], cookie: u64) -> bool {
+    let (found, words) = place.split_first().expect("a checksum");
+    let mut sum = Sum::new(cookie);
+    words
+        .iter()
+        .for_each(|word| sum.add(word.load(Ordering::Acquire)));
+    sum.get() == found.load(Ordering::Acquire)
 }
 
 fn word_of(bytes: &[u8]) -> u64 {
