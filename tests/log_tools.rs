@@ -215,7 +215,7 @@ fn change(path: &Path, damage: impl FnOnce(&mut Vec<u8>)) {
 fn every_damage_is_found_and_mended_and_costs_no_other_event() {
     type Damage = fn(&Path);
     // What is done to the second of several segments, what is said of it, and how many events are lost.
-    let cases: [(&str, Damage, &str, u64); 9] = [
+    let cases: [(&str, Damage, &str, u64); 10] = [
         (
             "a frame's content",
             |data| change(&files(data, "seg")[1], |it| it[100] ^= 1),
@@ -243,6 +243,12 @@ fn every_damage_is_found_and_mended_and_costs_no_other_event() {
         (
             "the index",
             |data| fs::remove_file(&files(data, "idx")[1]).expect("an index"),
+            "its frames are there",
+            0,
+        ),
+        (
+            "the last segment's index",
+            |data| fs::remove_file(files(data, "idx").last().expect("segments")).expect("an index"),
             "its frames are there",
             0,
         ),
@@ -471,6 +477,20 @@ fn look(folder: &Path) {
         next = event.seq + 1;
     }
     looked.summary().expect("a summary");
+}
+
+/// A relay creates a segment's frames before its index.
+#[test]
+fn a_segment_that_is_just_being_begun_is_no_flaw() {
+    let data = quick_folder();
+    let all = closed(data.path(), 60);
+    let log = data.path().join("log");
+    fs::write(log.join("00000000000000000061.seg"), "").expect("frames");
+    look(&log);
+    assert_eq!(
+        Folder::open(&log).expect("a log").events(1).count(),
+        all.len()
+    );
 }
 
 #[test]

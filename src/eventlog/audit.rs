@@ -124,9 +124,15 @@ impl Folder {
 
     /// Indexes that have no frames, less those that retention is just removing.
     fn strays(&self) -> Result<Vec<u64>, LogError> {
-        let listed = recovery::list(self.dir())
-            .map_err(LogError::io("reading the log folder", self.dir()))?;
-        Ok(listed.lost_segments())
+        let list = || {
+            recovery::list(self.dir())
+                .map(|listed| listed.lost_segments())
+                .map_err(LogError::io("reading the log folder", self.dir()))
+        };
+        // A folder is not read at one moment: what came or went meanwhile is so no more the second time.
+        let (mut strays, again) = (list()?, list()?);
+        strays.retain(|first| again.contains(first));
+        Ok(strays)
     }
 }
 
@@ -154,10 +160,7 @@ impl Work<'_> {
             Ok(Some(files)) => files,
             Ok(None) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // The last segment has its frames for a moment before its index.
-                if part.until.is_some() {
-                    self.flaw(index, None, None, Wrong::NoIndex);
-                }
+                self.flaw(index, None, None, Wrong::NoIndex);
                 return Ok(());
             }
             Err(error) => {

@@ -216,11 +216,22 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// The files; `None` where retention has removed them meanwhile.
+    /// The files; `None` where retention has removed them meanwhile, or the segment is just being begun.
     pub fn files(&self) -> io::Result<Option<Arc<Files>>> {
         match self.segment.files() {
             Ok(files) => Ok(Some(files)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_gone()? => Ok(None),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Err(_) if self.is_being_begun()? || self.is_gone()? => Ok(None),
+            // What was just begun may be there by now.
+            Err(_) => self.segment.files().map(Some),
+        }
+    }
+
+    /// The last segment has its frames for a moment before its index, and nothing in them.
+    fn is_being_begun(&self) -> io::Result<bool> {
+        match fs::metadata(frames_path(&self.segment.dir, self.segment.first)) {
+            Ok(frames) => Ok(self.until.is_none() && frames.len() == 0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
     }
