@@ -510,9 +510,11 @@ async fn restarts_leave_every_consumer_connected(database: &str, mut service: Se
         if round % 4 == 1 {
             let late = Consumer::connect(&service, "", Manner::Fast, 100 + round).await;
             consumers.push(late);
+            service.until_kept(consumers.len());
         }
         if round % 8 == 5 {
             drop(consumers.pop());
+            service.until_kept(consumers.len());
         }
     }
     let sent = traffic.stop(&service.network).await as u64;
@@ -619,8 +621,8 @@ async fn what_does_not_fit_is_closed_properly() {
     let mut consumers = Vec::new();
     for seed in 0..4 {
         consumers.push(Consumer::connect(&service, "?cursor=0", Manner::Fast, seed).await);
+        service.until_kept(consumers.len().min(2));
     }
-    service.until_kept(2);
     let all: Vec<&Consumer> = consumers.iter().collect();
     service.some_events(&all).await;
     service.restart(Signal::TERM, |_| {});
@@ -693,6 +695,7 @@ async fn a_table_that_cannot_be_used_closes_properly_and_says_so() {
         let lines = messages.lines().filter(|line| line.contains(said));
         assert_eq!(lines.count(), 1, "{said}: {messages}");
         // And whoever comes now is kept again.
+        service.until_kept(0);
         let next = Consumer::connect(&service, "", Manner::Fast, 2).await;
         service.until_kept(1);
         service.restart(Signal::KILL, |_| {});

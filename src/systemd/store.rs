@@ -90,10 +90,10 @@ impl DescriptorStore {
         Ok(())
     }
 
-    /// Takes what has this name out of it.
-    pub fn remove(&self, name: &str, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+    /// Takes what has this name out of it. What is put there under the same name from now on stays.
+    pub fn remove(&self, name: &str) {
         let text = format!("FDSTOREREMOVE=1\nFDNAME={name}\n");
-        self.order(text, None, Box::new(done));
+        self.order(text, None, Box::new(drop));
     }
 
     /// Waits until systemd has all orders that were given before.
@@ -166,7 +166,7 @@ mod tests {
         assert_eq!(store.capacity(), 7);
         let done = |sent: io::Result<()>| sent.unwrap();
         store.put("consumer-1", systemd.as_fd(), done).unwrap();
-        store.remove("consumer-1", done);
+        store.remove("consumer-1");
         store.settle().await;
         let mut text = [0; 100];
         for expected in [
@@ -186,8 +186,11 @@ mod tests {
         let store = DescriptorStore::at(path.as_os_str().as_bytes(), 7).unwrap();
         drop(systemd);
         let (told, heard) = oneshot::channel();
-        store.remove("consumer-1", |sent| told.send(sent.is_err()).unwrap());
+        let kept = tempfile::tempfile().unwrap();
+        let done = |sent: io::Result<()>| told.send(sent.is_err()).unwrap();
+        store.put("consumer-1", kept.as_fd(), done).unwrap();
         assert!(heard.await.unwrap());
+        store.remove("consumer-1");
         store.settle().await;
     }
 }

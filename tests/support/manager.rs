@@ -249,6 +249,9 @@ impl Drop for Manager {
             let _ = child.kill();
             let _ = child.wait();
         }
+        if thread::panicking() {
+            eprintln!("in the store: {:?}; said: {}", self.stored(), self.said());
+        }
     }
 }
 

@@ -48,7 +48,7 @@ const MAX_KEPT: usize = 8_000;
 pub(super) struct Keeper {
     table: Arc<Table>,
     store: DescriptorStore,
-    /// Slots that are free, and known to be so by systemd.
+    /// Slots that are free, the one to be used next last.
     free: Arc<Mutex<Vec<usize>>>,
 }
 
@@ -226,10 +226,10 @@ impl Drop for Kept {
         }
         let (number, keeper) = (self.number, &self.keeper);
         keeper.table.free(number);
-        let told = keeper.clone();
-        // Free for another only when systemd has let go of this one: it finds them by name.
-        let free = move |_| told.free().push(number);
-        keeper.store.remove(&consumer_name(number), free);
+        // Under the lock: the order for the next one with this name must come behind this one.
+        let mut free = keeper.free();
+        keeper.store.remove(&consumer_name(number));
+        free.push(number);
     }
 }
 
@@ -310,7 +310,7 @@ pub(super) fn take_up(
         .collect();
     if let Some(store) = &store {
         for name in unused.iter().filter(|name| !used.contains(*name)) {
-            store.remove(name, drop);
+            store.remove(name);
         }
     }
     if let Some(keeper) = &keeper {
@@ -372,7 +372,7 @@ impl Before {
             Before::Ours(table) => table.clone(),
             _ if slots == 0 => return None,
             Before::None | Before::Other(..) | Before::Unusable(_) => {
-                store.remove(CONSUMERS, drop);
+                store.remove(CONSUMERS);
                 let made = Table::new(slots).and_then(|table| {
                     store.put(CONSUMERS, table.descriptor(), drop)?;
                     Ok(table)
