@@ -14,7 +14,7 @@ use super::inspect::{Folder, Part, Slots, end_of_entries};
 use super::reader::read_frame;
 use super::redaction::Redactions;
 use super::segment::{Files, frames_path, index_path};
-use super::{LogError, recovery, wire};
+use super::{recovery, wire};
 use crate::atproto::frame::Kind;
 
 /// Bytes looked through at a time for what is not zero.
@@ -102,37 +102,17 @@ pub struct Audit {
 
 impl Folder {
     /// Reads every byte of the log and gives `found` every flaw. `step` is called after each segment.
-    pub fn audit(
-        &self,
-        found: &mut dyn FnMut(Flaw),
-        step: &mut dyn FnMut(),
-    ) -> Result<Audit, LogError> {
+    pub fn audit(&self, found: &mut dyn FnMut(Flaw), step: &mut dyn FnMut()) -> Audit {
         let mut work = Work {
             dir: self.dir(),
             audit: Audit::default(),
             found,
         };
-        for first in self.strays()? {
-            work.flaw(frames_path(self.dir(), first), None, None, Wrong::NoFrames);
-        }
         for part in self.parts() {
-            work.part(&part)?;
+            work.part(&part);
             step();
         }
-        Ok(work.audit)
-    }
-
-    /// Indexes that have no frames, less those that retention is just removing.
-    fn strays(&self) -> Result<Vec<u64>, LogError> {
-        let list = || {
-            recovery::list(self.dir())
-                .map(|listed| listed.lost_segments())
-                .map_err(LogError::io("reading the log folder", self.dir()))
-        };
-        // A folder is not read at one moment: what came or went meanwhile is so no more the second time.
-        let (mut strays, again) = (list()?, list()?);
-        strays.retain(|first| again.contains(first));
-        Ok(strays)
+        work.audit
     }
 }
 
@@ -153,32 +133,26 @@ impl Work<'_> {
         });
     }
 
-    fn part(&mut self, part: &Part) -> Result<(), LogError> {
+    fn part(&mut self, part: &Part) {
         let first = part.segment.first;
         let index = index_path(self.dir, first);
         let files = match part.files() {
             Ok(Some(files)) => files,
-            Ok(None) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.flaw(index, None, None, Wrong::NoIndex);
-                return Ok(());
-            }
+            Ok(None) => return,
             Err(error) => {
-                self.flaw(
-                    frames_path(self.dir, first),
-                    None,
-                    None,
-                    Wrong::Unreadable(error),
-                );
-                return Ok(());
+                let frames = frames_path(self.dir, first);
+                let (file, what) = match error.kind() {
+                    io::ErrorKind::NotFound if frames.exists() => (index, Wrong::NoIndex),
+                    io::ErrorKind::NotFound => (frames, Wrong::NoFrames),
+                    _ => (frames, Wrong::Unreadable(error)),
+                };
+                return self.flaw(file, None, None, what);
             }
         };
         self.audit.segments += 1;
-        match self.files(part, files) {
-            Ok(()) => {}
-            Err(error) => self.flaw(index, None, None, Wrong::Unreadable(error)),
+        if let Err(error) = self.files(part, files) {
+            self.flaw(index, None, None, Wrong::Unreadable(error));
         }
-        Ok(())
     }
 
     fn files(&mut self, part: &Part, files: Arc<Files>) -> io::Result<()> {

@@ -221,30 +221,25 @@ impl Part {
         match self.segment.files() {
             Ok(files) => Ok(Some(files)),
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Err(_) if self.is_being_begun()? || self.is_gone()? => Ok(None),
+            Err(_) if self.is_coming_or_going()? => Ok(None),
             // What was just begun may be there by now.
             Err(_) => self.segment.files().map(Some),
         }
     }
 
-    /// The last segment has its frames for a moment before its index, and nothing in them.
-    fn is_being_begun(&self) -> io::Result<bool> {
-        match fs::metadata(frames_path(&self.segment.dir, self.segment.first)) {
+    /// The last segment has its frames for a moment before its index, and nothing in them. Retention removes frames before
+    /// their index, and the oldest segment first: without frames, and with nothing older around, this one is out of the
+    /// window.
+    fn is_coming_or_going(&self) -> io::Result<bool> {
+        let (dir, first) = (&self.segment.dir, self.segment.first);
+        match fs::metadata(frames_path(dir, first)) {
             Ok(frames) => Ok(self.until.is_none() && frames.len() == 0),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let there = recovery::list(dir)?.segments();
+                Ok(there.first().is_none_or(|oldest| *oldest > first))
+            }
             Err(error) => Err(error),
         }
-    }
-
-    /// Retention removes frames before their index, and the oldest segment first: without frames, and
-    /// with nothing older around, this one is out of the window.
-    fn is_gone(&self) -> io::Result<bool> {
-        let (dir, first) = (&self.segment.dir, self.segment.first);
-        if fs::exists(frames_path(dir, first))? {
-            return Ok(false);
-        }
-        let there = recovery::list(dir)?.segments();
-        Ok(there.first().is_none_or(|oldest| *oldest > first))
     }
 
     /// The index entries from `from` on, as far as there are any.

@@ -245,7 +245,7 @@ impl Listed {
 
     /// Segments of which only the index is left. Retention removes the oldest first, so it was not it
     /// that took their frames; their sequence numbers are given.
-    pub fn lost_segments(&self) -> Vec<u64> {
+    fn lost_segments(&self) -> Vec<u64> {
         let lost = self
             .indexes
             .iter()

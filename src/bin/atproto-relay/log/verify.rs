@@ -33,8 +33,7 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
             written = std::mem::replace(&mut written, Ok(())).and(result);
         };
         folder.audit(&mut print, &mut || progress.step())
-    })?
-    .map_err(Failure::failed)?;
+    })?;
     written?;
     writeln!(io::stdout(), "{}", summary(&audit))?;
     match audit.flaws {
