@@ -1,5 +1,5 @@
-//! A token bucket with bounded waits, for requests to the directory and connections that are taken. Knows nothing of
-//! what has its turn.
+//! Token buckets: one with bounded waits, for requests to the directory and connections that are taken, and one of a single
+//! owner, for bytes that are read. Know nothing of what has its turn.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -69,6 +69,34 @@ impl Bucket {
     }
 }
 
+/// What somebody may use up at a steady rate, with a burst at once. Whoever spent too much waits, nothing is refused.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    /// Time that the burst takes at the steady rate.
+    burst: Duration,
+    /// When all that was spent would be earned at the steady rate.
+    paid: Instant,
+}
+
+impl Allowance {
+    /// Nothing is spent yet.
+    pub(crate) fn new(burst: Duration, now: Instant) -> Allowance {
+        Allowance { burst, paid: now }
+    }
+
+    /// Spends at a rate of so much a second.
+    pub(crate) fn spend(&mut self, amount: u64, per_second: u64, now: Instant) {
+        let earned_in = Duration::from_secs_f64(amount as f64 / per_second.max(1) as f64);
+        self.paid = self.paid.max(now) + earned_in;
+    }
+
+    /// When there is something to spend again; `None` where there is now.
+    pub(crate) fn next(&self, now: Instant) -> Option<Instant> {
+        let next = self.paid.checked_sub(self.burst)?;
+        (next > now).then_some(next)
+    }
+}
+
 /// The time between two requests, and the burst.
 fn pace(per_second: f64) -> (Duration, Duration) {
     let interval = Duration::from_secs_f64(1.0 / per_second.clamp(0.001, 1e6));
@@ -78,6 +106,20 @@ fn pace(per_second: f64) -> (Duration, Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_spends_the_burst_waits_for_what_was_spent_beyond_it() {
+        let now = Instant::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let mut allowance = Allowance::new(Duration::from_secs(10), now);
+        allowance.spend(900, 100, now);
+        assert_eq!(allowance.next(now), None);
+        allowance.spend(300, 100, now);
+        assert_eq!(allowance.next(now), Some(after(2)));
+        assert_eq!(allowance.next(after(2)), None);
+        allowance.spend(1_100, 100, after(60));
+        assert_eq!(allowance.next(after(60)), Some(after(61)));
+    }
 
     #[tokio::test]
     async fn a_burst_passes_then_the_rate_holds_and_long_waits_are_refused() {

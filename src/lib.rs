@@ -8,6 +8,7 @@
 pub mod api;
 pub mod atproto;
 mod bucket;
+pub mod client;
 pub mod clock;
 pub mod config;
 #[cfg(feature = "devnet")]

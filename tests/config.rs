@@ -122,8 +122,10 @@ fn every_setting_is_read_from_file_environment_and_flag() {
         "log.max_bytes" => ("\"1TB\"", "1TB"),
         "log.min_free_bytes" => ("\"2GB\"", "2GB"),
         "log.segment_bytes" => ("\"64MiB\"", "64MiB"),
+        "max_consumer_input" => ("\"2MiB\"", "2MiB"),
         "account_cache" => ("\"2GiB\"", "2GiB"),
         "trusted_domains" => ("[\"*.example.com\"]", "*.example.com"),
+        "trusted_proxies" => ("[\"10.0.0.0/8\", \"::1\"]", "10.0.0.0/8,::1"),
         "banned_domains" => ("[\"spam.example.com\"]", "spam.example.com"),
         "replay_window"
         | "desync.period"

@@ -9,19 +9,21 @@ use std::time::{Duration, Instant, SystemTime};
 use atproto_relay::api::listener::{self, ListenerOptions};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Message as FrameMessage};
+use atproto_relay::config::{Cidr, Config};
 use atproto_relay::dial::PRODUCT;
 use atproto_relay::eventlog::LogOptions;
 use atproto_relay::firehose::{self, Firehose, FirehoseOptions, SUBSCRIBE_REPOS};
 use event::{DEADLINE, Event, RunningLog, eventually, quick_folder};
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error, http};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, client_async, connect_async};
 use tokio_util::sync::CancellationToken;
 
 /// Longer than any event stays.
@@ -391,6 +393,154 @@ async fn places_are_limited_in_total_and_per_address() {
     assert_eq!(relay.firehose.consumers().totals().refused, 2);
 }
 
+/// Subscribes from one of this machine's addresses, as a proxy there does for a client.
+async fn subscribe_from(
+    peer: &str,
+    relay: SocketAddr,
+    headers: &[(&'static str, &str)],
+) -> Result<WebSocketStream<TcpStream>, http::StatusCode> {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket
+        .bind(format!("{peer}:0").parse().expect("an address"))
+        .expect("an address of this machine");
+    let stream = socket.connect(relay).await.expect("a connection");
+    let url = format!("ws://{relay}{SUBSCRIBE_REPOS}");
+    let mut request = url.into_client_request().expect("a request");
+    for (name, value) in headers {
+        let value = value.parse().expect("a header");
+        request.headers_mut().append(*name, value);
+    }
+    match client_async(request, stream).await {
+        Ok((client, _)) => Ok(client),
+        Err(Error::Http(response)) => Err(response.status()),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn networks(texts: &[&str]) -> Vec<Cidr> {
+    let list = format!("trusted_proxies = {texts:?}");
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), list).expect("writes");
+    let flags = atproto_relay::config::Flags {
+        config: Some(file.path().to_owned()),
+        ..Default::default()
+    };
+    let loaded = Config::load(&flags, &Default::default());
+    loaded.expect("networks").config.trusted_proxies
+}
+
+#[tokio::test]
+async fn a_proxy_speaks_for_its_clients_where_it_is_trusted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = Config {
+        listen: ([127, 0, 0, 1], 0).into(),
+        metrics_listen: ([127, 0, 0, 1], 0).into(),
+        data_dir: folder.path().join("data"),
+        trusted_proxies: networks(&["127.0.0.8/29"]),
+        ..Config::default()
+    };
+    let relay = atproto_relay::relay::Relay::start(config.clone())
+        .await
+        .expect("a relay");
+    let address = relay.public_addr();
+    let subscribe = async |peer: &'static str, n: usize| {
+        let client = format!("198.51.100.{n}");
+        subscribe_from(peer, address, &[("x-forwarded-for", &client)]).await
+    };
+    let mut consumers = Vec::new();
+    for n in 1..=60 {
+        consumers.push(subscribe("127.0.0.9", n).await.expect("a client each"));
+    }
+    // Others may say what they like: they are one client.
+    for n in 1..=50 {
+        consumers.push(subscribe("127.0.0.1", n).await.expect("within the limit"));
+    }
+    let refused = subscribe("127.0.0.1", 51).await.err();
+    assert_eq!(refused, Some(http::StatusCode::TOO_MANY_REQUESTS));
+    let listed = relay.firehose().consumers().list();
+    let from = |address: &str| {
+        let address = address.parse::<std::net::IpAddr>().expect("an address");
+        listed.iter().filter(|it| it.remote_addr == address).count()
+    };
+    assert_eq!((from("198.51.100.60"), from("127.0.0.1")), (1, 50));
+    // From the next request on.
+    relay
+        .reload(Config {
+            trusted_proxies: networks(&["127.0.0.1", "127.0.0.9"]),
+            ..config
+        })
+        .await;
+    consumers.push(subscribe("127.0.0.1", 51).await.expect("a client each"));
+    drop(consumers);
+    relay.shutdown().await;
+}
+
+#[tokio::test]
+async fn nobody_is_somebody_else_by_a_header_that_the_proxy_does_not_set() {
+    let options = FirehoseOptions {
+        max_consumers_per_ip: 1,
+        ..FirehoseOptions::default()
+    };
+    let relay = Relay::start(options).await;
+    let subscribe = async |headers: &[(&'static str, &str)]| {
+        subscribe_from("127.0.0.1", relay.addr, headers).await
+    };
+    const LIST: &str = "x-forwarded-for";
+    let cases: [(&[(&'static str, &str)], &str); 7] = [
+        (&[(LIST, "192.0.2.1")], "192.0.2.1"),
+        (&[("forwarded", "for=192.0.2.2;proto=https")], "192.0.2.2"),
+        (
+            &[("forwarded", r#"for=6.6.6.6, For="[2001:db8::7]:4711""#)],
+            "2001:db8::7",
+        ),
+        (
+            &[(LIST, "192.0.2.3"), ("forwarded", "for=192.0.2.3")],
+            "192.0.2.3",
+        ),
+        // A proxy that sets the one passes on what its client wrote into the other.
+        (
+            &[(LIST, "192.0.2.4"), ("forwarded", "for=6.6.6.6")],
+            "127.0.0.1",
+        ),
+        (&[(LIST, "192.0.2.5, unknown")], "127.0.0.1"),
+        (&[("forwarded", "for=_hidden")], "127.0.0.1"),
+    ];
+    for (headers, expected) in cases {
+        let consumer = subscribe(headers).await.expect("a place");
+        relay.await_consumers(1).await;
+        let again = subscribe(headers).await.err();
+        assert_eq!(again, Some(http::StatusCode::TOO_MANY_REQUESTS));
+        let listed = relay.firehose.consumers().list();
+        assert_eq!(listed[0].remote_addr.to_string(), expected, "{headers:?}");
+        drop(consumer);
+        relay.await_consumers(0).await;
+    }
+}
+
+#[tokio::test]
+async fn the_holder_of_an_ipv6_site_cannot_take_all_places() {
+    let options = FirehoseOptions {
+        max_consumers: 100,
+        max_consumers_per_ip: 2,
+        ..FirehoseOptions::default()
+    };
+    let relay = Relay::start(options).await;
+    let subscribe = async |client: String| {
+        subscribe_from("127.0.0.1", relay.addr, &[("x-forwarded-for", &client)]).await
+    };
+    let mut consumers = Vec::new();
+    for network in 0..8 {
+        let client = format!("2001:db8:0:{network:x}::1");
+        consumers.push(subscribe(client).await.expect("a place"));
+    }
+    // One /64 of the same /48 more, that has nobody connected.
+    let refused = subscribe("2001:db8:0:ff::1".into()).await.err();
+    assert_eq!(refused, Some(http::StatusCode::TOO_MANY_REQUESTS));
+    let elsewhere = subscribe("2001:db8:1::1".into()).await;
+    consumers.push(elsewhere.expect("a place for another site"));
+    consumers.push(subscribe("192.0.2.1".into()).await.expect("a place"));
+}
+
 #[tokio::test]
 async fn pings_are_answered_while_events_flow_and_while_none_do() {
     let relay = Relay::start(FirehoseOptions::default()).await;
@@ -681,6 +831,136 @@ async fn connections_that_ask_for_nothing_hold_up_others_for_a_moment_only() {
     relay.await_consumers(4).await;
 }
 
+/// A request on a connection that stays open, up to the end of its answer's head.
+async fn ask(socket: &mut TcpStream, request: &str) -> String {
+    socket.write_all(request.as_bytes()).await.expect("sends");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(socket.read_u8().await.expect("an answer"));
+    }
+    String::from_utf8(head).expect("text")
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_and_busy_ones_do_not() {
+    let done = std::sync::Arc::new(Notify::new());
+    let finishing = done.clone();
+    let slow = async move || finishing.notified().await;
+    let echo = async |body: String| body;
+    let router = axum::Router::new()
+        .route("/", axum::routing::get(async || ()))
+        .route("/slow", axum::routing::get(slow))
+        .route("/echo", axum::routing::post(echo));
+    let options = ListenerOptions {
+        max_connections: 4,
+        // Nobody goes by himself.
+        head_timeout: DEADLINE * 2,
+        request_timeout: DEADLINE * 2,
+        ..ListenerOptions::default()
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("an address");
+    let closing = CancellationToken::new();
+    let serving = listener::serve(listener, router, options, closing.clone());
+    let serving = tokio::spawn(serving);
+    let connect = async || TcpStream::connect(addr).await.expect("a connection");
+
+    let mut busy = connect().await;
+    busy.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .expect("sends");
+    // One that keeps its connection, one that never ends its request, one that says nothing.
+    let mut idle = connect().await;
+    let get = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+    assert!(ask(&mut idle, get).await.starts_with("HTTP/1.1 200 "));
+    let mut endless = connect().await;
+    let begun = "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n";
+    endless.write_all(begun.as_bytes()).await.expect("sends");
+    let mut silent = connect().await;
+    // Each of these is served at once and kept, and the longest wait ends for it.
+    let mut served = Vec::new();
+    for _ in 0..8 {
+        let mut next = connect().await;
+        let answer = timeout(DEADLINE, ask(&mut next, get)).await;
+        assert!(answer.expect("served at once").starts_with("HTTP/1.1 200 "));
+        served.push(next);
+    }
+    for gone in [&mut idle, &mut endless, &mut silent] {
+        let ended = timeout(DEADLINE, gone.read_to_end(&mut Vec::new())).await;
+        ended.expect("made room").unwrap_or_default();
+    }
+    done.notify_one();
+    let mut answer = [0; 13];
+    let answered = timeout(DEADLINE, busy.read_exact(&mut answer)).await;
+    answered.expect("in time").expect("its answer");
+    assert_eq!(&answer, b"HTTP/1.1 200 ");
+    closing.cancel();
+    let ended = timeout(DEADLINE, serving).await;
+    ended.expect("ends in time").expect("ends");
+}
+
+#[tokio::test]
+async fn a_flood_of_a_consumer_holds_up_nobody_but_itself() {
+    const FLOOD_BYTES: usize = 64 << 20;
+    let options = FirehoseOptions {
+        max_consumer_input: 4 << 10,
+        ..FirehoseOptions::default()
+    };
+    let relay = Relay::start(options).await;
+    let mut good = relay.connect("").await;
+    let pings = [0x89, 0x80, 0, 0, 0, 0].repeat(10_000);
+    let text = [&[0x81, 0xfe, 0x10, 0x00, 0, 0, 0, 0][..], &[b'x'; 4096]].concat();
+    let binary = [&[0x82, 0xfe, 0x10, 0x00, 0, 0, 0, 0][..], &[0; 4096]].concat();
+    let mut floods = Vec::new();
+    for frames in [pings, text.repeat(16), binary.repeat(16)] {
+        let mut socket = relay.connect_raw("").await;
+        let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = sent.clone();
+        let flooding = tokio::spawn(async move {
+            while count.load(std::sync::atomic::Ordering::Relaxed) < FLOOD_BYTES {
+                let written = socket.write(&frames).await.expect("is not cut");
+                assert!(written > 0, "the relay reads");
+                count.fetch_add(written, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        floods.push((sent, flooding));
+    }
+    relay.await_consumers(4).await;
+    // What the sockets hold goes quickly, and then each flood stands still.
+    let held_back = || {
+        atproto_relay::telemetry::metrics()
+            .consumers_held_back
+            .get()
+    };
+    let held_before = held_back();
+    let all = events(30);
+    for (seq, event) in (1..).zip(&all) {
+        relay.append(std::slice::from_ref(event));
+        good.send(Message::Ping("here".into()))
+            .await
+            .expect("sends");
+        assert_events(&mut good, seq, std::slice::from_ref(event)).await;
+    }
+    let started = Instant::now();
+    while held_back() == held_before {
+        assert!(started.elapsed() < DEADLINE, "nobody is held back");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    for (sent, mut flooding) in floods {
+        let ended = timeout(Duration::from_millis(300), &mut flooding).await;
+        let sent = sent.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(ended.is_err(), "all {sent} bytes of a flood were read");
+        assert!(sent < FLOOD_BYTES / 2, "{sent} bytes");
+        flooding.abort();
+    }
+    // Who has gone is found so by what is sent to it.
+    while relay.firehose.consumers().len() > 1 {
+        assert!(started.elapsed() < DEADLINE, "floods that ended stay");
+        relay.append(&events(1));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_falls_out_of_the_window_hears_consumer_too_slow() {
     let relay = Relay::with(FirehoseOptions::default(), 1 << 20).await;
@@ -762,14 +1042,14 @@ async fn who_comes_and_goes_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn shutdown_says_going_away() {
+async fn shutdown_says_service_restart() {
     let relay = Relay::start(FirehoseOptions::default()).await;
     let mut clients = [relay.connect("").await, relay.connect("?cursor=0").await];
     relay.await_consumers(2).await;
     let firehose = relay.firehose.clone();
     let shutdown = tokio::spawn(async move { firehose.shutdown().await });
     for client in &mut clients {
-        assert_closed(client, CloseCode::Away).await;
+        assert_closed(client, CloseCode::Restart).await;
     }
     timeout(DEADLINE, shutdown)
         .await

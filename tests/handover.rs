@@ -612,7 +612,7 @@ impl Service {
     }
 }
 
-const CLOSED: &str = "closed: b\"\\x03\\xe9the relay";
+const CLOSED: &str = "closed: b\"\\x03\\xf4the relay";
 
 /// One more descriptor than consumers is needed, for the table.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -225,6 +225,11 @@ let
           (query "admitted a minute" "60 * ${per (metric "relay_consumers_admitted_total")}")
           (query "refused a minute" "60 * ${per (metric "relay_consumers_refused_total")}")
           (query "too slow an hour" "increase(${metric "relay_consumers_too_slow_total"}[1h])")
+          (query "cut for {{reason}} an hour" "increase(${metric "relay_consumers_cut_total"}[1h])")
+          (query "held back a minute" "60 * ${per (metric "relay_consumers_held_back_total")}")
+          (query "other connections closed for {{reason}} an hour"
+            "increase(${metric "relay_http_connections_closed_total"}[1h])"
+          )
         ])
         (graph "Behind the log's end"
           "The slowest and the median consumer. They cost no memory: they read older pages of the log."

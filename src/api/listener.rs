@@ -1,18 +1,18 @@
 //! The door of a listener: takes connections and serves their requests.
 //! Promises that connections are few enough to have a file descriptor each, that one address cannot take them all, that
-//! clients which reconnect without end leave time for the others, and an end for those that send no request, no body or
-//! take no answer. What became a WebSocket is the firehose's to limit.
+//! who waits for no answer makes room for who does, that clients which reconnect without end leave time for the others, and
+//! an end for those that send no request, no body or take no answer. What became a WebSocket is the firehose's to limit.
 
-use std::collections::HashMap;
+mod visits;
+
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use hyper::body::Incoming;
@@ -23,14 +23,16 @@ use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
 use crate::bucket::Bucket;
-use crate::firehose::network_of;
+use crate::client::{Client, Network, Peer, Places, TrustedProxies};
 use crate::systemd::sockets::Listening;
+use crate::telemetry::metrics;
+use visits::{Arriving, Visit, Visits};
 
 /// Pause after the kernel refused a connection, such as for want of file descriptors.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -47,9 +49,11 @@ const MAX_HEAD_BYTES: usize = 16 << 10;
 pub struct ListenerOptions {
     /// Connections at a time that are no WebSocket (yet). More wait in the kernel's queue.
     pub max_connections: usize,
-    /// Those from one IPv4 address or IPv6 /64; more are closed at once. This machine's own addresses have no limit,
-    /// because a proxy on it speaks for many.
+    /// Those from one IPv4 address or IPv6 /64, and a quarter of those from one IPv6 /48; more are closed at once. Trusted
+    /// proxies have no limit, because they speak for many.
     pub max_connections_per_ip: usize,
+    /// Who is believed about the clients it speaks for.
+    pub trusted_proxies: TrustedProxies,
     /// How long a request's head may take from the connection, or from the answer before it, on.
     pub head_timeout: Duration,
     /// How long a request may take from its head to its answer's.
@@ -64,6 +68,7 @@ impl Default for ListenerOptions {
         ListenerOptions {
             max_connections: 1_024,
             max_connections_per_ip: 64,
+            trusted_proxies: TrustedProxies::default(),
             head_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(60),
             unanswered_timeout: Duration::from_secs(60),
@@ -76,7 +81,7 @@ impl Default for ListenerOptions {
 pub enum Door {
     /// On an address.
     Tcp(TcpListener),
-    /// On a path. Who connects counts as loopback.
+    /// On a path.
     Unix(UnixListener),
 }
 
@@ -111,15 +116,17 @@ impl TryFrom<Listening> for Door {
 }
 
 impl Door {
-    async fn accept(&self) -> io::Result<(Taken, SocketAddr)> {
+    async fn accept(&self) -> io::Result<(Taken, Peer)> {
         match self {
             Door::Tcp(listener) => {
                 let (socket, peer) = listener.accept().await?;
-                Ok((Taken::Tcp(socket), peer))
+                Ok((Taken::Tcp(socket), Peer::Tcp(peer)))
             }
             Door::Unix(listener) => {
                 let (socket, _) = listener.accept().await?;
-                Ok((Taken::Unix(socket), (Ipv4Addr::LOCALHOST, 0).into()))
+                let owner = socket.peer_cred()?;
+                let (uid, pid) = (owner.uid(), owner.pid());
+                Ok((Taken::Unix(socket), Peer::Unix { uid, pid }))
             }
         }
     }
@@ -135,20 +142,15 @@ pub async fn serve(
 ) {
     let door = door.into();
     let places = Arc::new(Semaphore::new(options.max_connections));
-    let addresses = Addresses::default();
+    let addresses = Places::default();
+    let visits = Visits::default();
     let options = Arc::new(options);
     let pace = Bucket::new(PER_SECOND, Duration::MAX);
-    while let Some(place) = closing
-        .run_until_cancelled(places.clone().acquire_owned())
-        .await
-    {
-        let accepting = async {
-            pace.turn().await;
-            door.accept().await
-        };
-        let Some(accepted) = closing.run_until_cancelled(accepting).await else {
-            break;
-        };
+    let accept = async || {
+        pace.turn().await;
+        door.accept().await
+    };
+    while let Some(accepted) = closing.run_until_cancelled(accept()).await {
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -157,10 +159,17 @@ pub async fn serve(
                 continue;
             }
         };
-        let Some(entry) = addresses.enter(peer.ip(), options.max_connections_per_ip) else {
+        let most = match options.trusted_proxies.trust(&peer) {
+            true => usize::MAX,
+            false => options.max_connections_per_ip,
+        };
+        let Some(entry) = addresses.enter(Network::shares(peer.address(), most)) else {
+            metrics().http_connections_closed(false).inc();
             tracing::debug!(%peer, "too many connections from one address; closed");
             continue;
         };
+        let place = find_place(&places, &visits).await;
+        let visit = visits.begin();
         let (router, options, closing) = (router.clone(), options.clone(), closing.clone());
         tokio::spawn(async move {
             match socket {
@@ -168,9 +177,11 @@ pub async fn serve(
                     prepare(&socket, &options).unwrap_or_else(|error| {
                         tracing::debug!(%error, "a connection keeps the kernel's defaults");
                     });
-                    connection(socket, peer, router, options, closing).await;
+                    connection(socket, peer, visit, router, options, closing).await;
                 }
-                Taken::Unix(socket) => connection(socket, peer, router, options, closing).await,
+                Taken::Unix(socket) => {
+                    connection(socket, peer, visit, router, options, closing).await;
+                }
             }
             drop((entry, place));
         });
@@ -180,26 +191,56 @@ pub async fn serve(
     let _ = places.acquire_many(everything).await;
 }
 
+/// Waits for a place. Where there is none, the connection that has waited for its client for longest makes room.
+async fn find_place(places: &Arc<Semaphore>, visits: &Visits) -> OwnedSemaphorePermit {
+    let free = async || {
+        let place = places.clone().acquire_owned().await;
+        place.expect("the semaphore is never closed")
+    };
+    loop {
+        if let Ok(place) = places.clone().try_acquire_owned() {
+            return place;
+        }
+        if visits.end_longest_wait() {
+            metrics().http_connections_closed(true).inc();
+            return free().await;
+        }
+        tokio::select! {
+            place = free() => return place,
+            () = visits.one_waits() => {}
+        }
+    }
+}
+
 async fn connection(
     socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    peer: SocketAddr,
+    peer: Peer,
+    visit: Arc<Visit>,
     router: Router,
     options: Arc<ListenerOptions>,
     closing: CancellationToken,
 ) {
     let router = TowerToHyperService::new(router);
     let request_timeout = options.request_timeout;
+    let proxies = options.trusted_proxies.clone();
     let asked = CancellationToken::new();
     let asking = asked.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let visiting = visit.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
         asking.cancel();
-        request.extensions_mut().insert(ConnectInfo(peer));
+        let visit = visiting.clone();
+        visit.is_served();
+        let client = Client::of(peer, request.headers(), &proxies);
+        let mut request = request.map(|body| Arriving::new(body, visit.clone()));
+        request.extensions_mut().insert(client);
         let answer = timeout(request_timeout, router.call(request));
         async move {
-            Ok::<Response, Infallible>(match answer.await {
+            let response = match answer.await {
                 Ok(Ok(response)) => response,
                 Err(_) => too_late(),
-            })
+            };
+            visit.waits_anew();
+            Ok::<Response, Infallible>(response)
         }
     });
     let connection = http1::Builder::new()
@@ -211,6 +252,9 @@ async fn connection(
     let mut connection = pin!(connection);
     let served = tokio::select! {
         served = &mut connection => served,
+        () = visit.ended() => {
+            return tracing::debug!(%peer, "a connection that waited for its client made room");
+        }
         () = last_request(&closing, &asked) => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -237,73 +281,4 @@ fn prepare(socket: &TcpStream, options: &ListenerOptions) -> io::Result<()> {
 fn too_late() -> Response {
     let message = "the request took too long";
     ApiError::new(StatusCode::REQUEST_TIMEOUT, "RequestTimeout", message).into_response()
-}
-
-/// Connections by address. Clones share it.
-#[derive(Debug, Clone, Default)]
-struct Addresses(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// A connection's entry, taken out when dropped.
-struct Entered {
-    addresses: Addresses,
-    network: Option<IpAddr>,
-}
-
-impl Addresses {
-    fn enter(&self, address: IpAddr, max: usize) -> Option<Entered> {
-        let network = (!address.to_canonical().is_loopback()).then(|| network_of(address));
-        if let Some(network) = network {
-            let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = counts.entry(network).or_default();
-            if *count >= max {
-                return None;
-            }
-            *count += 1;
-        }
-        Some(Entered {
-            addresses: self.clone(),
-            network,
-        })
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        let Some(network) = self.network else { return };
-        let counts = &self.addresses.0;
-        let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&network) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&network);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_limited_by_network_and_this_machine_is_not() {
-        let addresses = Addresses::default();
-        let enter = |address: &str| addresses.enter(address.parse().expect("an address"), 2);
-        let first = enter("2001:db8::1").expect("a place");
-        let _second = enter("2001:db8::2").expect("a place");
-        assert!(enter("2001:db8::3").is_none());
-        let _other = enter("2001:db8:0:1::1").expect("another network");
-        drop(first);
-        let _third = enter("2001:db8::3").expect("the place that came free");
-        let proxied: Vec<_> = ["127.0.0.1", "::1", "::ffff:127.0.0.1"].repeat(5);
-        let held: Vec<_> = proxied.into_iter().map(enter).collect();
-        assert!(held.iter().all(Option::is_some));
-    }
-
-    #[test]
-    fn nothing_is_left_of_who_has_gone() {
-        let addresses = Addresses::default();
-        drop(addresses.enter("192.0.2.1".parse().expect("an address"), 1));
-        assert!(addresses.0.lock().expect("no panic").is_empty());
-    }
 }

@@ -5,6 +5,7 @@
 //! it is given; it opens no socket, no database and creates nothing.
 
 mod admin_listen;
+mod cidr;
 mod error;
 mod host;
 mod load;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use url::Url;
 
 pub use admin_listen::AdminListen;
+pub use cidr::Cidr;
 pub use error::{ConfigError, Origin};
 pub use host::{DomainPattern, HostEntry, HostSyntaxError};
 pub use load::{ADMIN_PASSWORD_ENV, ADMIN_PASSWORD_FILE_KEY, Flags, Loaded};
@@ -57,6 +59,8 @@ pub struct Config {
     pub metrics_listen: SocketAddr,
     /// The operator's own listener; `None` leaves the admin API to the public one alone.
     pub admin_listen: Option<AdminListen>,
+    /// Peers that are believed about the clients they speak for.
+    pub trusted_proxies: Vec<Cidr>,
     /// Folder of the log and, with SQLite, of the database. Created at start.
     pub data_dir: PathBuf,
     /// Database to use; `None` is SQLite in `data_dir` (see [`Config::database_url`]).
@@ -99,8 +103,10 @@ pub struct Config {
     pub log_group_window: Duration,
     /// Consumers of the firehose at one time.
     pub max_consumers: usize,
-    /// Consumers of the firehose from one address (one /64 for IPv6) at one time.
+    /// Consumers of the firehose from one address (one /64 for IPv6, four times as many of one /48) at one time.
     pub max_consumers_per_ip: usize,
+    /// Bytes a second that a consumer may send.
+    pub max_consumer_input: u64,
     /// Account quota and event rates of a host that has none of its own.
     pub host_limits: HostLimits,
     /// How often an account's chain may break before the account is throttled.
@@ -119,6 +125,7 @@ impl Default for Config {
             listen: (Ipv4Addr::LOCALHOST, DEFAULT_API_PORT).into(),
             metrics_listen: (Ipv4Addr::LOCALHOST, DEFAULT_METRICS_PORT).into(),
             admin_listen: None,
+            trusted_proxies: Cidr::loopback(),
             data_dir: PathBuf::from("./data"),
             database_url: None,
             database_connections: 40,
@@ -143,6 +150,7 @@ impl Default for Config {
             log_group_window: Duration::from_millis(2),
             max_consumers: 1_000,
             max_consumers_per_ip: 50,
+            max_consumer_input: 64 * 1024,
             host_limits: HostLimits::default(),
             desync: DesyncLimits::default(),
             identity: IdentityConfig::default(),

@@ -11,7 +11,7 @@ use url::Url;
 use super::source::Raw;
 use super::units::{format_bytes, format_duration, parse_bytes, parse_duration};
 use super::{
-    AdminListen, Config, DatabaseUrl, DomainPattern, HostEntry, MAX_GROUP_WINDOW, MAX_SHARDS,
+    AdminListen, Cidr, Config, DatabaseUrl, DomainPattern, HostEntry, MAX_GROUP_WINDOW, MAX_SHARDS,
     MIN_SEGMENT_BYTES,
 };
 
@@ -201,6 +201,23 @@ const SETTINGS: &[Setting] = &[
                     .map_or(NONE.into(), AdminListen::to_string),
             )
         },
+    },
+    Setting {
+        key: "trusted_proxies",
+        flag: "trusted-proxy",
+        variables: &[Value("RELAY_TRUSTED_PROXIES")],
+        placeholder: "ADDRESS",
+        default: "127.0.0.0/8, ::1",
+        group: Group::Common,
+        help: "Proxy that is believed about its clients' addresses (X-Forwarded-For, Forwarded), an address or a network as in 10.0.0.0/8; repeat it for more, none is nobody",
+        list: true,
+        secret: false,
+        live: true,
+        set: |c, raw| {
+            c.trusted_proxies = networks(raw)?;
+            Ok(())
+        },
+        show: |c| list(c.trusted_proxies.iter()),
     },
     Setting {
         key: "database_url",
@@ -691,7 +708,7 @@ const SETTINGS: &[Setting] = &[
         placeholder: "COUNT",
         default: "50",
         group: Group::Consumers,
-        help: "Consumers of the firehose from one address at one time",
+        help: "Consumers of the firehose from one address (IPv6: one /64) at one time; four times as many from one IPv6 /48",
         list: false,
         secret: false,
         live: true,
@@ -700,6 +717,27 @@ const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |c| c.max_consumers_per_ip.to_string(),
+    },
+    Setting {
+        key: "max_consumer_input",
+        flag: "max-consumer-input",
+        variables: &[Value("RELAY_MAX_CONSUMER_INPUT")],
+        placeholder: "SIZE",
+        default: "64KiB",
+        group: Group::Consumers,
+        help: "Bytes a second that a consumer may send, 16 times as many at once; a read counts for 512 at least. Over it the relay reads that consumer more slowly",
+        list: false,
+        secret: false,
+        live: true,
+        set: |c, raw| {
+            let rate = bytes(raw)?;
+            if rate < 1 << 10 {
+                return Err("is too small; use 1KiB or more".into());
+            }
+            c.max_consumer_input = rate;
+            Ok(())
+        },
+        show: |c| quoted(format_bytes(c.max_consumer_input)),
     },
     Setting {
         key: "identity.ttl",
@@ -992,6 +1030,16 @@ fn each<T>(raw: &Raw, parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T
         Raw::List(items) => items.iter().map(|item| parse(text(item)?)).collect(),
         single => Ok(vec![parse(text(single)?)?]),
     }
+}
+
+/// Networks, also several in one text, separated by commas; the word none alone is no network.
+fn networks(raw: &Raw) -> Result<Vec<Cidr>, String> {
+    let texts = each(raw, |text| Ok(text.to_owned()))?;
+    if texts == [NONE] {
+        return Ok(Vec::new());
+    }
+    let networks = texts.iter().flat_map(|text| text.split(','));
+    networks.map(|text| Cidr::parse(text.trim())).collect()
 }
 
 /// `IP:PORT`, `localhost:PORT`, or `:PORT` for every address of the machine.

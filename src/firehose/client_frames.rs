@@ -18,12 +18,13 @@ const BINARY: u8 = 0x2;
 /// Marks an opcode in a parser's state, where a payload is being read.
 const BODY: u8 = 0x80;
 
-/// Close codes of RFC 6455 section 7.4.1.
+/// Close codes of RFC 6455 section 7.4.1, and of IANA's registry.
 pub(super) const NORMAL: u16 = 1000;
-pub(super) const GOING_AWAY: u16 = 1001;
 pub(super) const PROTOCOL_ERROR: u16 = 1002;
 pub(super) const POLICY: u16 = 1008;
 pub(super) const INTERNAL_ERROR: u16 = 1011;
+/// "Service Restart": come again. Some clients take 1001, "Going Away", for an end and stay away.
+pub(super) const SERVICE_RESTART: u16 = 1012;
 
 /// What a client said.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use super::handover::Who;
+use crate::client::{Network, Place, Places};
 
 /// Longest user agent that is kept.
 const MAX_USER_AGENT_CHARS: usize = 200;
@@ -17,7 +18,7 @@ const MAX_USER_AGENT_CHARS: usize = 200;
 pub struct ConsumerInfo {
     /// Unique in this process.
     pub id: u64,
-    /// The consumer's address; that given by the proxy where a local one is in front.
+    /// The consumer's address; that given by the proxy where a trusted one is in front.
     pub remote_addr: IpAddr,
     /// Its `User-Agent` header, empty where it sent none.
     pub user_agent: String,
@@ -55,17 +56,12 @@ pub struct Consumers {
 
 #[derive(Debug, Default)]
 struct Shared {
-    list: Mutex<List>,
+    list: Mutex<HashMap<u64, Arc<Consumer>>>,
+    places: Places<Network>,
     admitted: AtomicU64,
     refused: AtomicU64,
     events: AtomicU64,
     bytes: AtomicU64,
-}
-
-#[derive(Debug, Default)]
-struct List {
-    consumers: HashMap<u64, Arc<Consumer>>,
-    by_address: HashMap<IpAddr, usize>,
 }
 
 #[derive(Debug)]
@@ -81,25 +77,21 @@ struct Consumer {
 pub(super) struct Ticket {
     shared: Arc<Shared>,
     consumer: Arc<Consumer>,
+    /// Its place among those from its address.
+    place: Option<Place<Network>>,
 }
 
 impl Consumers {
     /// Connected consumers, oldest first.
     pub fn list(&self) -> Vec<ConsumerInfo> {
-        let mut list: Vec<_> = self
-            .shared
-            .list()
-            .consumers
-            .values()
-            .map(|it| it.info())
-            .collect();
+        let mut list: Vec<_> = self.shared.list().values().map(|it| it.info()).collect();
         list.sort_unstable_by_key(|consumer| consumer.id);
         list
     }
 
     /// How many are connected.
     pub fn len(&self) -> usize {
-        self.shared.list().consumers.len()
+        self.shared.list().len()
     }
 
     /// True where nobody is connected.
@@ -128,33 +120,37 @@ impl Consumers {
         max_per_address: usize,
     ) -> Result<Ticket, Refused> {
         let mut list = self.shared.list();
-        let address = network_of(remote_addr);
-        let here = list.by_address.get(&address).copied().unwrap_or(0);
-        let refused = if list.consumers.len() >= max {
-            Some(Refused::Full)
-        } else if here >= max_per_address {
-            Some(Refused::TooManyFromAddress)
+        let shares = Network::shares(remote_addr, max_per_address);
+        let place = if list.len() >= max {
+            Err(Refused::Full)
         } else {
-            None
+            let place = self.shared.places.enter(shares);
+            place.ok_or(Refused::TooManyFromAddress)
         };
-        if let Some(refused) = refused {
+        let place = place.inspect_err(|_| {
             self.shared.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(refused);
-        }
+        })?;
         let who = Who {
             address: remote_addr,
             user_agent: user_agent.chars().take(MAX_USER_AGENT_CHARS).collect(),
             connected_at: SystemTime::now(),
         };
-        Ok(self.enter(&mut list, &who))
+        Ok(self.enter(&mut list, &who, Some(place)))
     }
 
     /// Admits a consumer that was admitted by the process before, whatever the limits are now.
     pub(super) fn readmit(&self, who: &Who) -> Ticket {
-        self.enter(&mut self.shared.list(), who)
+        let shares = Network::shares(who.address, usize::MAX);
+        let place = self.shared.places.enter(shares);
+        self.enter(&mut self.shared.list(), who, place)
     }
 
-    fn enter(&self, list: &mut List, who: &Who) -> Ticket {
+    fn enter(
+        &self,
+        list: &mut HashMap<u64, Arc<Consumer>>,
+        who: &Who,
+        place: Option<Place<Network>>,
+    ) -> Ticket {
         let id = self.shared.admitted.fetch_add(1, Ordering::Relaxed) + 1;
         let consumer = Arc::new(Consumer {
             info: ConsumerInfo {
@@ -170,17 +166,17 @@ impl Consumers {
             bytes: AtomicU64::new(0),
             position: AtomicU64::new(0),
         });
-        *list.by_address.entry(network_of(who.address)).or_default() += 1;
-        list.consumers.insert(id, consumer.clone());
+        list.insert(id, consumer.clone());
         Ticket {
             shared: self.shared.clone(),
             consumer,
+            place,
         }
     }
 }
 
 impl Shared {
-    fn list(&self) -> MutexGuard<'_, List> {
+    fn list(&self) -> MutexGuard<'_, HashMap<u64, Arc<Consumer>>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -221,26 +217,9 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut list = self.shared.list();
-        let info = &self.consumer.info;
-        list.consumers.remove(&info.id);
-        let address = network_of(info.remote_addr);
-        if let Some(count) = list.by_address.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                list.by_address.remove(&address);
-            }
-        }
-    }
-}
-
-/// The address that is counted: IPv6 by /64, the smallest block a site is given (RFC 6177).
-pub fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
-        }
-        v4 => v4,
+        list.remove(&self.consumer.info.id);
+        // Under the lock: whoever sees that it has gone finds its place free.
+        drop(self.place.take());
     }
 }
 

@@ -1,10 +1,8 @@
 //! The WebSocket handshake (RFC 6455 section 4.2), by hand, because what follows goes out raw.
 //! Promises an answer for every request: the key to accept with, or a refusal in XRPC's shape.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-
 use axum::Json;
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
 use data_encoding::BASE64;
 use http::header::{
@@ -118,30 +116,6 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
         .any(|part| part.trim().eq_ignore_ascii_case(token))
 }
 
-/// The consumer's address: the peer's, or where a proxy on this machine is the peer, the last address
-/// in `X-Forwarded-For`, which is the one the proxy itself saw. Others' headers are not believed.
-pub(super) fn remote_addr(request: &Request) -> IpAddr {
-    let peer = request
-        .extensions()
-        .get::<ConnectInfo<SocketAddr>>()
-        .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| {
-            peer.0.ip().to_canonical()
-        });
-    if !peer.is_loopback() {
-        return peer;
-    }
-    let forwarded = request
-        .headers()
-        .get_all("x-forwarded-for")
-        .iter()
-        .next_back();
-    forwarded
-        .and_then(|value| value.to_str().ok())
-        .and_then(|list| list.rsplit(',').next())
-        .and_then(|last| last.trim().parse::<IpAddr>().ok())
-        .map_or(peer, |address| address.to_canonical())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,37 +183,6 @@ mod tests {
                 accepted.map_err(|refusal| *refusal),
                 expected,
                 "{method} {headers:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn forwarded_addresses_are_believed_from_loopback_only() {
-        let cases: [(&str, &[&str], &str); 7] = [
-            ("127.0.0.1:9", &[], "127.0.0.1"),
-            ("127.0.0.1:9", &["192.0.2.7"], "192.0.2.7"),
-            ("[::1]:9", &["6.6.6.6, 192.0.2.7"], "192.0.2.7"),
-            (
-                "[::ffff:127.0.0.1]:9",
-                &["6.6.6.6", "2001:db8::1"],
-                "2001:db8::1",
-            ),
-            ("127.0.0.1:9", &["nonsense"], "127.0.0.1"),
-            ("192.0.2.1:9", &["6.6.6.6"], "192.0.2.1"),
-            ("[::ffff:192.0.2.1]:9", &[], "192.0.2.1"),
-        ];
-        for (peer, forwarded, expected) in cases {
-            let headers: Vec<_> = forwarded
-                .iter()
-                .map(|value| ("x-forwarded-for", *value))
-                .collect();
-            let mut request = request("GET", &headers);
-            let peer: SocketAddr = peer.parse().expect("an address");
-            request.extensions_mut().insert(ConnectInfo(peer));
-            assert_eq!(
-                remote_addr(&request).to_string(),
-                expected,
-                "{peer} {forwarded:?}"
             );
         }
     }

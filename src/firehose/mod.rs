@@ -2,8 +2,9 @@
 //! Promises every event from a consumer's cursor on, once and in order, as the log holds it. What the
 //! frames mean is not its business; where they come from is the log's.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,8 +27,9 @@ mod handover;
 mod handshake;
 mod session;
 
-pub use consumers::{ConsumerInfo, Consumers, Totals, network_of};
+pub use consumers::{ConsumerInfo, Consumers, Totals};
 
+use crate::client::Client;
 use crate::eventlog::EventLog;
 use crate::systemd::sockets::Stored;
 use crate::systemd::store::DescriptorStore;
@@ -48,8 +50,10 @@ const SETTLING_TIMEOUT: Duration = Duration::from_millis(200);
 pub struct FirehoseOptions {
     /// Consumers at a time.
     pub max_consumers: usize,
-    /// Consumers at a time from one IPv4 address or IPv6 /64.
+    /// Consumers at a time from one IPv4 address or IPv6 /64; four times as many from one IPv6 /48.
     pub max_consumers_per_ip: usize,
+    /// Bytes a second that a consumer may send, and 16 times as many at once.
+    pub max_consumer_input: u64,
     /// How often we ping.
     pub ping_interval: Duration,
     /// A consumer that takes no byte for so long while some wait is cut.
@@ -62,12 +66,13 @@ pub struct FirehoseOptions {
 }
 
 impl Default for FirehoseOptions {
-    /// 1,000 consumers, 50 per address; pings every 30 s (the reference relay's interval), cut after
+    /// 1,000 consumers, 50 per address, 64 KiB a second from each; pings every 30 s (the reference relay's interval), cut after
     /// 60 s without reading and 5 min without a word.
     fn default() -> FirehoseOptions {
         FirehoseOptions {
             max_consumers: 1_000,
             max_consumers_per_ip: 50,
+            max_consumer_input: 64 << 10,
             ping_interval: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(300),
@@ -76,11 +81,12 @@ impl Default for FirehoseOptions {
     }
 }
 
-/// How many consumers are admitted: what of [`FirehoseOptions`] may change.
+/// What of [`FirehoseOptions`] may change.
 #[derive(Debug)]
 struct Limits {
     consumers: AtomicUsize,
     per_ip: AtomicUsize,
+    input: AtomicU64,
 }
 
 /// The firehose of a log. Clones share it.
@@ -133,6 +139,7 @@ impl Firehose {
             limits: Arc::new(Limits {
                 consumers: options.max_consumers.into(),
                 per_ip: options.max_consumers_per_ip.into(),
+                input: options.max_consumer_input.into(),
             }),
             options: Arc::new(options),
             consumers: Consumers::default(),
@@ -147,6 +154,7 @@ impl Firehose {
         Session {
             log: self.log.clone(),
             options: self.options.clone(),
+            limits: self.limits.clone(),
             ticket,
             beat: self.beat.clone(),
             closing: self.closing.clone(),
@@ -167,10 +175,18 @@ impl Firehose {
         }
     }
 
-    /// Admits so many consumers from now on. Those who are connected stay.
-    pub fn limit(&self, consumers: usize, per_ip: usize) {
-        self.limits.consumers.store(consumers, Ordering::Relaxed);
-        self.limits.per_ip.store(per_ip, Ordering::Relaxed);
+    /// Follows the options that may change. Consumers who are connected stay.
+    pub fn follow(&self, options: &FirehoseOptions) {
+        let limits = &self.limits;
+        limits
+            .consumers
+            .store(options.max_consumers, Ordering::Relaxed);
+        limits
+            .per_ip
+            .store(options.max_consumers_per_ip, Ordering::Relaxed);
+        limits
+            .input
+            .store(options.max_consumer_input, Ordering::Relaxed);
     }
 
     /// Who is connected.
@@ -195,8 +211,7 @@ impl Firehose {
     }
 }
 
-/// The route by itself. Serve it with `into_make_service_with_connect_info::<SocketAddr>()`, which the
-/// limit per address needs.
+/// The route by itself. The limit per address needs the [`Client`] that the API's listener puts into each request.
 pub fn router(firehose: Firehose) -> Router {
     Router::new()
         .route(SUBSCRIBE_REPOS, any(subscribe_repos))
@@ -213,6 +228,8 @@ pub async fn subscribe_repos(State(firehose): State<Firehose>, request: Request)
 impl Firehose {
     fn subscribe(&self, mut request: Request) -> Result<Response, Refusal> {
         let key = handshake::check(&request)?;
+        let client = request.extensions().get::<Client>();
+        let address = client.map_or(Ipv4Addr::UNSPECIFIED.into(), |client| client.address);
         let agent = request
             .headers()
             .get(USER_AGENT)
@@ -220,7 +237,7 @@ impl Firehose {
         let ticket = self
             .consumers
             .admit(
-                handshake::remote_addr(&request),
+                address,
                 agent.unwrap_or_default(),
                 self.limits.consumers.load(Ordering::Relaxed),
                 self.limits.per_ip.load(Ordering::Relaxed),

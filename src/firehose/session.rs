@@ -9,6 +9,7 @@ use std::net::Shutdown;
 use std::pin::pin;
 use std::slice;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -18,21 +19,22 @@ use socket2::SockRef;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::task::yield_now;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::FirehoseOptions;
 use super::beat::Listener;
 use super::client_frames::{
-    CLOSE, GOING_AWAY, INBOX_BYTES, INTERNAL_ERROR, NORMAL, PING, POLICY, PONG, PROTOCOL_ERROR,
-    Said, put_control,
+    CLOSE, INBOX_BYTES, INTERNAL_ERROR, NORMAL, PING, POLICY, PONG, PROTOCOL_ERROR,
+    SERVICE_RESTART, Said, put_control,
 };
 use super::consumers::Ticket;
 use super::cursor::Start;
 use super::handover::{Keeper, Kept, Under, Who};
+use super::{FirehoseOptions, Limits};
 use crate::atproto::frame::{encode_error, encode_info};
+use crate::bucket::Allowance;
 use crate::eventlog::{EventLog, Offer, ReadError, Reader, wire};
-use crate::telemetry::metrics;
+use crate::telemetry::{Cut, metrics};
 
 /// Bytes offered to a socket at a time: less to those that took less the last time.
 const MIN_WRITE_BYTES: usize = 64 << 10;
@@ -51,6 +53,9 @@ const PARKING_TIMEOUT: Duration = Duration::from_millis(300);
 /// Deadlines are looked at this many times per the shortest of them.
 const LOOKS_PER_DEADLINE: u32 = 4;
 
+/// How long a client may send at once what it may send in that time.
+const INPUT_BURST: Duration = Duration::from_secs(16);
+
 /// Why most connections end.
 const LOST: &str = "connection lost";
 
@@ -58,6 +63,7 @@ const LOST: &str = "connection lost";
 pub(super) struct Session {
     pub log: EventLog,
     pub options: Arc<FirehoseOptions>,
+    pub limits: Arc<Limits>,
     pub ticket: Ticket,
     /// Says when there may be more to send.
     pub beat: Listener,
@@ -223,8 +229,8 @@ impl Session {
                         stream.ping_due = true;
                     }
                 }
-                readable = poll_fn(|cx| stream.socket.poll_read_ready(cx)) => {
-                    if let Err(end) = readable.map_err(|_| End::Cut(LOST)).and_then(|()| stream.listen()) {
+                said = stream.said_something() => {
+                    if let Err(end) = said.and_then(|()| stream.listen(self)) {
                         return end;
                     }
                 }
@@ -287,6 +293,8 @@ struct Stream {
     /// Follows the connection for the next process.
     kept: Option<Kept>,
     said: Vec<Said>,
+    /// What it may send.
+    input: Allowance,
     ping_due: bool,
     /// Bytes to offer next.
     room: usize,
@@ -309,6 +317,7 @@ impl Stream {
             under: Under::default(),
             kept: None,
             said: Vec::new(),
+            input: Allowance::new(INPUT_BURST, now),
             ping_due: false,
             room: MIN_WRITE_BYTES,
             full: false,
@@ -452,8 +461,28 @@ impl Stream {
         }
     }
 
+    /// Waits until the client has said something and may be heard. One that says too much is read more slowly, and TCP
+    /// carries that back to it.
+    async fn said_something(&self) -> Result<(), End> {
+        if let Some(turn) = self.input.next(Instant::now()) {
+            sleep_until(turn).await;
+        }
+        let readable = poll_fn(|cx| self.socket.poll_read_ready(cx)).await;
+        readable.map_err(|_| End::Cut(LOST))
+    }
+
+    /// Counts what a client sent: a read costs us as much as its bytes do.
+    fn charge(&mut self, count: usize, session: &Session) {
+        let (amount, now) = (count.max(INBOX_BYTES) as u64, Instant::now());
+        let rate = session.limits.input.load(Ordering::Relaxed);
+        self.input.spend(amount, rate, now);
+        if self.input.next(now).is_some() {
+            metrics().consumers_held_back.inc();
+        }
+    }
+
     /// Takes what a client sent, once the socket is said to be readable.
-    fn listen(&mut self) -> Result<(), End> {
+    fn listen(&mut self, session: &Session) -> Result<(), End> {
         let mut inbox = [0; INBOX_BYTES];
         let read = match &self.kept {
             None => self.socket.try_read(&mut inbox),
@@ -462,6 +491,7 @@ impl Stream {
         match read {
             Ok(0) => Err(End::Cut(LOST)),
             Ok(count) => {
+                self.charge(count, session);
                 let heard = self.hear(&inbox[..count]);
                 self.settle(&mut inbox[..count])?;
                 heard
@@ -507,6 +537,7 @@ impl Stream {
             }
         }
         result.map_err(|violation| {
+            metrics().consumers_cut(Cut::Protocol).inc();
             tracing::debug!(%violation, "a consumer broke the WebSocket protocol");
             End::close(PROTOCOL_ERROR, "protocol error")
         })
@@ -514,10 +545,12 @@ impl Stream {
 
     fn check_deadlines(&self, options: &FirehoseOptions) -> Result<(), End> {
         if self.full && self.progress.elapsed() >= options.write_timeout {
+            metrics().consumers_cut(Cut::Reading).inc();
             return Err(End::Cut("does not read"));
         }
         // Who is slow to find our pings behind many events is not idle.
         if self.heard.max(self.fed).elapsed() >= options.idle_timeout {
+            metrics().consumers_cut(Cut::Silence).inc();
             return Err(End::Cut("does not answer"));
         }
         Ok(())
@@ -526,7 +559,7 @@ impl Stream {
     /// What becomes of the connection when the relay goes down: it is left to the next process, if there will be one, after
     /// a whole frame where the client takes it.
     async fn park(&mut self, session: &Session) -> End {
-        let going = || End::close(GOING_AWAY, "the relay is closing");
+        let going = || End::close(SERVICE_RESTART, "the relay is closing");
         if !self.kept.as_ref().is_some_and(Kept::is_stored) {
             return going();
         }
@@ -596,10 +629,10 @@ impl Stream {
                 writable = poll_fn(|cx| self.socket.poll_write_ready(cx)), if full => {
                     writable.map_err(|_| End::Cut(LOST))?;
                 }
-                readable = poll_fn(|cx| self.socket.poll_read_ready(cx)), if hearing => {
-                    readable.map_err(|_| End::Cut(LOST))?;
+                said = self.said_something(), if hearing => {
+                    said?;
                     // After garbage only the end of the stream means anything.
-                    match self.listen() {
+                    match self.listen(session) {
                         Err(End::Closed(_) | End::Cut(_)) => hearing = false,
                         _ => self.under.pong = None,
                     }

@@ -29,6 +29,7 @@ use tracing::{error, info, warn};
 
 use crate::api::listener::{self, Door, ListenerOptions};
 use crate::api::{AdminPassword, Operator};
+use crate::client::TrustedProxies;
 use crate::clock::{self, Clock};
 use crate::config::{Config, Durability, HostEntry};
 use crate::dial::{Guard, PdsHost};
@@ -122,6 +123,7 @@ pub struct Relay {
     /// What was read last.
     last_config: tokio::sync::Mutex<Config>,
     admin_password: AdminPassword,
+    trusted_proxies: TrustedProxies,
     running: Arc<Running>,
     public_addr: SocketAddr,
     metrics_addr: SocketAddr,
@@ -237,7 +239,19 @@ impl Relay {
             operations: running.clone(),
             admin_password: admin_password.clone(),
         };
-        let servers = serve(listeners, &state, &firehose, running.clone(), &leaving);
+        let trusted_proxies = TrustedProxies::new(config.trusted_proxies.clone());
+        let options = ListenerOptions {
+            trusted_proxies: trusted_proxies.clone(),
+            ..ListenerOptions::default()
+        };
+        let servers = serve(
+            listeners,
+            &options,
+            &state,
+            &firehose,
+            running.clone(),
+            &leaving,
+        );
         let (sampled, vitals) = watch::channel(Vitals::default());
         let sampler = Sampler(running.clone());
         servers.spawn(sampler.run(sampled, closing.clone()));
@@ -258,6 +272,7 @@ impl Relay {
             last_config: tokio::sync::Mutex::new(config.clone()),
             config,
             admin_password,
+            trusted_proxies,
             running,
             public_addr,
             metrics_addr,
@@ -431,6 +446,7 @@ impl Drop for Unfinished {
 /// Answers whoever connects, until `leaving`.
 fn serve(
     listeners: Listeners,
+    options: &ListenerOptions,
     state: &api::State,
     firehose: &Firehose,
     running: Arc<Running>,
@@ -438,8 +454,8 @@ fn serve(
 ) -> TaskTracker {
     let servers = TaskTracker::new();
     let serve = |door: Door, router: Router| {
-        let options = ListenerOptions::default();
-        servers.spawn(listener::serve(door, router, options, leaving.clone()));
+        let serving = listener::serve(door, router, options.clone(), leaving.clone());
+        servers.spawn(serving);
     };
     let public = api::router(state.clone(), firehose::router(firehose.clone()));
     for door in listeners.public {
@@ -601,6 +617,7 @@ fn firehose_options(config: &Config) -> FirehoseOptions {
     FirehoseOptions {
         max_consumers: config.max_consumers,
         max_consumers_per_ip: config.max_consumers_per_ip,
+        max_consumer_input: config.max_consumer_input,
         ..FirehoseOptions::default()
     }
 }

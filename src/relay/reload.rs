@@ -5,7 +5,9 @@
 
 use tracing::error;
 
-use super::{Relay, add_configured_host, log_limits, policy, show_settings, tuning};
+use super::{
+    Relay, add_configured_host, firehose_options, log_limits, policy, show_settings, tuning,
+};
 use crate::config::{Config, Reload};
 use crate::dial::Guard;
 use crate::telemetry::{metrics, set_log_level};
@@ -22,6 +24,7 @@ impl Relay {
         reload.tell();
         metrics().restart_needed.set(reload.waiting.len() as i64);
         self.admin_password.set(new.admin_password.clone());
+        self.trusted_proxies.set(new.trusted_proxies.clone());
         let running = &self.running;
         running.log.keep_to(log_limits(&new));
         running.pipeline.follow(tuning(&new));
@@ -29,9 +32,7 @@ impl Relay {
         running
             .crawler
             .admit_public(new.request_crawl, new.new_hosts_per_day);
-        running
-            .firehose
-            .limit(new.max_consumers, new.max_consumers_per_ip);
+        running.firehose.follow(&firehose_options(&new));
         show_settings(&new);
         running.hosts.follow(policy(&new)).await;
         // Known hosts among them that wait for their next attempt are tried now.

@@ -72,6 +72,17 @@ pub enum Removal {
     Room,
 }
 
+/// Why a consumer was cut that neither closed nor fell out of the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// It took nothing.
+    Reading,
+    /// It said nothing.
+    Silence,
+    /// It broke the WebSocket protocol.
+    Protocol,
+}
+
 /// Handles of every metric. Gauges named "sampled" are set when the metrics are read.
 pub struct Metrics {
     registry: Registry,
@@ -175,10 +186,15 @@ pub struct Metrics {
     pub consumers_refused: IntCounter,
     /// Consumers that fell out of the replay window.
     pub consumers_too_slow: IntCounter,
+    consumers_cut: [IntCounter; 3],
+    /// Times a consumer was read more slowly because of what it sent.
+    pub consumers_held_back: IntCounter,
     /// Events sent to all consumers together, sampled.
     pub consumer_events: IntCounter,
     /// Bytes sent to all consumers together, sampled.
     pub consumer_bytes: IntCounter,
+
+    http_connections_closed: [IntCounter; 2],
 
     reloads: [IntCounter; 2],
     /// 1 where the last reload of the configuration was refused.
@@ -218,6 +234,16 @@ impl Metrics {
             "relay_consumers_handed_over_total",
             "Consumers of the former process, by what became of them",
             &["outcome"],
+        );
+        let consumers_cut = r.counters(
+            "relay_consumers_cut_total",
+            "Consumers cut that took nothing, said nothing, or broke the WebSocket protocol",
+            &["reason"],
+        );
+        let http_connections_closed = r.counters(
+            "relay_http_connections_closed_total",
+            "Connections that are no consumers closed by a limit: idle ones that made room, those too many from an address",
+            &["reason"],
         );
         let reloads = r.counters(
             "relay_config_reloads_total",
@@ -265,6 +291,8 @@ impl Metrics {
             consumer_lag_median: consumer_lag.with_label_values(&["median"]),
             handed_over: ["closed", "kept"]
                 .map(|outcome| handed_over.with_label_values(&[outcome])),
+            http_connections_closed: ["address", "idle"]
+                .map(|reason| http_connections_closed.with_label_values(&[reason])),
             reloads: ["refused", "applied"].map(|outcome| reloads.with_label_values(&[outcome])),
             reload_failed: r.gauge(
                 "relay_config_reload_failed",
@@ -412,6 +440,12 @@ impl Metrics {
                 "relay_consumers_too_slow_total",
                 "Consumers that fell out of the replay window",
             ),
+            consumers_cut: ["reading", "silence", "protocol"]
+                .map(|reason| consumers_cut.with_label_values(&[reason])),
+            consumers_held_back: r.counter(
+                "relay_consumers_held_back_total",
+                "Times a consumer was read more slowly because of what it sent",
+            ),
             consumer_events: r.counter(
                 "relay_consumer_events_total",
                 "Events sent to all consumers together",
@@ -456,6 +490,11 @@ impl Metrics {
         &self.crawl_requests[usize::from(accepted)]
     }
 
+    /// Consumers that were cut.
+    pub fn consumers_cut(&self, reason: Cut) -> &IntCounter {
+        &self.consumers_cut[reason as usize]
+    }
+
     /// Consumers of the former process: taken up again, or closed because they did not fit or could not go on.
     pub fn consumers_handed_over(&self, kept: bool) -> &IntCounter {
         &self.handed_over[usize::from(kept)]
@@ -464,6 +503,11 @@ impl Metrics {
     /// Segments of the log that were removed.
     pub fn segments_removed(&self, reason: Removal) -> &IntCounter {
         &self.segments_removed[reason as usize]
+    }
+
+    /// Connections that are no consumers closed by a limit: an idle one that made room, or one too many from an address.
+    pub fn http_connections_closed(&self, idle: bool) -> &IntCounter {
+        &self.http_connections_closed[usize::from(idle)]
     }
 
     /// Reloads of the configuration, applied or refused.

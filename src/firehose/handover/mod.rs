@@ -24,7 +24,7 @@ use bytes::{Buf, BytesMut};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketType, ipproto, sockopt};
 
 use super::client_frames::{
-    CLOSE, ClientFrames, GOING_AWAY, INBOX_BYTES, MAX_CONTROL_BYTES, put_control,
+    CLOSE, ClientFrames, INBOX_BYTES, MAX_CONTROL_BYTES, SERVICE_RESTART, put_control,
 };
 use crate::eventlog::{EventLog, Reader, ResumeError, Taken};
 use crate::systemd::sockets::{CONSUMERS, Stored, consumer_name};
@@ -472,7 +472,11 @@ impl Before {
         let between = kernel::counts(socket).is_ok_and(|now| Some(now.sent) == closable);
         if between {
             let mut last = Vec::new();
-            let reason = [&GOING_AWAY.to_be_bytes()[..], b"the relay was restarted"].concat();
+            let reason = [
+                &SERVICE_RESTART.to_be_bytes()[..],
+                b"the relay was restarted",
+            ]
+            .concat();
             put_control(&mut last, CLOSE, &reason);
             // A socket that does not take it now is full, and closed all the same.
             let _ = rustix::net::send(socket, &last, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
