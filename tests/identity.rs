@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use atproto_relay::atproto::did::Did;
 use atproto_relay::dial::Guard;
-use atproto_relay::identity::{RepoStatusError, ResolveError, Resolver, ResolverOptions};
+use atproto_relay::identity::{
+    Identity, RepoStatusError, Requester, ResolveError, Resolver, ResolverOptions,
+};
 use axum::Router;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -117,6 +119,12 @@ fn did(text: &str) -> Did {
     Did::parse(text).unwrap()
 }
 
+/// A forced look-up, by one and the same requester.
+async fn refresh(resolver: &Resolver) -> Result<Arc<Identity>, ResolveError> {
+    let now = tokio::time::Instant::now();
+    resolver.refresh(&did(ALICE), Requester(1), now).await
+}
+
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let waited = tokio::time::timeout(Duration::from_secs(10), async {
         while !condition() {
@@ -205,9 +213,7 @@ async fn a_forced_refresh_reads_anew_but_not_too_often() {
     let server = Server::start().await;
     server.set_document(ALICE, "https://old.example.com");
     let resolver = server.resolver();
-    let pds = |identity: &atproto_relay::identity::Identity| {
-        identity.pds.as_ref().unwrap().name().to_owned()
-    };
+    let pds = |identity: &Identity| identity.pds.as_ref().unwrap().name().to_owned();
     assert_eq!(
         pds(&resolver.resolve(&did(ALICE)).await.unwrap()),
         "old.example.com"
@@ -217,16 +223,10 @@ async fn a_forced_refresh_reads_anew_but_not_too_often() {
         pds(&resolver.resolve(&did(ALICE)).await.unwrap()),
         "old.example.com"
     );
-    assert_eq!(
-        pds(&resolver.refresh(&did(ALICE)).await.unwrap()),
-        "new.example.com"
-    );
+    assert_eq!(pds(&refresh(&resolver).await.unwrap()), "new.example.com");
     server.set_document(ALICE, "https://newer.example.com");
     for _ in 0..20 {
-        assert_eq!(
-            pds(&resolver.refresh(&did(ALICE)).await.unwrap()),
-            "new.example.com"
-        );
+        assert_eq!(pds(&refresh(&resolver).await.unwrap()), "new.example.com");
     }
     assert_eq!(server.requests(), 2);
 }
@@ -240,9 +240,9 @@ async fn a_refresh_that_came_too_early_is_made_up_for() {
         refresh_interval,
         ..server.options()
     });
-    resolver.refresh(&did(ALICE)).await.unwrap();
+    refresh(&resolver).await.unwrap();
     server.set_document(ALICE, "https://two.example.com");
-    resolver.refresh(&did(ALICE)).await.unwrap();
+    refresh(&resolver).await.unwrap();
     assert_eq!(server.requests(), 1);
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while resolver
@@ -277,7 +277,7 @@ async fn a_refresh_does_not_trust_a_look_up_that_began_before_it() {
     until("the look-up is under way", || server.requests() == 1).await;
     let second = tokio::spawn({
         let resolver = resolver.clone();
-        async move { resolver.refresh(&did(ALICE)).await }
+        async move { refresh(&resolver).await }
     });
     tokio::task::yield_now().await;
     server.gate.add_permits(2);
@@ -298,7 +298,7 @@ async fn known_accounts_outlast_an_outage_of_the_directory() {
     server.set(ALICE, StatusCode::BAD_GATEWAY, "");
     assert_eq!(resolver.resolve(&did(ALICE)).await, Ok(identity));
     assert!(matches!(
-        resolver.refresh(&did(ALICE)).await,
+        refresh(&resolver).await,
         Err(ResolveError::Unavailable(_))
     ));
     server.set(BOB, StatusCode::INTERNAL_SERVER_ERROR, "");

@@ -330,6 +330,9 @@ let
           (query "parked" "sum(${metric "relay_shard_parked"})")
           (query "in memory" (metric "relay_identity_cache_entries"))
         ])
+        (graph "Look-ups that wait for a turn" "The hosts whose events ask share the places." "short" [
+          (query "{{kind}}" (metric "relay_lookups_waiting"))
+        ])
         (graph "Identities found in memory" "Share of the questions." "percentunit" [
           (query "found" "${per (metric "relay_identity_cache_hits_total")} / (${per (metric "relay_identity_cache_hits_total")} + ${per (metric "relay_identity_cache_misses_total")})")
         ])

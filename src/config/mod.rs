@@ -306,10 +306,15 @@ pub struct IdentityConfig {
     pub ttl: Duration,
     /// How long a failed look-up is remembered.
     pub negative_ttl: Duration,
-    /// Mean time between two forced look-ups of one DID, and shortest between two of an account's status at its PDS.
+    /// Mean time between two forced look-ups of one DID for one host, and shortest between two of an account's status at
+    /// its PDS.
     pub refresh_interval: Duration,
     /// Look-ups per second sent to the PLC directory.
     pub directory_rate: f64,
+    /// Look-ups under way at the PLC directory at a time.
+    pub directory_lookups: usize,
+    /// Look-ups under way at hosts at a time: the documents of did:web and the statuses of accounts, each.
+    pub host_lookups: usize,
     /// Identities kept in memory.
     pub cache_entries: usize,
 }
@@ -321,6 +326,8 @@ impl Default for IdentityConfig {
             negative_ttl: Duration::from_secs(120),
             refresh_interval: Duration::from_secs(30),
             directory_rate: 100.0,
+            directory_lookups: 64,
+            host_lookups: 128,
             cache_entries: 200_000,
         }
     }

@@ -780,7 +780,7 @@ const SETTINGS: &[Setting] = &[
         placeholder: "TIME",
         default: "30s",
         group: Group::Identity,
-        help: "Mean time between two forced look-ups of one DID, and shortest between two of an account's status at its PDS",
+        help: "Mean time between two forced look-ups of one DID for one host, and shortest between two of an account's status at its PDS",
         list: false,
         secret: false,
         live: true,
@@ -806,6 +806,40 @@ const SETTINGS: &[Setting] = &[
             Ok(())
         },
         show: |c| c.identity.directory_rate.to_string(),
+    },
+    Setting {
+        key: "identity.directory_lookups",
+        flag: "identity-directory-lookups",
+        variables: &[Value("RELAY_IDENTITY_DIRECTORY_LOOKUPS")],
+        placeholder: "COUNT",
+        default: "64",
+        group: Group::Identity,
+        help: "Most look-ups at a time at the PLC directory; hosts whose events ask share them",
+        list: false,
+        secret: false,
+        live: false,
+        set: |c, raw| {
+            c.identity.directory_lookups = count(raw, 1, 10_000)? as usize;
+            Ok(())
+        },
+        show: |c| c.identity.directory_lookups.to_string(),
+    },
+    Setting {
+        key: "identity.host_lookups",
+        flag: "identity-host-lookups",
+        variables: &[Value("RELAY_IDENTITY_HOST_LOOKUPS")],
+        placeholder: "COUNT",
+        default: "128",
+        group: Group::Identity,
+        help: "Most look-ups at a time of did:web documents, and of account statuses; hosts whose events ask share them",
+        list: false,
+        secret: false,
+        live: false,
+        set: |c, raw| {
+            c.identity.host_lookups = count(raw, 1, 10_000)? as usize;
+            Ok(())
+        },
+        show: |c| c.identity.host_lookups.to_string(),
     },
     Setting {
         key: "identity.cache_entries",

@@ -10,7 +10,7 @@ use lru::LruCache;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Identity, ResolveError};
+use super::{Identity, Requester, ResolveError};
 use crate::atproto::did::Did;
 
 /// What a look-up came to.
@@ -26,6 +26,10 @@ const STALE_RETRY: Duration = Duration::from_secs(60);
 /// Shortest time between two forced look-ups of one DID when the first one reached nobody.
 const FAILED_REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
+/// Budgets of forced look-ups that are kept. Whoever lets others be forgotten by asking for many DIDs gains nothing by it:
+/// how many look-ups a host has at a time is bounded elsewhere.
+const BUDGETS: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
+
 /// How long results are kept.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lifetimes {
@@ -35,16 +39,28 @@ pub(super) struct Lifetimes {
     pub(super) absent: Duration,
     /// A failure to reach whoever knows.
     pub(super) unavailable: Duration,
-    /// Mean time between two forced look-ups of one DID.
+    /// Mean time between two forced look-ups of one DID by one requester.
     pub(super) refresh: Duration,
-    /// Forced look-ups of one DID that may follow each other at once.
+    /// Forced look-ups of one DID by one requester that may follow each other at once.
     pub(super) refresh_burst: u32,
+}
+
+/// Who distrusts what is known of a DID, and since when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Doubt {
+    /// Whose budget a look-up spends.
+    pub(super) requester: Requester,
+    /// What was read from here on is trusted.
+    pub(super) since: Instant,
 }
 
 /// A look-up under way, for everybody who waits for it.
 #[derive(Clone, Debug)]
 pub(super) struct Flight {
-    pub(super) forced: bool,
+    /// When it began: it saw no document from before.
+    pub(super) began: Instant,
+    /// Whose budget it spends, if it was forced.
+    forced_by: Option<Requester>,
     pub(super) outcome: watch::Receiver<Option<Outcome>>,
 }
 
@@ -62,17 +78,15 @@ pub(super) enum Step {
 #[derive(Debug)]
 struct Entry {
     outcome: Outcome,
+    /// When the look-up began that the outcome is from; unchanged while a stale one is kept.
+    began: Instant,
     /// When the outcome was fetched; unchanged while a stale one is kept.
     fetched: Instant,
     fresh_until: Instant,
-    /// When all forced look-ups would have been made, had they kept the mean distance.
-    spent_until: Instant,
-    /// Until when a forced look-up is not made.
-    paused_until: Option<Instant>,
-    /// Why the last forced look-up said nothing; whoever distrusts the outcome is told this.
-    refresh_failed: Option<ResolveError>,
-    /// A forced look-up was asked for too early; the next request after the pause makes up for it.
-    refresh_due: bool,
+    /// Why the last forced look-up said nothing, and until when whoever distrusts the outcome is told this.
+    refresh_failed: Option<(ResolveError, Instant)>,
+    /// A forced look-up was asked for too early; the next request from here on makes up for it.
+    refresh_due: Option<Instant>,
 }
 
 /// The cache proper, bounded by its number of entries.
@@ -80,29 +94,27 @@ struct Entry {
 pub(super) struct Cache {
     entries: LruCache<Did, Entry>,
     flights: HashMap<Did, Flight>,
+    /// When all forced look-ups of a DID by a requester would have been made, had they kept the mean distance.
+    spent: LruCache<(u64, Requester), Instant>,
     lifetimes: Lifetimes,
-    max_flights: usize,
 }
 
 impl Cache {
-    pub(super) fn new(capacity: NonZeroUsize, lifetimes: Lifetimes, max_flights: usize) -> Self {
+    pub(super) fn new(capacity: NonZeroUsize, lifetimes: Lifetimes) -> Self {
         Self {
             entries: LruCache::new(capacity),
             flights: HashMap::new(),
+            spent: LruCache::new(BUDGETS),
             lifetimes,
-            max_flights,
         }
     }
 
     /// A request that takes what is known.
     pub(super) fn resolve(&mut self, did: &Did, now: Instant) -> Step {
-        let due = self
-            .entries
-            .get(did)
-            .map(|entry| entry.refresh_due && !entry.is_paused(now));
-        match (due, self.fresh(did, now)) {
-            (Some(false), Some(outcome)) => Step::Answer(outcome),
-            (due, _) => self.fly(did, due == Some(true)),
+        let due = self.entries.get(did).and_then(|entry| entry.refresh_due);
+        match self.fresh(did, now) {
+            Some(outcome) if due.is_none_or(|due| now < due) => Step::Answer(outcome),
+            _ => self.fly(did, None, now),
         }
     }
 
@@ -114,49 +126,103 @@ impl Cache {
             .map(|entry| entry.outcome.clone())
     }
 
-    /// A request that distrusts what is known.
-    pub(super) fn refresh(&mut self, did: &Did, now: Instant) -> Step {
+    /// A request that distrusts what is known. It spends the budget that its requester has for this DID, and nobody
+    /// else's; over that budget it takes what is known.
+    pub(super) fn refresh(&mut self, did: &Did, doubt: Doubt, now: Instant) -> Step {
         if let Some(flight) = self.flights.get(did) {
             return Step::Join(flight.clone());
         }
-        if let Some(entry) = self.entries.get_mut(did)
-            && entry.is_paused(now)
-        {
-            entry.refresh_due = true;
-            return Step::Answer(match &entry.refresh_failed {
-                Some(error) => Err(error.clone()),
-                None => entry.outcome.clone(),
-            });
+        if let Some(entry) = self.entries.get_mut(did) {
+            if entry.began > doubt.since {
+                return Step::Answer(entry.outcome.clone());
+            }
+            if let Some((error, until)) = &entry.refresh_failed
+                && now < *until
+            {
+                return Step::Answer(Err(error.clone()));
+            }
         }
-        self.fly(did, true)
+        if let Err(due) = self.spend(did, doubt.requester, now)
+            && let Some(entry) = self.entries.get_mut(did)
+        {
+            entry.refresh_due = Some(entry.refresh_due.map_or(due, |earlier| earlier.min(due)));
+            return Step::Answer(entry.outcome.clone());
+        }
+        self.fly(did, Some(doubt.requester), now)
     }
 
-    fn fly(&mut self, did: &Did, forced: bool) -> Step {
+    /// Spends one forced look-up; over the budget it says when there is one again.
+    fn spend(&mut self, did: &Did, by: Requester, now: Instant) -> Result<(), Instant> {
+        let credit = self.lifetimes.refresh * self.lifetimes.refresh_burst.saturating_sub(1);
+        let spent = self.spent.get_or_insert_mut((did.hash64(), by), || now);
+        let due = spent.checked_sub(credit).unwrap_or(now);
+        if now < due {
+            return Err(due);
+        }
+        *spent = (*spent).max(now) + self.lifetimes.refresh;
+        Ok(())
+    }
+
+    fn fly(&mut self, did: &Did, forced_by: Option<Requester>, now: Instant) -> Step {
         if let Some(flight) = self.flights.get(did) {
             return Step::Join(flight.clone());
         }
-        if self.flights.len() >= self.max_flights {
-            return Step::Answer(Err(ResolveError::RateLimited));
-        }
         let (sender, outcome) = watch::channel(None);
-        let flight = Flight { forced, outcome };
+        let flight = Flight {
+            began: now,
+            forced_by,
+            outcome,
+        };
         self.flights.insert(did.clone(), flight.clone());
         Step::Start(sender, flight)
     }
 
     /// Enters what a look-up came to; `jitter` in 0..1 spreads the ends of lifetimes.
     pub(super) fn land(&mut self, did: &Did, outcome: &Outcome, now: Instant, jitter: f64) {
-        let forced = self.flights.get(did).is_some_and(|flight| flight.forced);
-        match outcome {
-            Err(error) if error.is_temporary() && self.keep_stale(did, error, forced, now) => {}
-            Err(ResolveError::RateLimited) => {}
-            _ => self.enter(did, outcome, forced, now, jitter),
+        let flight = self.flights.get(did);
+        let (began, forced_by) =
+            flight.map_or((now, None), |flight| (flight.began, flight.forced_by));
+        if let Err(error) = outcome
+            && error.is_temporary()
+        {
+            if let Some(by) = forced_by {
+                self.give_back(did, by);
+            }
+            if self.keep_stale(did, error, forced_by.is_some(), now) {
+                return;
+            }
+        }
+        if *outcome != Err(ResolveError::RateLimited) {
+            let pause = FAILED_REFRESH_PAUSE.min(self.lifetimes.refresh);
+            let entry = Entry {
+                outcome: outcome.clone(),
+                began,
+                fetched: now,
+                fresh_until: now + self.lifetime(outcome, jitter),
+                refresh_failed: match outcome {
+                    Err(error) if error.is_temporary() && forced_by.is_some() => {
+                        Some((error.clone(), now + pause))
+                    }
+                    _ => None,
+                },
+                refresh_due: None,
+            };
+            self.entries.put(did.clone(), entry);
+        }
+    }
+
+    /// A look-up that said nothing costs its requester nothing.
+    fn give_back(&mut self, did: &Did, by: Requester) {
+        let refresh = self.lifetimes.refresh;
+        if let Some(spent) = self.spent.get_mut(&(did.hash64(), by)) {
+            *spent = spent.checked_sub(refresh).unwrap_or(*spent);
         }
     }
 
     /// Keeps a known identity although nobody could be asked; `false` if there is none, or none young enough.
     fn keep_stale(&mut self, did: &Did, error: &ResolveError, forced: bool, now: Instant) -> bool {
         let limit = self.lifetimes.found + MAX_STALE;
+        let pause = FAILED_REFRESH_PAUSE.min(self.lifetimes.refresh);
         let Some(entry) = self.entries.get_mut(did) else {
             return false;
         };
@@ -165,45 +231,17 @@ impl Cache {
         }
         entry.fresh_until = entry.fresh_until.max(now + STALE_RETRY);
         if forced {
-            entry.paused_until = Some(now + FAILED_REFRESH_PAUSE.min(self.lifetimes.refresh));
-            entry.refresh_failed = Some(error.clone());
+            entry.refresh_failed = Some((error.clone(), now + pause));
         }
         true
     }
 
-    fn enter(&mut self, did: &Did, outcome: &Outcome, forced: bool, now: Instant, jitter: f64) {
-        let lifetime = match outcome {
+    fn lifetime(&self, outcome: &Outcome, jitter: f64) -> Duration {
+        match outcome {
             Ok(_) => self.lifetimes.found.mul_f64(1.0 - jitter / 10.0),
             Err(error) if error.is_temporary() => self.lifetimes.unavailable,
             Err(_) => self.lifetimes.absent,
-        };
-        let earlier = self.entries.get(did);
-        let earlier_pause = earlier.and_then(|entry| entry.paused_until);
-        let mut spent_until = earlier.map_or(now, |entry| entry.spent_until.max(now));
-        let failed = outcome.as_ref().is_err_and(ResolveError::is_temporary);
-        if forced && !failed {
-            spent_until += self.lifetimes.refresh;
         }
-        let pause_ends = if failed {
-            now + FAILED_REFRESH_PAUSE.min(self.lifetimes.refresh)
-        } else {
-            let credit = self.lifetimes.refresh * self.lifetimes.refresh_burst.saturating_sub(1);
-            spent_until.checked_sub(credit).unwrap_or(now)
-        };
-        let entry = Entry {
-            outcome: outcome.clone(),
-            fetched: now,
-            fresh_until: now + lifetime,
-            spent_until,
-            paused_until: if forced {
-                Some(pause_ends)
-            } else {
-                earlier_pause
-            },
-            refresh_failed: None,
-            refresh_due: false,
-        };
-        self.entries.put(did.clone(), entry);
     }
 
     /// Ends a look-up, whether it landed or not.
@@ -241,12 +279,6 @@ impl Cache {
     }
 }
 
-impl Entry {
-    fn is_paused(&self, now: Instant) -> bool {
-        self.paused_until.is_some_and(|until| now < until)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,7 +292,7 @@ mod tests {
     };
 
     fn cache() -> Cache {
-        Cache::new(NonZeroUsize::new(2).unwrap(), LIFETIMES, 8)
+        Cache::new(NonZeroUsize::new(2).unwrap(), LIFETIMES)
     }
 
     fn did(name: &str) -> Did {
@@ -282,6 +314,19 @@ mod tests {
         assert!(matches!(step, Step::Start(..)), "{step:?}");
         cache.land(did, outcome, now, 0.0);
         cache.end(did);
+    }
+
+    /// A forced look-up by one and the same requester.
+    fn doubt(cache: &mut Cache, did: &Did, now: Instant) -> Step {
+        doubt_of(cache, 1, did, now)
+    }
+
+    fn doubt_of(cache: &mut Cache, requester: u32, did: &Did, now: Instant) -> Step {
+        let doubt = Doubt {
+            requester: Requester(requester),
+            since: now,
+        };
+        cache.refresh(did, doubt, now)
     }
 
     fn answer(step: Step) -> Outcome {
@@ -323,10 +368,10 @@ mod tests {
             refresh_burst: 3,
             ..LIFETIMES
         };
-        let mut cache = Cache::new(NonZeroUsize::MIN, lifetimes, 8);
+        let mut cache = Cache::new(NonZeroUsize::MIN, lifetimes);
         let did = did("a");
         for second in [0, 1, 2] {
-            let step = cache.refresh(&did, at(second));
+            let step = doubt(&mut cache, &did, at(second));
             complete(
                 &mut cache,
                 &did,
@@ -335,11 +380,20 @@ mod tests {
                 at(second),
             );
         }
-        assert!(matches!(cache.refresh(&did, at(3)), Step::Answer(Ok(_))));
-        assert!(matches!(cache.refresh(&did, at(29)), Step::Answer(Ok(_))));
-        let step = cache.refresh(&did, at(30));
+        assert!(matches!(
+            doubt(&mut cache, &did, at(3)),
+            Step::Answer(Ok(_))
+        ));
+        assert!(matches!(
+            doubt(&mut cache, &did, at(29)),
+            Step::Answer(Ok(_))
+        ));
+        let step = doubt(&mut cache, &did, at(30));
         complete(&mut cache, &did, step, &found(&did, 30), at(30));
-        assert!(matches!(cache.refresh(&did, at(31)), Step::Answer(Ok(_))));
+        assert!(matches!(
+            doubt(&mut cache, &did, at(31)),
+            Step::Answer(Ok(_))
+        ));
     }
 
     #[tokio::test]
@@ -358,10 +412,10 @@ mod tests {
         let (mut cache, did) = (cache(), did("a"));
         let step = cache.resolve(&did, now);
         complete(&mut cache, &did, step, &found(&did, 0), now);
-        let step = cache.refresh(&did, at(1));
+        let step = doubt(&mut cache, &did, at(1));
         complete(&mut cache, &did, step, &found(&did, 1), at(1));
         assert_eq!(
-            answer(cache.refresh(&did, at(20))),
+            answer(doubt(&mut cache, &did, at(20))),
             found(&did, 1),
             "too early: what is known"
         );
@@ -387,7 +441,7 @@ mod tests {
         complete(&mut cache, &did, step, &down, much_later);
         assert_eq!(answer(cache.resolve(&did, much_later)), down);
         let gone = Err(ResolveError::Tombstoned);
-        let step = cache.refresh(&did, much_later);
+        let step = doubt(&mut cache, &did, much_later);
         complete(&mut cache, &did, step, &gone, much_later);
         assert_eq!(answer(cache.resolve(&did, much_later)), gone);
     }
@@ -399,23 +453,23 @@ mod tests {
         let down = Err(ResolveError::Unavailable("down".into()));
         let step = cache.resolve(&did, now);
         complete(&mut cache, &did, step, &found(&did, 0), now);
-        let step = cache.refresh(&did, now);
+        let step = doubt(&mut cache, &did, now);
         complete(&mut cache, &did, step, &down, now);
         assert_eq!(
-            answer(cache.refresh(&did, now)),
+            answer(doubt(&mut cache, &did, now)),
             down,
             "the known identity would pass for a fresh one"
         );
         assert_eq!(answer(cache.resolve(&did, now)), found(&did, 0));
         let later = now + FAILED_REFRESH_PAUSE;
-        let step = cache.refresh(&did, later);
+        let step = doubt(&mut cache, &did, later);
         complete(&mut cache, &did, step, &found(&did, 1), later);
-        assert_eq!(answer(cache.refresh(&did, later)), found(&did, 1));
+        assert_eq!(answer(doubt(&mut cache, &did, later)), found(&did, 1));
 
         let (mut cache, now) = (self::cache(), later);
-        let step = cache.refresh(&did, now);
+        let step = doubt(&mut cache, &did, now);
         complete(&mut cache, &did, step, &down, now);
-        let step = cache.refresh(&did, now + FAILED_REFRESH_PAUSE);
+        let step = doubt(&mut cache, &did, now + FAILED_REFRESH_PAUSE);
         complete(
             &mut cache,
             &did,
@@ -426,19 +480,54 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_join_a_flight_and_flights_are_bounded() {
+    async fn requests_join_a_flight() {
         let now = Instant::now();
-        let mut cache = Cache::new(NonZeroUsize::new(2).unwrap(), LIFETIMES, 1);
-        assert!(matches!(cache.resolve(&did("a"), now), Step::Start(..)));
+        let (mut cache, did) = (cache(), did("a"));
+        assert!(matches!(cache.resolve(&did, now), Step::Start(..)));
+        assert!(matches!(cache.resolve(&did, now), Step::Join(_)));
+        assert!(matches!(doubt(&mut cache, &did, now), Step::Join(_)));
+    }
+
+    #[tokio::test]
+    async fn a_requester_spends_its_own_budget_alone() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let (mut cache, did) = (cache(), did("a"));
+        let step = doubt_of(&mut cache, 1, &did, now);
+        complete(&mut cache, &did, step, &found(&did, 0), now);
         assert!(matches!(
-            cache.resolve(&did("a"), now),
-            Step::Join(Flight { forced: false, .. })
+            doubt_of(&mut cache, 1, &did, at(1)),
+            Step::Answer(_)
         ));
-        assert!(matches!(cache.refresh(&did("a"), now), Step::Join(_)));
+        let step = doubt_of(&mut cache, 2, &did, at(1));
+        complete(&mut cache, &did, step, &found(&did, 1), at(1));
+        assert!(matches!(
+            doubt_of(&mut cache, 2, &did, at(2)),
+            Step::Answer(_)
+        ));
+    }
+
+    /// What another requester's look-up found serves all whose doubt is older, and costs them nothing.
+    #[tokio::test]
+    async fn a_look_up_that_began_after_the_doubt_answers_it() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let (mut cache, did) = (cache(), did("a"));
+        let step = doubt_of(&mut cache, 1, &did, at(5));
+        complete(&mut cache, &did, step, &found(&did, 5), at(6));
+        let doubt = Doubt {
+            requester: Requester(2),
+            since: at(4),
+        };
         assert_eq!(
-            answer(cache.resolve(&did("b"), now)),
-            Err(ResolveError::RateLimited)
+            answer(cache.refresh(&did, doubt, at(7))),
+            found(&did, 5),
+            "the document was read after the doubt arose"
         );
+        assert!(matches!(
+            doubt_of(&mut cache, 2, &did, at(7)),
+            Step::Start(..)
+        ));
     }
 
     #[tokio::test]

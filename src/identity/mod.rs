@@ -43,9 +43,18 @@ pub enum ResolveError {
     /// The directory or the host did not answer; a later attempt may succeed.
     #[error("the identity could not be read: {0}")]
     Unavailable(String),
-    /// Too many look-ups are waiting; a later attempt may succeed.
-    #[error("too many look-ups are waiting")]
+    /// The directory's rate lets no look-up through for now; a later attempt may succeed.
+    #[error("too many look-ups are waiting for the directory")]
     RateLimited,
+}
+
+/// Whose budget a forced look-up spends: the host whose event asks, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Requester(pub u32);
+
+impl Requester {
+    /// Whoever asks for itself and for no host, as a command line does.
+    pub const NO_HOST: Self = Self(0);
 }
 
 impl ResolveError {

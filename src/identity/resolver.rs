@@ -1,5 +1,5 @@
-//! The resolver: cache in front, one look-up per DID at a time behind it, with limits on how many and how often.
-//! It never blocks a thread, and every wait in it is bounded.
+//! The resolver: cache in front, one look-up per DID at a time behind it, with limits on how often. How many look-ups
+//! there are at a time is its caller's affair. It never blocks a thread, and every wait in it is bounded.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use lru::LruCache;
 use reqwest::Client;
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use url::Url;
 
-use super::cache::{Cache, Flight, Lifetimes, Outcome, Step};
+use super::cache::{Cache, Doubt, Flight, Lifetimes, Outcome, Step};
 use super::sources::{Source, from_plc, from_web, identity};
-use super::{Identity, PdsHost, RepoStatus, RepoStatusError, ResolveError, repo_status};
+use super::{Identity, PdsHost, RepoStatus, RepoStatusError, Requester, ResolveError, repo_status};
 use crate::atproto::did::Did;
 use crate::atproto::did_doc::DidDocument;
 use crate::bucket::Bucket;
@@ -21,6 +21,9 @@ use crate::clock::Clock;
 use crate::config::IdentityConfig;
 use crate::dial::{Guard, directory_client, http_client};
 use crate::telemetry::{DirectoryOutcome, IdentityMethod, metrics};
+
+/// Inactive accounts that are remembered.
+const INACTIVE: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
 
 /// Settings of a [`Resolver`].
 #[derive(Clone, Debug)]
@@ -38,19 +41,15 @@ pub struct ResolverOptions {
     /// How long a failure to reach the directory or a host is remembered: short, because a caller that tries again
     /// after a moment should reach it.
     pub unavailable_ttl: Duration,
-    /// Mean time between two forced look-ups of one DID.
+    /// Mean time between two forced look-ups of one DID by one requester.
     pub refresh_interval: Duration,
-    /// Forced look-ups of one DID that may follow each other at once: a PDS announces the steps of one change by several
-    /// `#identity` events within seconds.
+    /// Forced look-ups of one DID by one requester that may follow each other at once: a PDS announces the steps of one
+    /// change by several `#identity` events within seconds.
     pub refresh_burst: u32,
     /// Requests per second to the directory; one second's worth may go at once.
     pub directory_rate: f64,
-    /// Longest wait for a turn at the directory, or for one of the connections.
+    /// Longest wait for a turn at the directory.
     pub max_wait: Duration,
-    /// Requests under way at one time, to the directory and to hosts each.
-    pub concurrency: usize,
-    /// Look-ups under way or waiting at one time; more are refused.
-    pub max_pending: usize,
     /// The time that identities are dated with.
     pub clock: Clock,
 }
@@ -68,8 +67,6 @@ impl Default for ResolverOptions {
             refresh_burst: 10,
             directory_rate: 100.0,
             max_wait: Duration::from_secs(10),
-            concurrency: 64,
-            max_pending: 10_000,
             clock: Clock::default(),
         }
     }
@@ -87,8 +84,6 @@ struct Inner {
     hosts: Client,
     cache: Mutex<Cache>,
     bucket: Bucket,
-    directory_slots: Semaphore,
-    host_slots: Semaphore,
     /// Accounts that their PDS lately called inactive: not asked again within the refresh interval.
     inactive: Mutex<LruCache<(Did, PdsHost), (Instant, RepoStatus)>>,
 }
@@ -107,13 +102,9 @@ impl Resolver {
         let inner = Inner {
             directory: directory_client(),
             hosts: http_client(&options.guard),
-            cache: Mutex::new(Cache::new(entries, lifetimes, options.max_pending)),
+            cache: Mutex::new(Cache::new(entries, lifetimes)),
             bucket: Bucket::new(options.directory_rate, options.max_wait),
-            directory_slots: Semaphore::new(options.concurrency.max(1)),
-            host_slots: Semaphore::new(options.concurrency.max(1)),
-            inactive: Mutex::new(LruCache::new(
-                NonZeroUsize::MIN.saturating_add(options.max_pending),
-            )),
+            inactive: Mutex::new(LruCache::new(INACTIVE)),
             options,
         };
         Self {
@@ -146,17 +137,19 @@ impl Resolver {
         }
     }
 
-    /// The identity of `did` looked up anew. Within the refresh interval of the last forced look-up it is the cached
-    /// one, and the first [`Resolver::resolve`] after the interval makes up for it.
+    /// The identity of `did` as it was read after `since`. A look-up that `requester` asks for spends its own budget;
+    /// within its refresh interval it gets the cached identity, and the first [`Resolver::resolve`] after the interval
+    /// makes up for it.
     ///
     /// # Errors
     /// See [`ResolveError`]; a failure leaves a cached identity in place.
-    pub async fn refresh(&self, did: &Did) -> Outcome {
+    pub async fn refresh(&self, did: &Did, requester: Requester, since: Instant) -> Outcome {
+        let doubt = Doubt { requester, since };
         loop {
-            let step = self.inner.cache().refresh(did, Instant::now());
+            let step = self.inner.cache().refresh(did, doubt, Instant::now());
             match step {
                 Step::Answer(outcome) => return outcome,
-                Step::Join(flight) if flight.forced => return wait(flight.outcome).await,
+                Step::Join(flight) if flight.began > since => return wait(flight.outcome).await,
                 // It may have read the document before the change that made the caller ask.
                 Step::Join(flight) => drop(wait(flight.outcome).await),
                 Step::Start(sender, flight) => return self.start(did, sender, flight).await,
@@ -186,9 +179,6 @@ impl Resolver {
         {
             return Ok(status.clone());
         }
-        let busy = || RepoStatusError::Unavailable(ResolveError::RateLimited.to_string());
-        let slot = timeout(self.inner.options.max_wait, self.inner.host_slots.acquire()).await;
-        let _slot = slot.map_err(|_| busy())?.map_err(|_| busy())?;
         metrics().status_lookups.inc();
         let status =
             repo_status::ask(&self.inner.hosts, &self.inner.options.guard, pds, did).await?;
@@ -267,7 +257,6 @@ impl Inner {
     async fn look_up(&self, did: &Did) -> Outcome {
         let found = match Source::of(did, &self.options.guard)? {
             Source::Plc => {
-                let _slot = self.slot(&self.directory_slots).await?;
                 if !self.bucket.turn().await {
                     return Err(ResolveError::RateLimited);
                 }
@@ -275,7 +264,6 @@ impl Inner {
                 self.read(did, IdentityMethod::Plc, document).await
             }
             Source::Web(host) => {
-                let _slot = self.slot(&self.host_slots).await?;
                 let document = from_web(&self.hosts, &self.options.guard, &host);
                 self.read(did, IdentityMethod::Web, document).await
             }
@@ -316,16 +304,6 @@ impl Inner {
         };
         metrics().lookups(method, outcome).inc();
         found.map(Arc::new)
-    }
-
-    async fn slot<'a>(
-        &self,
-        slots: &'a Semaphore,
-    ) -> Result<tokio::sync::SemaphorePermit<'a>, ResolveError> {
-        match timeout(self.options.max_wait, slots.acquire()).await {
-            Ok(Ok(slot)) => Ok(slot),
-            Ok(Err(_)) | Err(_) => Err(ResolveError::RateLimited),
-        }
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {

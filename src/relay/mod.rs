@@ -552,6 +552,10 @@ fn pipeline_options(config: &Config, clock: Clock) -> verify::Options {
         shards,
         account_bytes: usize::try_from(config.account_cache_bytes).unwrap_or(usize::MAX),
         tuning: tuning(config),
+        places: verify::Places {
+            directory: config.identity.directory_lookups,
+            hosts: config.identity.host_lookups,
+        },
         clock,
     }
 }

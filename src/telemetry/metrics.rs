@@ -48,6 +48,22 @@ pub enum IdentityMethod {
     Web,
 }
 
+/// What is looked up, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LookupKind {
+    /// A did:plc at the directory.
+    Directory,
+    /// A did:web at its host.
+    Web,
+    /// The status of an account at its PDS.
+    Status,
+}
+
+impl LookupKind {
+    /// All of them, in their order.
+    pub const ALL: [Self; 3] = [Self::Directory, Self::Web, Self::Status];
+}
+
 /// What came of a look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DirectoryOutcome {
@@ -130,6 +146,7 @@ pub struct Metrics {
     /// Identities not found in the cache.
     pub identity_cache_misses: IntCounter,
     lookups: [[IntCounter; 4]; 2],
+    lookups_waiting: [IntGauge; LookupKind::ALL.len()],
     /// Identities in memory, sampled.
     pub identity_cache_entries: IntGauge,
     /// Time of a look-up at a directory or did:web host, in seconds.
@@ -215,6 +232,11 @@ impl Metrics {
             "relay_identity_lookups_total",
             "Look-ups of DIDs by method and outcome",
             &["method", "outcome"],
+        );
+        let lookups_waiting = r.gauges(
+            "relay_lookups_waiting",
+            "Look-ups that wait for the turn of the host whose event asks",
+            &["kind"],
         );
         let lookups = ["plc", "web"].map(|method| {
             ["found", "not_found", "invalid", "unavailable"]
@@ -392,6 +414,8 @@ impl Metrics {
                 "Identities not found in the cache",
             ),
             lookups,
+            lookups_waiting: ["directory", "web", "status"]
+                .map(|kind| lookups_waiting.with_label_values(&[kind])),
             lookup_seconds: r.histogram(
                 "relay_identity_lookup_seconds",
                 "Time of a look-up of a DID",
@@ -518,6 +542,11 @@ impl Metrics {
     /// 1 while a kind of parts shows no progress.
     pub fn stuck(&self, part: &'static str) -> IntGauge {
         self.stuck.with_label_values(&[part])
+    }
+
+    /// Look-ups of this kind that wait for their turn.
+    pub fn lookups_waiting(&self, kind: LookupKind) -> &IntGauge {
+        &self.lookups_waiting[kind as usize]
     }
 
     /// Look-ups of DIDs.

@@ -10,6 +10,7 @@ mod server;
 
 pub use logging::{LoggingError, init_logging, set_log_level, stderr_is_journal};
 pub use metrics::{
-    Cut, DirectoryOutcome, IdentityMethod, Metrics, Removal, ShardGauges, metrics, raise_to,
+    Cut, DirectoryOutcome, IdentityMethod, LookupKind, Metrics, Removal, ShardGauges, metrics,
+    raise_to,
 };
 pub use server::{Health, Observed, router};

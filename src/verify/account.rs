@@ -4,6 +4,7 @@
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use crate::atproto::cid::Cid;
 use crate::atproto::key::{Curve, PublicKey, VerifyingKey};
@@ -13,6 +14,9 @@ use crate::config::DesyncLimits;
 use crate::store::{AccountRow, HostId, LocalStatus, RepoState, UpstreamStatus};
 
 use super::slab::{RECORD_BITS, RECORD_BYTES, Record};
+
+/// How long an identity past its time is used before it is asked for once more, where nobody answered.
+const IDENTITY_RETRY: Duration = Duration::from_secs(60);
 
 /// A packed account: the key's x coordinate, the rev, then these bits from the lowest: the mark of the data CID, the
 /// minute of resolution, the host, the parity of the key's y coordinate, the curve.
@@ -55,6 +59,8 @@ pub struct Account {
     pub resolved_at: Option<i64>,
     /// When the PDS was last asked for the account's status, Unix time in seconds.
     pub asked_status_at: i64,
+    /// When an old identity was last asked for again, Unix time in seconds.
+    pub asked_identity_at: i64,
     /// Number of the last change: it stays resident until the store's writer knows of it.
     pub ticket: u64,
 }
@@ -119,6 +125,15 @@ impl Account {
     /// Whether this host is the account's PDS, as far as known.
     pub fn is_at(&self, host: HostId) -> bool {
         !self.away && self.host == Some(host)
+    }
+
+    /// Whether the identity is to be asked for: it is not known, or it is older than `ttl` and was not asked for lately. A
+    /// directory that does not answer is not asked again for every event.
+    pub fn identity_due(&self, ttl: Duration, now: i64) -> bool {
+        self.resolved_at.is_none_or(|resolved_at| {
+            has_passed(ttl, resolved_at, now)
+                && has_passed(IDENTITY_RETRY, self.asked_identity_at, now)
+        })
     }
 
     /// Counts a break of the chain of commits; tells whether there were too many in the period.

@@ -69,6 +69,8 @@ pub(super) struct Waiting {
     pub refreshed: bool,
     /// Whether the PDS was asked for the account's status for this event.
     pub asked_status: bool,
+    /// What the event says, where all but its signature was found right: that is not found out twice.
+    pub facts: Option<Facts>,
 }
 
 impl Waiting {
@@ -78,6 +80,7 @@ impl Waiting {
             identity: None,
             refreshed: false,
             asked_status: false,
+            facts: None,
         }
     }
 }
@@ -181,7 +184,12 @@ fn account_event(
     account: &Account,
     at: &Circumstances,
 ) -> Verdict {
-    from_own_host(waiting, account, at)?;
+    // It can end the account, so it does not rely on an identity that may be out of date.
+    from_own_host(
+        waiting,
+        account,
+        account.identity_due(at.tuning.identity_ttl, at.now()),
+    )?;
     Ok(Finding::Account(UpstreamStatus::from_event(
         event.active,
         event.status,
@@ -196,12 +204,15 @@ fn commit_event(
 ) -> Verdict {
     rules::commit_size(commit)?;
     let rev = rules::rev(commit.rev, at.now_us)?;
-    from_own_host(waiting, account, at)?;
+    from_own_host(waiting, account, account.resolved_at.is_none())?;
     let key = signing_key(waiting, account)?;
     active(waiting, account, at, false)?;
     rules::rev_order(rev, account.repo.map(|repo| repo.rev))?;
     let strictness = strictness(waiting, at);
-    let facts = rules::commit(commit, rev, strictness)?;
+    let facts = match &waiting.facts {
+        Some(facts) => facts.clone(),
+        None => rules::commit(commit, rev, strictness)?,
+    };
     let chain = rules::chain(commit, account.repo.map(|repo| (repo.rev, repo.data)));
     Ok(Finding::Check(Candidate {
         key: key.clone(),
@@ -229,10 +240,13 @@ fn sync_event(
 ) -> Verdict {
     rules::sync_size(sync)?;
     let rev = rules::rev(sync.rev, at.now_us)?;
-    from_own_host(waiting, account, at)?;
+    from_own_host(waiting, account, account.resolved_at.is_none())?;
     let key = signing_key(waiting, account)?;
     active(waiting, account, at, true)?;
-    let facts = rules::sync(sync, rev)?;
+    let facts = match &waiting.facts {
+        Some(facts) => facts.clone(),
+        None => rules::sync(sync, rev)?,
+    };
     let last = match account.repo {
         // Only now it matters which commit it was.
         Some(tip) if tip.rev == rev && tip.commit.is_none() => {
@@ -249,13 +263,15 @@ fn sync_event(
     }))
 }
 
-/// The host must be the account's PDS. A host that seems not to be is looked up once more, past every cache.
-fn from_own_host(waiting: &Waiting, account: &Account, at: &Circumstances) -> Result<(), Obstacle> {
-    if waiting.identity.is_none() && needs_identity(account, at) {
+/// The host must be the account's PDS. The identity is asked for first where it is `due`; a host that seems not to be the
+/// PDS is looked up once more, past every cache.
+fn from_own_host(waiting: &Waiting, account: &Account, due: bool) -> Result<(), Obstacle> {
+    if waiting.identity.is_none() && due {
         return Err(Obstacle::Ask(Question::Identity { fresh: false }));
     }
+    // A known identity outlives a directory that does not answer. One that is not known is no reason to believe a host.
     if let Some(Err(reason)) = waiting.identity
-        && reason.is_certain()
+        && (reason.is_certain() || account.resolved_at.is_none())
     {
         return Err(Obstacle::Drop(reason.rule()));
     }
@@ -270,12 +286,6 @@ fn from_own_host(waiting: &Waiting, account: &Account, at: &Circumstances) -> Re
         Some(Ok(identity)) if identity.pds.is_none() => Rule::NoPds,
         _ => Rule::WrongHost,
     }))
-}
-
-fn needs_identity(account: &Account, at: &Circumstances) -> bool {
-    account
-        .resolved_at
-        .is_none_or(|resolved_at| has_passed(at.tuning.identity_ttl, resolved_at, at.now()))
 }
 
 /// The account's key. An account without one is looked up once more, past every cache.

@@ -1,9 +1,10 @@
 //! The look-ups that shards ask for: accounts in SQL, identities, the status of an account at its PDS.
 //!
-//! Runs on tokio. Account rows are read in batches; every question gets exactly one answer, in bounded time.
+//! Runs on tokio. Account rows are read in batches; the other look-ups take turns by the host whose event asks. Every
+//! question gets exactly one answer; one that found no turn waits for it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant as Moment};
 
 use tokio::sync::mpsc::{UnboundedReceiver, WeakUnboundedSender};
 use tokio::task::JoinSet;
@@ -11,28 +12,52 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use crate::atproto::did::Did;
-use crate::identity::{Identity, RepoStatusError, ResolveError, Resolver};
-use crate::store::{UpstreamStatus, Writer};
+use crate::identity::{Identity, RepoStatusError, Requester, ResolveError, Resolver};
+use crate::store::{HostId, UpstreamStatus, Writer};
+use crate::telemetry::{LookupKind, metrics};
 use crate::upstream::HostHandle;
 
 use super::alarm::{Alarm, Watched};
 use super::judge::{NoIdentity, Question};
-use super::shard::{Answer, Lookup, Work};
+use super::shard::{Answer, Work};
+use super::turns::{Turn, Turns};
 
 /// Most account rows read at once.
 const ACCOUNTS_PER_READ: usize = 500;
 /// Most such reads under way: what is asked for meanwhile goes together into the next one. A lone question never waits.
 const READS: usize = 4;
-/// How often an identity is asked for before its event is given up, and the wait in between: a directory that is
-/// down for a moment loses no event.
-const IDENTITY_ATTEMPTS: u32 = 3;
-const IDENTITY_PAUSE: Duration = Duration::from_secs(2);
-/// How long an identity waits for its turn where too many are looked up, and the wait before it asks again: a relay
-/// that is new meets every account for the first time.
-const TURN_PATIENCE: Duration = Duration::from_secs(10 * 60);
-const TURN_PAUSE: Duration = Duration::from_millis(500);
+/// How often a directory or a host is asked that does not answer, and the wait in between: one that is down for a moment
+/// loses no event.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(2);
+/// The wait where the directory's rate is used up.
+const RATE_PAUSE: Duration = Duration::from_millis(500);
+/// Whose turns an operator's look-ups are: hosts' numbers begin above it.
+const NO_HOST: HostId = HostId(0);
 /// The wait before a database that failed is asked again.
 const DATABASE_PAUSE: Duration = Duration::from_millis(500);
+
+/// Look-ups under way at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    /// At the PLC directory.
+    pub directory: usize,
+    /// At hosts: the documents of did:web and the statuses of accounts, each.
+    pub hosts: usize,
+}
+
+/// A shard's question.
+pub(super) struct Lookup {
+    pub shard: usize,
+    pub did: Did,
+    pub question: Question,
+    /// The host whose event asks; `None` where an operator does, who only asks for accounts.
+    pub asker: Option<Arc<HostHandle>>,
+    /// When the event that asks came: what was read later is fresh for it.
+    pub since: Moment,
+    /// No event waits for the answer.
+    pub beside: bool,
+}
 
 /// Answers questions until the shards are gone.
 pub(super) struct Lookups {
@@ -42,37 +67,89 @@ pub(super) struct Lookups {
     pub shards: Vec<WeakUnboundedSender<Work>>,
     /// Told of a panic: the events that wait for the answer would wait for ever.
     pub alarm: Alarm,
+    /// Look-ups under way at a time.
+    pub places: Places,
+}
+
+/// What waits, and what is under way.
+struct Desk {
+    turns: [Turns<HostId, Try>; LookupKind::ALL.len()],
+    running: JoinSet<Done>,
+    /// Look-ups that failed and are made again.
+    pausing: JoinSet<Try>,
+    accounts: Vec<(usize, Did)>,
+    reads: JoinSet<()>,
+}
+
+/// A look-up, and how often it was tried without an answer.
+struct Try {
+    lookup: Lookup,
+    failed: u32,
+}
+
+/// A look-up that is over.
+struct Done {
+    kind: LookupKind,
+    turn: Turn<HostId>,
+    /// Whether whoever was asked answered.
+    answered: bool,
+    /// To be tried again after a wait.
+    again: Option<(Try, Duration)>,
 }
 
 impl Lookups {
     pub async fn run(self: Arc<Self>, mut questions: UnboundedReceiver<Lookup>) {
         let _watched = self.watched();
         let mut batch = Vec::new();
-        let mut accounts = Vec::new();
-        let mut reads = JoinSet::new();
+        let mut desk = Desk::new(self.places);
         loop {
             tokio::select! {
                 count = questions.recv_many(&mut batch, ACCOUNTS_PER_READ) => if count == 0 {
                     return;
                 },
-                // A read that panicked has raised the alarm.
-                Some(_) = reads.join_next() => {}
+                // A read or a look-up that panicked has raised the alarm.
+                Some(_) = desk.reads.join_next() => {}
+                Some(done) = desk.running.join_next() => if let Ok(done) = done {
+                    desk.end(done);
+                },
+                Some(again) = desk.pausing.join_next() => if let Ok(again) = again {
+                    desk.enter(again);
+                },
             }
             for lookup in batch.drain(..) {
-                match lookup.question {
-                    Question::Account => accounts.push((lookup.shard, lookup.did)),
-                    Question::Identity { fresh } => {
-                        tokio::spawn(self.clone().identity(lookup.shard, lookup.did, fresh));
-                    }
-                    Question::Status => {
-                        tokio::spawn(self.clone().status(lookup.shard, lookup.did, lookup.host));
-                    }
-                }
+                self.take(&mut desk, lookup);
             }
-            while reads.len() < READS && !accounts.is_empty() {
-                let next = accounts.len().min(ACCOUNTS_PER_READ);
-                reads.spawn(self.clone().accounts(accounts.drain(..next).collect()));
+            self.begin(&mut desk);
+        }
+    }
+
+    fn take(&self, desk: &mut Desk, lookup: Lookup) {
+        if lookup.question == Question::Account {
+            return desk.accounts.push((lookup.shard, lookup.did));
+        }
+        if lookup.question == (Question::Identity { fresh: false })
+            && let Some(identity) = self.resolver.cached(&lookup.did)
+        {
+            return self.identified(lookup, Ok(identity));
+        }
+        desk.enter(Try { lookup, failed: 0 });
+    }
+
+    /// Begins what may begin.
+    fn begin(self: &Arc<Self>, desk: &mut Desk) {
+        while desk.reads.len() < READS && !desk.accounts.is_empty() {
+            let next = desk.accounts.len().min(ACCOUNTS_PER_READ);
+            let read = self.clone().accounts(desk.accounts.drain(..next).collect());
+            desk.reads.spawn(read);
+        }
+        let now = Instant::now();
+        for kind in LookupKind::ALL {
+            let turns = &mut desk.turns[kind as usize];
+            while let Some((turn, look_up)) = turns.next(now) {
+                desk.running
+                    .spawn(self.clone().look_up(kind, turn, look_up));
             }
+            metrics().lookups_waiting(kind).set(turns.waiting() as i64);
         }
     }
 
@@ -94,60 +171,181 @@ impl Lookups {
         };
         for (shard, did) in asked {
             let row = rows.remove(&did).map(Box::new);
-            self.answer(shard, did, Answer::Account(row));
+            self.answer(shard, did, None, Answer::Account(row));
         }
     }
 
-    async fn identity(self: Arc<Self>, shard: usize, did: Did, fresh: bool) {
+    async fn look_up(self: Arc<Self>, kind: LookupKind, turn: Turn<HostId>, now: Try) -> Done {
         let _watched = self.watched();
-        let started = Instant::now();
-        let mut attempt = 1;
-        let result = loop {
-            match self.resolve(&did, fresh).await {
-                // Our own limits drop nothing: the host is held back meanwhile, by what it has under way.
-                Err(ResolveError::RateLimited) if started.elapsed() < TURN_PATIENCE => {
-                    sleep(TURN_PAUSE + TURN_PAUSE.mul_f64(fastrand::f64())).await;
-                }
-                Err(error) if error.is_temporary() && attempt < IDENTITY_ATTEMPTS => {
-                    sleep(IDENTITY_PAUSE * attempt).await;
-                    attempt += 1;
-                }
-                result => break result.map_err(|error| no_identity(&error)),
-            }
+        let (answered, again) = match now.lookup.question {
+            Question::Identity { fresh } => self.identity(now, fresh).await,
+            Question::Status => self.status(now).await,
+            // Read in batches, see [`Lookups::take`].
+            Question::Account => (true, None),
         };
-        self.answer(shard, did, Answer::Identity { result, fresh });
+        Done {
+            kind,
+            turn,
+            answered,
+            again,
+        }
     }
 
-    async fn resolve(&self, did: &Did, fresh: bool) -> Result<Arc<Identity>, ResolveError> {
-        if fresh {
-            self.resolver.refresh(did).await
+    /// Looks an identity up. Tells whether there was an answer, and what is to be tried again.
+    async fn identity(&self, now: Try, fresh: bool) -> (bool, Option<(Try, Duration)>) {
+        let Lookup { did, since, .. } = &now.lookup;
+        let result = if fresh {
+            let since = Instant::from_std(*since);
+            self.resolver.refresh(did, now.requester(), since).await
         } else {
             self.resolver.resolve(did).await
+        };
+        match result {
+            // The directory was not asked: the look-up waits for as long as it takes.
+            Err(ResolveError::RateLimited) => (true, Some((now, jittered(RATE_PAUSE)))),
+            Err(error) if error.is_temporary() => match now.failed() {
+                Ok(again) => (false, Some(again)),
+                Err(lookup) => {
+                    self.identified(lookup, Err(NoIdentity::Unresolved));
+                    (false, None)
+                }
+            },
+            result => {
+                self.identified(now.lookup, result.map_err(|error| no_identity(&error)));
+                (true, None)
+            }
         }
     }
 
-    async fn status(self: Arc<Self>, shard: usize, did: Did, host: Option<Arc<HostHandle>>) {
-        let _watched = self.watched();
-        let status = match host {
-            Some(host) => match self.resolver.repo_status(host.host(), &did).await {
-                Ok(answer) => Some(UpstreamStatus::from_event(
-                    answer.active,
-                    answer.status.as_deref(),
-                )),
-                Err(RepoStatusError::NotFound) => Some(UpstreamStatus::Deleted),
-                Err(RepoStatusError::Unavailable(_)) => None,
-            },
-            None => None,
+    fn identified(&self, lookup: Lookup, result: Result<Arc<Identity>, NoIdentity>) {
+        let Lookup {
+            shard,
+            did,
+            question,
+            asker,
+            beside,
+            ..
+        } = lookup;
+        let answer = if beside {
+            Answer::Renewed(result)
+        } else {
+            let fresh = question == (Question::Identity { fresh: true });
+            Answer::Identity { result, fresh }
         };
-        self.answer(shard, did, Answer::Status(status));
+        self.answer(shard, did, asker, answer);
     }
 
-    fn answer(&self, shard: usize, did: Did, answer: Answer) {
+    /// Asks a PDS for the status of an account of its own. Tells as [`Lookups::identity`] does.
+    async fn status(&self, now: Try) -> (bool, Option<(Try, Duration)>) {
+        let Some(host) = &now.lookup.asker else {
+            return (true, None);
+        };
+        let status = match self
+            .resolver
+            .repo_status(host.host(), &now.lookup.did)
+            .await
+        {
+            Ok(answer) => UpstreamStatus::from_event(answer.active, answer.status.as_deref()),
+            Err(RepoStatusError::NotFound) => UpstreamStatus::Deleted,
+            Err(RepoStatusError::Unavailable(_)) => {
+                return match now.failed() {
+                    Ok(again) => (false, Some(again)),
+                    Err(lookup) => {
+                        let Lookup {
+                            shard, did, asker, ..
+                        } = lookup;
+                        self.answer(shard, did, asker, Answer::Status(None));
+                        (false, None)
+                    }
+                };
+            }
+        };
+        let Lookup {
+            shard, did, asker, ..
+        } = now.lookup;
+        self.answer(shard, did, asker, Answer::Status(Some(status)));
+        (true, None)
+    }
+
+    fn answer(&self, shard: usize, did: Did, asker: Option<Arc<HostHandle>>, answer: Answer) {
         // A shard that is gone needs no answers.
         if let Some(shard) = self.shards[shard].upgrade() {
-            let _ = shard.send(Work::Answer(did, answer));
+            let _ = shard.send(Work::Answer { did, asker, answer });
         }
     }
+}
+
+impl Desk {
+    fn new(places: Places) -> Self {
+        Self {
+            turns: LookupKind::ALL.map(|kind| {
+                Turns::new(match kind {
+                    LookupKind::Directory => places.directory,
+                    LookupKind::Web | LookupKind::Status => places.hosts,
+                })
+            }),
+            running: JoinSet::new(),
+            pausing: JoinSet::new(),
+            accounts: Vec::new(),
+            reads: JoinSet::new(),
+        }
+    }
+
+    fn enter(&mut self, look_up: Try) {
+        let Lookup {
+            did,
+            question,
+            asker,
+            beside,
+            ..
+        } = &look_up.lookup;
+        let kind = match question {
+            Question::Status => LookupKind::Status,
+            _ if did.method() == "web" => LookupKind::Web,
+            _ => LookupKind::Directory,
+        };
+        let asker = asker.as_ref().map_or(NO_HOST, |host| host.id());
+        let turns = &mut self.turns[kind as usize];
+        let now = Instant::now();
+        if *beside {
+            // Where its host has too many of these, the account asks again later.
+            turns.enter_beside(asker, look_up, now);
+        } else {
+            turns.enter(asker, look_up, now);
+        }
+    }
+
+    fn end(&mut self, done: Done) {
+        self.turns[done.kind as usize].end(&done.turn, done.answered, Instant::now());
+        if let Some((again, pause)) = done.again {
+            self.pausing.spawn(async move {
+                sleep(pause).await;
+                again
+            });
+        }
+    }
+}
+
+impl Try {
+    fn requester(&self) -> Requester {
+        let asker = self.lookup.asker.as_ref();
+        Requester(asker.map_or(NO_HOST, |host| host.id()).0)
+    }
+
+    /// The look-up after another failure: what to try again and after which wait, or the look-up that is given up.
+    fn failed(mut self) -> Result<(Self, Duration), Lookup> {
+        self.failed += 1;
+        if self.lookup.beside || self.failed >= ATTEMPTS {
+            return Err(self.lookup);
+        }
+        let pause = jittered(PAUSE * self.failed);
+        Ok((self, pause))
+    }
+}
+
+/// The wait, or up to half of it more: what failed together is not tried again together.
+fn jittered(wait: Duration) -> Duration {
+    wait + wait.mul_f64(fastrand::f64() / 2.0)
 }
 
 fn no_identity(error: &ResolveError) -> NoIdentity {
@@ -186,12 +384,15 @@ mod tests {
             let lookups = Arc::new(Lookups {
                 resolver: Resolver::new(ResolverOptions {
                     plc_url: directory.url().parse().unwrap(),
-                    max_pending: 1,
                     ..ResolverOptions::default()
                 }),
                 writer: Writer::spawn(store),
                 shards: vec![shard.downgrade()],
                 alarm: Alarm::new(|reason| panic!("{reason}")),
+                places: Places {
+                    directory: 1,
+                    hosts: 1,
+                },
             });
             Self {
                 lookups,
@@ -203,20 +404,37 @@ mod tests {
         }
     }
 
+    fn lookup(did: Did, question: Question) -> Lookup {
+        Lookup {
+            shard: 0,
+            did,
+            question,
+            asker: None,
+            since: Moment::now(),
+            beside: false,
+        }
+    }
+
     #[tokio::test]
     async fn identities_that_wait_for_their_turn_are_not_given_up() {
         let mut bench = Bench::new().await;
+        let (ask, questions) = mpsc::unbounded_channel();
         let count = 40;
         for number in 0..count {
             // Base32 without 0 and 1.
             let digits = ["a", "b", "c", "d", "e", "f", "g", "h"];
             let name = format!("{}{}", digits[number / 8], digits[number % 8]);
             let did = Did::parse(&format!("did:plc:{name:a<24}")).unwrap();
-            tokio::spawn(bench.lookups.clone().identity(0, did, false));
+            let question = Question::Identity { fresh: false };
+            assert!(ask.send(lookup(did, question)).is_ok());
         }
+        tokio::spawn(bench.lookups.clone().run(questions));
         for _ in 0..count {
-            let Some(Work::Answer(did, Answer::Identity { result, .. })) =
-                bench.answers.recv().await
+            let Some(Work::Answer {
+                did,
+                answer: Answer::Identity { result, .. },
+                ..
+            }) = bench.answers.recv().await
             else {
                 panic!("an identity was asked for");
             };
@@ -231,20 +449,18 @@ mod tests {
         let (ask, questions) = mpsc::unbounded_channel();
         let count = ACCOUNTS_PER_READ * READS * 2 + 1;
         for number in 0..count {
-            let lookup = Lookup {
-                shard: 0,
-                did: Did::parse(&format!("did:web:{number}.example")).unwrap(),
-                question: Question::Account,
-                host: None,
-            };
-            assert!(ask.send(lookup).is_ok());
+            let did = Did::parse(&format!("did:web:{number}.example")).unwrap();
+            assert!(ask.send(lookup(did, Question::Account)).is_ok());
         }
         tokio::spawn(bench.lookups.clone().run(questions));
         for _ in 0..count {
             let answer = bench.answers.recv().await;
             assert!(matches!(
                 answer,
-                Some(Work::Answer(_, Answer::Account(None)))
+                Some(Work::Answer {
+                    answer: Answer::Account(None),
+                    ..
+                })
             ));
         }
     }

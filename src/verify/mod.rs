@@ -16,6 +16,7 @@ pub mod signature;
 mod slab;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +39,7 @@ use crate::telemetry::metrics;
 use crate::upstream::{HostHandle, Hosts, Received, Settled, Sink};
 
 pub use alarm::{Alarm, Watched};
+pub use lookup::Places;
 pub use rule::Rule;
 pub use shard::{LOCAL_STATUS_BASE, Redaction, Settlement};
 
@@ -58,6 +60,8 @@ pub struct Options {
     pub account_bytes: usize,
     /// What may change while the pipeline runs.
     pub tuning: Tuning,
+    /// Look-ups under way at a time.
+    pub places: Places,
     /// The time that revs and identities are held against.
     pub clock: Clock,
 }
@@ -181,6 +185,7 @@ impl Pipeline {
             writer: surroundings.writer,
             shards,
             alarm: surroundings.alarm,
+            places: options.places,
         };
         tokio::spawn(Arc::new(answers).run(questions));
         let memory = Arc::new(Semaphore::new(MEMORY_PERMITS));

@@ -42,15 +42,20 @@ struct Counters {
     breaks: u32,
     counting_since: i64,
     asked_status_at: i64,
+    asked_identity_at: i64,
 }
 
 impl Counters {
     fn of(account: &Account) -> Option<Self> {
-        let counts = account.breaks > 0 || !account.upstream.is_active();
+        let old = account
+            .resolved_at
+            .is_some_and(|resolved_at| account.asked_identity_at > resolved_at);
+        let counts = account.breaks > 0 || !account.upstream.is_active() || old;
         counts.then_some(Self {
             breaks: account.breaks,
             counting_since: account.counting_since,
             asked_status_at: account.asked_status_at,
+            asked_identity_at: account.asked_identity_at,
         })
     }
 }
@@ -153,6 +158,7 @@ impl Residents {
             account.breaks = kept.breaks;
             account.counting_since = kept.counting_since;
             account.asked_status_at = kept.asked_status_at;
+            account.asked_identity_at = kept.asked_identity_at;
         }
         self.in_use.put(did, account);
     }

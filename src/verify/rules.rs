@@ -35,7 +35,7 @@ pub enum Strictness {
 }
 
 /// What a `#commit` or `#sync` that broke no rule says of its account, and the signature still to be checked.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Facts {
     /// The repository's revision after the event.
     pub rev: Tid,

@@ -1,7 +1,8 @@
 //! One shard: a thread that judges the events of its DIDs in the order in which they came.
 //!
-//! It never waits for a look-up: an event that needs one is parked with its successors of the same DID, and the
-//! shard goes on with others. It waits only for the log, and so the pressure of a slow disk reaches the hosts.
+//! It never waits for a look-up: an event that needs one is parked with its successors of the same DID and host, and the
+//! shard goes on with others. Events of another host do not wait for it: a host without authority over an account delays
+//! nothing of it. The shard waits only for the log, and so the pressure of a slow disk reaches the hosts.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::mem;
@@ -24,7 +25,7 @@ use crate::eventlog::{Append, UNKNOWN_HOST};
 use crate::identity::Identity;
 use crate::pulse::Pulse;
 use crate::store::{
-    AccountRow, AccountUpdate, KnownKey, LocalStatus, UpstreamStatus, combined_status,
+    AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus, combined_status,
 };
 use crate::telemetry::metrics;
 use crate::upstream::{HostHandle, InFlight, Received};
@@ -32,6 +33,7 @@ use crate::upstream::{HostHandle, InFlight, Received};
 use super::judge::{
     self, Candidate, Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting,
 };
+use super::lookup::Lookup;
 use super::residents::Residents;
 use super::rule::Rule;
 use super::rules::Chain;
@@ -51,8 +53,12 @@ pub(super) enum Work {
     Event(Received, OwnedSemaphorePermit),
     /// An operator's decision.
     Command(Command),
-    /// The answer to a question the shard asked.
-    Answer(Did, Answer),
+    /// The answer to a question that the shard asked for an event of this host, or for an operator.
+    Answer {
+        did: Did,
+        asker: Option<Arc<HostHandle>>,
+        answer: Answer,
+    },
     /// Other settings from now on.
     Follow(Tuning),
     /// Memory is short.
@@ -72,15 +78,6 @@ pub(super) struct Command {
     pub reply: Reply,
 }
 
-/// A shard's question.
-pub(super) struct Lookup {
-    pub shard: usize,
-    pub did: Did,
-    pub question: Question,
-    /// The host whose event asks.
-    pub host: Option<Arc<HostHandle>>,
-}
-
 /// What a look-up found.
 pub(super) enum Answer {
     Account(Option<Box<AccountRow>>),
@@ -89,6 +86,8 @@ pub(super) enum Answer {
         fresh: bool,
     },
     Status(Option<UpstreamStatus>),
+    /// The identity of an account that is known, which was past its time; no event waits for it.
+    Renewed(Result<Arc<Identity>, NoIdentity>),
 }
 
 /// What goes with an event through the log and comes back when it is durable.
@@ -156,12 +155,27 @@ enum Item {
     Command(Command),
 }
 
-/// Events of one DID that wait.
+/// Whose items wait for one another: those of one host, or those of the operator.
+type Lane = Option<HostId>;
+
+/// Items of one DID that wait, by their lanes.
+type Lanes = HashMap<Lane, Parked>;
+
+/// Items of one lane that wait.
 #[derive(Default)]
 struct Parked {
     items: VecDeque<Item>,
-    /// Whether the first one's question is still open.
-    asking: bool,
+    /// The first one's question, while it is open.
+    asking: Option<Question>,
+}
+
+impl Item {
+    fn lane(&self) -> Lane {
+        match self {
+            Item::Event(event) => Some(event.waiting.received.host.id()),
+            Item::Command(_) => None,
+        }
+    }
 }
 
 pub(super) struct Shard {
@@ -170,7 +184,7 @@ pub(super) struct Shard {
     inbox: UnboundedReceiver<Work>,
     outlets: Outlets,
     residents: Residents,
-    parked: HashMap<Did, Parked>,
+    parked: HashMap<Did, Lanes>,
     /// Items of all of `parked`.
     parked_items: usize,
     checks: Vec<(Event, Candidate)>,
@@ -257,9 +271,14 @@ impl Shard {
                 let did = command.did.clone();
                 self.arrive(did, Item::Command(command));
             }
-            Work::Answer(did, answer) => {
-                self.learn(&did, answer);
-                self.resume(&did);
+            Work::Answer { did, asker, answer } => {
+                // What waits for its check was judged by what was known before.
+                if self.checking.contains(&did) {
+                    self.check_signatures();
+                }
+                for lane in self.learn(&did, asker, answer) {
+                    self.resume(&did, lane);
+                }
             }
             Work::Follow(tuning) => self.at.tuning = tuning,
             Work::Shrink => self.residents.let_some_go(),
@@ -268,9 +287,9 @@ impl Shard {
         }
     }
 
-    /// A new item goes behind those of its DID that wait, else it is judged now.
+    /// A new item goes behind those of its lane that wait, else it is judged now.
     fn arrive(&mut self, did: Did, item: Item) {
-        match self.parked.get_mut(&did) {
+        match self.lane(&did, item.lane()) {
             Some(parked) => {
                 parked.items.push_back(item);
                 self.parked_items += 1;
@@ -279,15 +298,18 @@ impl Shard {
         }
     }
 
-    /// Goes on with a DID whose question was answered, until it asks again or nothing waits.
-    fn resume(&mut self, did: &Did) {
-        while let Some(parked) = self.parked.get_mut(did) {
-            if parked.asking {
+    fn lane(&mut self, did: &Did, lane: Lane) -> Option<&mut Parked> {
+        self.parked.get_mut(did)?.get_mut(&lane)
+    }
+
+    /// Goes on with a lane whose question was answered, until it asks again or nothing waits.
+    fn resume(&mut self, did: &Did, lane: Lane) {
+        while let Some(parked) = self.lane(did, lane) {
+            if parked.asking.is_some() {
                 return;
             }
             let Some(item) = parked.items.pop_front() else {
-                self.parked.remove(did);
-                return;
+                return self.close(did, lane);
             };
             self.parked_items -= 1;
             self.consider(did, item);
@@ -295,10 +317,21 @@ impl Shard {
         }
     }
 
+    /// Nothing waits in this lane any more.
+    fn close(&mut self, did: &Did, lane: Lane) {
+        if let Some(lanes) = self.parked.get_mut(did) {
+            lanes.remove(&lane);
+            if lanes.is_empty() {
+                self.parked.remove(did);
+            }
+        }
+    }
+
     fn consider(&mut self, did: &Did, item: Item) {
         if self.checking.contains(did) {
             self.check_signatures();
-            if let Some(parked) = self.parked.get_mut(did).filter(|parked| parked.asking) {
+            let parked = self.lane(did, item.lane());
+            if let Some(parked) = parked.filter(|parked| parked.asking.is_some()) {
                 parked.items.push_back(item);
                 self.parked_items += 1;
                 return;
@@ -333,22 +366,67 @@ impl Shard {
     fn ask(&mut self, event: Event, question: Question) {
         let did = event.waiting.received.did.clone();
         let host = event.waiting.received.host.clone();
-        self.park(did, Item::Event(event), question, Some(host));
+        let since = event.waiting.received.at;
+        self.park(did, Item::Event(event), question, Some(host), since);
     }
 
-    /// Parks an item before those of its DID, and asks its question.
-    fn park(&mut self, did: Did, item: Item, question: Question, host: Option<Arc<HostHandle>>) {
-        let parked = self.parked.entry(did.clone()).or_default();
+    /// Parks an item before those of its lane, and asks its question. The account is read once for all lanes.
+    fn park(
+        &mut self,
+        did: Did,
+        item: Item,
+        question: Question,
+        asker: Option<Arc<HostHandle>>,
+        since: Instant,
+    ) {
+        let lanes = self.parked.entry(did.clone()).or_default();
+        let is_asked = question == Question::Account
+            && lanes.values().any(|lane| lane.asking == Some(question));
+        let parked = lanes.entry(item.lane()).or_default();
         parked.items.push_front(item);
         self.parked_items += 1;
-        parked.asking = true;
+        parked.asking = Some(question);
+        if !is_asked {
+            self.look_up(did, question, asker, since, false);
+        }
+    }
+
+    fn look_up(
+        &self,
+        did: Did,
+        question: Question,
+        asker: Option<Arc<HostHandle>>,
+        since: Instant,
+        beside: bool,
+    ) {
         // The look-ups end only with the process; an answer that never comes is then of no use to anyone.
         let _ = self.outlets.lookups.send(Lookup {
             shard: self.index,
             did,
             question,
-            host,
+            asker,
+            since,
+            beside,
         });
+    }
+
+    /// Asks for the identity of a known account again where it is past its time. The account's events do not wait.
+    fn renew_identity(&mut self, did: &Did, host: &Arc<HostHandle>) {
+        let (now, ttl) = (self.at.now(), self.at.tuning.identity_ttl);
+        let Some(account) = self.residents.get(did) else {
+            return;
+        };
+        if account.identity_due(ttl, now) {
+            account.asked_identity_at = now;
+            let question = Question::Identity { fresh: false };
+            self.look_up(
+                did.clone(),
+                question,
+                Some(host.clone()),
+                Instant::now(),
+                true,
+            );
+        }
     }
 
     /// Checks the signatures that are due, all at once, and follows the verdicts.
@@ -366,11 +444,12 @@ impl Shard {
             })
             .collect();
         let verdicts = signature::verify(&jobs);
-        for ((event, candidate), good) in checks.into_iter().zip(verdicts) {
+        for ((mut event, candidate), good) in checks.into_iter().zip(verdicts) {
             if good {
                 self.accept(event, candidate);
             } else {
                 let obstacle = judge::bad_signature(&event.waiting);
+                event.waiting.facts = Some(candidate.facts);
                 self.stop(event, obstacle);
             }
         }
@@ -383,6 +462,7 @@ impl Shard {
             received.host.mark_sync11();
         }
         let did = received.did.clone();
+        let host = received.host.clone();
         let frame = received.frame.clone();
         let span = received.seq_span.clone();
         let is_sync = received.kind == Kind::Sync;
@@ -423,6 +503,7 @@ impl Shard {
         if let Some(local) = announce {
             self.announce(&did, local, None);
         }
+        self.renew_identity(&did, &host);
     }
 
     fn forward_identity(&mut self, event: Event, edited: Option<Vec<u8>>) {
@@ -508,7 +589,8 @@ impl Shard {
     fn obey(&mut self, command: Command) {
         let did = command.did.clone();
         let Some(account) = self.residents.get(&did) else {
-            return self.park(did, Item::Command(command), Question::Account, None);
+            let item = Item::Command(command);
+            return self.park(did, item, Question::Account, None, Instant::now());
         };
         if !account.known {
             let _ = command.reply.send(Err(CommandError::UnknownAccount));
@@ -592,35 +674,63 @@ impl Shard {
         }
     }
 
-    /// Takes in the answer to the question of a DID's first waiting item.
-    fn learn(&mut self, did: &Did, answer: Answer) {
-        match answer {
+    /// Takes in an answer. Returns the lanes that waited for it.
+    fn learn(&mut self, did: &Did, asker: Option<Arc<HostHandle>>, answer: Answer) -> Vec<Lane> {
+        let lane = asker.as_ref().map(|host| host.id());
+        let lanes = match answer {
             Answer::Account(row) => {
                 self.residents.learn(did, row.map(|row| *row));
+                self.lanes_that_ask(did, Question::Account)
             }
-            Answer::Identity { result, fresh } => self.learn_identity(did, result, fresh),
-            Answer::Status(status) => self.learn_status(did, status),
+            Answer::Identity { result, fresh } => {
+                if let Some(waiting) = self.first_waiting(did, lane) {
+                    waiting.refreshed |= fresh;
+                    waiting.identity = Some(result.clone());
+                }
+                self.learn_identity(did, result, asker.as_ref());
+                vec![lane]
+            }
+            Answer::Status(status) => {
+                if let Some(waiting) = self.first_waiting(did, lane) {
+                    waiting.asked_status = true;
+                }
+                self.learn_status(did, status);
+                vec![lane]
+            }
+            Answer::Renewed(result) => {
+                self.learn_identity(did, result, asker.as_ref());
+                Vec::new()
+            }
+        };
+        for lane in &lanes {
+            if let Some(parked) = self.lane(did, *lane) {
+                parked.asking = None;
+            }
         }
-        if let Some(parked) = self.parked.get_mut(did) {
-            parked.asking = false;
-        }
+        lanes
+    }
+
+    fn lanes_that_ask(&self, did: &Did, question: Question) -> Vec<Lane> {
+        let lanes = self.parked.get(did).into_iter().flatten();
+        let asking = lanes.filter(|(_, parked)| parked.asking == Some(question));
+        asking.map(|(lane, _)| *lane).collect()
     }
 
     fn learn_identity(
         &mut self,
         did: &Did,
         result: Result<Arc<Identity>, NoIdentity>,
-        fresh: bool,
+        asker: Option<&Arc<HostHandle>>,
     ) {
-        let host = self.first_waiting(did).map(|waiting| {
-            waiting.refreshed |= fresh;
-            waiting.identity = Some(result.clone());
-            waiting.received.host.clone()
-        });
-        match (result, host) {
-            (Ok(identity), Some(host)) => self.move_to(did, &identity, &host),
+        match (result, asker) {
+            (Ok(identity), Some(host)) => self.move_to(did, &identity, host),
             (Err(reason), _) if reason.is_certain() => self.forget_identity(did),
-            _ => {}
+            _ => {
+                let now = self.at.now();
+                if let Some(account) = self.residents.get(did) {
+                    account.asked_identity_at = now;
+                }
+            }
         }
     }
 
@@ -681,9 +791,6 @@ impl Shard {
     }
 
     fn learn_status(&mut self, did: &Did, status: Option<UpstreamStatus>) {
-        if let Some(waiting) = self.first_waiting(did) {
-            waiting.asked_status = true;
-        }
         let now = self.at.now();
         let Some(account) = self.residents.get(did) else {
             return;
@@ -698,8 +805,8 @@ impl Shard {
         }
     }
 
-    fn first_waiting(&mut self, did: &Did) -> Option<&mut Waiting> {
-        match self.parked.get_mut(did)?.items.front_mut()? {
+    fn first_waiting(&mut self, did: &Did, lane: Lane) -> Option<&mut Waiting> {
+        match self.lane(did, lane)?.items.front_mut()? {
             Item::Event(event) => Some(&mut event.waiting),
             Item::Command(_) => None,
         }

@@ -63,6 +63,9 @@ pub(super) fn router(plc: Plc) -> Router {
 }
 
 async fn outage(State(plc): State<Plc>, request: Request, next: Next) -> Response {
+    let mut hanging = plc.inner.hanging.subscribe();
+    // The directory that sends is there as long as its requests.
+    let _ = hanging.wait_for(|hanging| !hanging).await;
     if plc.inner.outage.load(Ordering::SeqCst) {
         return Refusal(StatusCode::SERVICE_UNAVAILABLE, "outage".to_owned()).into_response();
     }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use serde_json::Value;
+use tokio::sync::watch;
 
 use self::log::Log;
 pub use self::log::{AuditEntry, AuditError, LogError};
@@ -33,6 +34,7 @@ struct Inner {
     state: RwLock<State>,
     server: OnceLock<Server>,
     outage: AtomicBool,
+    hanging: watch::Sender<bool>,
     lookups: AtomicU64,
 }
 
@@ -133,6 +135,11 @@ impl Plc {
     /// While `true`, every request is answered with 503.
     pub fn set_outage(&self, outage: bool) {
         self.inner.outage.store(outage, Ordering::SeqCst);
+    }
+
+    /// While `true`, every request waits.
+    pub fn set_hanging(&self, hanging: bool) {
+        self.inner.hanging.send_replace(hanging);
     }
 
     /// How many documents were asked for over HTTP.

@@ -286,21 +286,48 @@ fn a_sync_of_the_stored_rev_is_compared_with_the_stored_commit() {
     }
 }
 
+/// Only what can end an account waits for an identity that is past its time; for the rest it is renewed beside them.
 #[test]
-fn identities_are_asked_for_when_unknown_or_old() {
+fn identities_are_asked_for_when_unknown_and_for_account_events_when_old() {
     let cached = Some(Question::Identity { fresh: false });
-    for scene in [Scene::commit, Scene::sync, Scene::account] {
-        for (resolved_at, question) in [
-            (None, cached),
-            (Some(NOW - TTL.as_secs() as i64), cached),
-            (Some(NOW - TTL.as_secs() as i64 + 1), None),
-            // A clock that was ahead noted it.
-            (Some(NOW + 1_000_000), cached),
-        ] {
+    let ttl = TTL.as_secs() as i64;
+    for (resolved_at, due) in [
+        (None, true),
+        (Some(NOW - ttl), true),
+        (Some(NOW - ttl + 1), false),
+        // A clock that was ahead noted it.
+        (Some(NOW + 1_000_000), true),
+    ] {
+        for scene in [Scene::commit, Scene::sync] {
             let mut scene = scene();
             scene.account.resolved_at = resolved_at;
-            assert_eq!(scene.asks(), question, "{resolved_at:?}");
+            assert_eq!(scene.asks(), cached.filter(|_| resolved_at.is_none()));
+            assert_eq!(scene.account.identity_due(TTL, NOW), due, "{resolved_at:?}");
         }
+        let mut scene = Scene::account();
+        scene.account.resolved_at = resolved_at;
+        assert_eq!(scene.asks(), cached.filter(|_| due), "{resolved_at:?}");
+    }
+}
+
+#[test]
+fn a_directory_that_did_not_answer_is_not_asked_again_at_once() {
+    let mut scene = Scene::account();
+    scene.account.resolved_at = Some(NOW - TTL.as_secs() as i64);
+    scene.account.asked_identity_at = NOW - 59;
+    assert!(scene.passes());
+    scene.account.asked_identity_at = NOW - 60;
+    assert!(scene.asks().is_some());
+}
+
+/// A host is not believed where nothing is known of the account's identity, also while the directory is down.
+#[test]
+fn without_an_identity_no_host_is_believed() {
+    for scene in [Scene::commit, Scene::sync, Scene::account] {
+        let mut scene = scene();
+        scene.account.resolved_at = None;
+        scene.unresolved(NoIdentity::Unresolved);
+        assert_eq!(scene.refused(), Some(Rule::IdentityUnresolved));
     }
 }
 
@@ -346,6 +373,23 @@ fn a_key_is_looked_up_once_more_where_there_is_none() {
     let mut scene = Scene::account();
     scene.account.key = None;
     assert!(scene.passes(), "no signature, no key");
+}
+
+/// What was found out of a commit is not found out again: here the blocks are not looked at.
+#[test]
+fn a_commit_that_waited_for_a_key_is_not_taken_apart_twice() {
+    let mut scene = Scene::commit();
+    let Ok(Finding::Check(candidate)) = scene.judged() else {
+        panic!("a commit to be checked");
+    };
+    let blocks = scene.waiting.received.frame.to_vec();
+    let at = blocks.len() / 2;
+    let mut spoiled = blocks;
+    spoiled[at] ^= 1;
+    scene.waiting.received.frame = spoiled.into();
+    assert!(!scene.passes());
+    scene.waiting.facts = Some(candidate.facts);
+    assert!(scene.passes());
 }
 
 #[test]

@@ -21,8 +21,9 @@ use crate::pulse::Pulse;
 use crate::store::{AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus};
 use crate::upstream::{HostHandle, Received};
 use crate::verify::judge::{NoIdentity, Question};
-use crate::verify::shard::{Answer, Command, Lookup, Outlets, Shard, Work};
-use crate::verify::{KnownHosts, Options, Settlement, Tuning};
+use crate::verify::lookup::Lookup;
+use crate::verify::shard::{Answer, Command, Outlets, Shard, Work};
+use crate::verify::{KnownHosts, Options, Places, Settlement, Tuning};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const BREAKS_ALLOWED: u32 = 2;
@@ -67,6 +68,10 @@ impl Bench {
                     period: Duration::from_secs(3_600),
                 },
             },
+            places: Places {
+                directory: 1,
+                hosts: 1,
+            },
             clock: Clock::default(),
         };
         let shard = Shard::new(0, options, work, outlets);
@@ -98,17 +103,21 @@ impl Bench {
     }
 
     fn send(&mut self, kind: Kind, frame: Vec<u8>) {
+        self.send_from(self.host.clone(), kind, frame);
+    }
+
+    fn send_from(&mut self, host: Arc<HostHandle>, kind: Kind, frame: Vec<u8>) {
         let Ok(Peek::Event(event)) = frame::peek(&frame) else {
             panic!("an event");
         };
         self.seq += 1;
         let received = Received {
-            host: self.host.clone(),
             seq: self.seq,
             seq_span: event.seq_span,
             kind,
             did: Did::parse(DID).unwrap(),
-            permit: self.host.progress().begin(self.seq, frame.len()),
+            permit: host.progress().begin(self.seq, frame.len()),
+            host,
             frame: frame.into(),
             at: Instant::now(),
         };
@@ -138,8 +147,16 @@ impl Bench {
     }
 
     fn answer(&self, answer: Answer) {
-        let did = Did::parse(DID).unwrap();
-        assert!(self.inbox.send(Work::Answer(did, answer)).is_ok());
+        self.answer_to(&self.host, answer);
+    }
+
+    fn answer_to(&self, asker: &Arc<HostHandle>, answer: Answer) {
+        let work = Work::Answer {
+            did: Did::parse(DID).unwrap(),
+            asker: Some(asker.clone()),
+            answer,
+        };
+        assert!(self.inbox.send(work).is_ok());
     }
 
     fn identity(&self, question: Question, result: Result<Identity, NoIdentity>) {
@@ -329,18 +346,99 @@ async fn an_account_whose_chain_keeps_breaking_is_throttled_until_it_syncs() {
     assert_eq!(bench.next_out(), out(&next));
 }
 
+/// Nothing that a host sends delays what the operator decides.
 #[tokio::test]
-async fn decisions_wait_their_turn_behind_the_events_before_them() {
+async fn decisions_do_not_wait_for_events_that_wait_for_a_look_up() {
     let (mut bench, mut repo) = Bench::with_account().await;
     let mut rotated = repo.commit(&[]);
     rotated.key = secret(6);
     bench.commit(&rotated);
-    bench.decide(LocalStatus::TakenDown);
-    bench.commit(&repo.commit(&[]));
-    bench.decide(LocalStatus::Active);
     bench.asked(FRESH).await;
-    bench.identity(FRESH, Ok(bench.document(secret(6))));
-    assert_eq!(bench.next_out(), out(&rotated));
+    bench.decide(LocalStatus::TakenDown);
     assert_eq!(bench.next_out(), "account Some(\"takendown\")");
-    assert_eq!(bench.next_out(), "account None");
+    bench.commit(&repo.commit(&[]));
+    bench.identity(FRESH, Ok(bench.document(secret(6))));
+    bench.decide(LocalStatus::Active);
+    assert_eq!(
+        bench.next_out(),
+        "account None",
+        "both commits were refused"
+    );
+    let mut next = repo.commit(&[]);
+    next.key = secret(6);
+    bench.commit(&next);
+    assert_eq!(bench.next_out(), out(&next));
+}
+
+/// An event of a host without authority waits beside the account's own, which pass.
+#[tokio::test]
+async fn events_of_another_host_do_not_hold_up_the_accounts_own() {
+    let (mut bench, mut repo) = Bench::with_account().await;
+    let stranger = Arc::new(HostHandle::fabricated(HostId(2), 100, 0));
+    bench.send_from(stranger.clone(), Kind::Identity, identity_frame());
+    bench.asked(FRESH).await;
+    let commits = [repo.commit(&[]), repo.commit(&[])];
+    for commit in &commits {
+        bench.commit(commit);
+        assert_eq!(bench.next_out(), out(commit));
+    }
+    let identity = Ok(Arc::new(bench.document(secret(5))));
+    bench.answer_to(
+        &stranger,
+        Answer::Identity {
+            result: identity,
+            fresh: true,
+        },
+    );
+    assert_eq!(bench.next_out(), "identity");
+}
+
+/// The first events of an account wait for one read of its row, whichever hosts they are from.
+#[tokio::test]
+async fn the_row_of_an_account_is_read_once_for_all_hosts() {
+    let mut bench = Bench::new();
+    let draft = Repo::new().commit(&[]);
+    let stranger = Arc::new(HostHandle::fabricated(HostId(2), 100, 0));
+    bench.send_from(stranger.clone(), Kind::Identity, identity_frame());
+    bench.commit(&draft);
+    bench.asked(Question::Account).await;
+    bench.answer_to(&stranger, row(Some(public_key(&secret(5)))));
+    assert_eq!(bench.next_out(), out(&draft));
+    bench.asked(FRESH).await;
+}
+
+/// The identity of an account past its time is asked for beside its events, once, and the answer is taken in.
+#[tokio::test]
+async fn an_old_identity_is_renewed_while_events_pass() {
+    let mut bench = Bench::new();
+    let mut repo = Repo::new();
+    let old = now() - 2 * 3_600;
+    let first = repo.commit(&[]);
+    bench.commit(&first);
+    bench.asked(Question::Account).await;
+    let Answer::Account(Some(mut known)) = row(Some(public_key(&secret(5)))) else {
+        panic!("a row");
+    };
+    known.resolved_at = Some(old);
+    bench.answer(Answer::Account(Some(known)));
+    assert_eq!(bench.next_out(), out(&first));
+    bench.asked(CACHED).await;
+    let second = repo.commit(&[]);
+    bench.commit(&second);
+    assert_eq!(bench.next_out(), out(&second));
+    assert!(bench.questions.try_recv().is_err(), "asked once");
+    bench.answer(Answer::Renewed(Ok(Arc::new(bench.document(secret(6))))));
+    let mut third = repo.commit(&[]);
+    third.key = secret(6);
+    bench.commit(&third);
+    assert_eq!(bench.next_out(), out(&third));
+}
+
+fn identity_frame() -> Vec<u8> {
+    frame::encode_identity(&frame::Identity {
+        seq: 1,
+        did: DID,
+        time: "2026-09-21T14:13:20.000Z",
+        handle: None,
+    })
 }

@@ -7,10 +7,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Message};
 use atproto_relay::atproto::key::{PublicKey, VerifyingKey};
-use atproto_relay::identity::{Identity, ResolveError, Resolver};
+use atproto_relay::identity::{Identity, Requester, ResolveError, Resolver};
 use atproto_relay::verify::Rule;
 use atproto_relay::verify::rules::{self, Facts, Strictness};
 use atproto_relay::verify::signature::{Job, SignedDigest, verify};
+use tokio::time::Instant;
 
 /// What checking an event gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +36,10 @@ pub async fn of_frame(resolver: &Resolver, bytes: &[u8]) -> Verdict {
     match signature(resolver.resolve(&did).await, &signed) {
         Verdict::Good => Verdict::Good,
         // The key may have changed since it was looked up.
-        Verdict::Bad(_) => signature(resolver.refresh(&did).await, &signed),
+        Verdict::Bad(_) => {
+            let refreshed = resolver.refresh(&did, Requester::NO_HOST, Instant::now());
+            signature(refreshed.await, &signed)
+        }
         other => other,
     }
 }

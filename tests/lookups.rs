@@ -1,0 +1,203 @@
+//! Whose budget a look-up spends, from outside: hosts without authority over an account ask for what they can, and the
+//! account's own events pass.
+
+#![cfg(feature = "devnet")]
+
+#[path = "support/relay.rs"]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use atproto_relay::atproto::did::Did;
+use atproto_relay::atproto::frame;
+use atproto_relay::config::IdentityConfig;
+use atproto_relay::devnet::pds::Pds;
+use axum::Router;
+use axum::routing::get;
+use serde_json::{Value, json};
+use support::{Bench, Consumer, until};
+use tokio::net::TcpListener;
+
+const POSTS: &str = "app.bsky.feed.post";
+/// A P-256 key from the did:key test vectors.
+const KEY: &str = "zDnaerx9CtbPJ1q36T5Ln5wYt3MQYeGRG5ehnPAmxcf5mDZpv";
+/// What must come out although others ask for look-ups comes out within this time.
+const SOON: Duration = Duration::from_secs(8);
+
+fn create(bench: &Bench, pds: usize, name: &str) -> Did {
+    let pds = bench.network.pds(pds);
+    let handle = format!("{name}.{}", pds.domain());
+    pds.create_account(&handle).unwrap().did
+}
+
+fn write(pds: &Pds, did: &Did, text: &str) {
+    let record = json!({"$type": POSTS, "text": text, "createdAt": "2026-01-01T00:00:00Z"});
+    pds.create_record(did, POSTS, record).unwrap();
+}
+
+/// An `#identity` of any account, sent by a PDS that need not be its own.
+fn emit_identity(pds: &Pds, did: &str) {
+    pds.emit_with(|stamp| {
+        let event = frame::Identity {
+            seq: stamp.seq as i64,
+            did,
+            time: "2026-01-01T00:00:00.000Z",
+            handle: None,
+        };
+        frame::encode_identity(&event).into()
+    });
+}
+
+/// Events of `did` of one kind that come within `SOON`, until there are `count` of them.
+async fn come(consumer: &mut Consumer, kind: &str, did: &str, count: usize) -> usize {
+    let begins = format!("{kind} {did}");
+    let mut seen = 0;
+    let all = async {
+        while seen < count {
+            seen += usize::from(consumer.next().await.1.starts_with(&begins));
+        }
+    };
+    // What is missing is in the count.
+    let _ = tokio::time::timeout(SOON, all).await;
+    seen
+}
+
+/// A did:web whose host takes connections and never answers.
+async fn silent_did() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, format!("did:web:localhost%3A{port}"))
+}
+
+/// A did:web with a document that names this PDS.
+async fn good_did(pds: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let did = format!(
+        "did:web:localhost%3A{}",
+        listener.local_addr().unwrap().port()
+    );
+    let document: Value = json!({
+        "@context": ["https://www.w3.org/ns/did/v1"],
+        "id": did,
+        "alsoKnownAs": [],
+        "verificationMethod": [
+            {"id": format!("{did}#atproto"), "type": "Multikey", "controller": did, "publicKeyMultibase": KEY}
+        ],
+        "service": [{"id": "#atproto_pds", "type": "AtprotoPersonalDataServer", "serviceEndpoint": pds}],
+    });
+    let answer = get(move || async move { axum::Json(document) });
+    let router = Router::new().route("/.well-known/did.json", answer);
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    did
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn foreign_identity_events_take_no_look_up_from_an_account_that_moves() {
+    let bench = Bench::start_with(3, |config, _| {
+        config.identity = IdentityConfig::default();
+    })
+    .await;
+    let alice = create(&bench, 0, "alice");
+    bench.until_settled().await;
+    // More than may follow each other at once for one DID.
+    (0..12).for_each(|_| emit_identity(bench.network.pds(2), alice.as_str()));
+    bench.until_settled().await;
+    let mut consumer = bench.consumer(bench.relay.log().head() + 1).await;
+    let (old, new) = (bench.network.pds(0), bench.network.pds(1));
+    old.migrate(&alice, new).unwrap();
+    (0..40).for_each(|number| write(new, &alice, &format!("{number}")));
+    assert_eq!(come(&mut consumer, "commit", alice.as_str(), 40).await, 40);
+    bench.relay.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn foreign_identity_events_do_not_hold_up_an_account_while_the_directory_hangs() {
+    let bench = Bench::start(2).await;
+    let alice = create(&bench, 0, "alice");
+    bench.until_settled().await;
+    let mut consumer = bench.consumer(bench.relay.log().head() + 1).await;
+    bench.network.plc().set_hanging(true);
+    let (own, stranger) = (bench.network.pds(0), bench.network.pds(1));
+    emit_identity(stranger, alice.as_str());
+    until("the stranger's event waits", || {
+        let hosts = bench.relay.hosts().list();
+        hosts.iter().any(|host| host.progress().in_flight().0 > 0)
+    })
+    .await;
+    write(own, &alice, "while it waits");
+    assert_eq!(come(&mut consumer, "commit", alice.as_str(), 1).await, 1);
+    bench.network.plc().set_hanging(false);
+    assert_eq!(come(&mut consumer, "identity", alice.as_str(), 1).await, 1);
+    bench.relay.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn known_accounts_need_no_directory_after_a_restart() {
+    let bench = Bench::start_with(1, |config, _| {
+        // Every identity is past its time.
+        config.identity.ttl = Duration::from_millis(1);
+    })
+    .await;
+    let accounts: Vec<Did> = (0..5)
+        .map(|number| create(&bench, 0, &format!("account{number}")))
+        .collect();
+    bench.until_settled().await;
+    let bench = bench
+        .restarted(|network| network.plc().set_hanging(true))
+        .await;
+    let mut consumer = bench.consumer(bench.relay.log().head() + 1).await;
+    let asked = bench.network.plc().lookups();
+    let pds = bench.network.pds(0);
+    let started = Instant::now();
+    for number in 0..20 {
+        accounts
+            .iter()
+            .for_each(|did| write(pds, did, &format!("{number}")));
+    }
+    assert_eq!(come(&mut consumer, "commit", "", 100).await, 100);
+    println!("100 commits without a directory: {:?}", started.elapsed());
+    bench.network.plc().set_hanging(false);
+    let renewed = || bench.network.plc().lookups() >= asked + accounts.len() as u64;
+    until("each identity is asked for beside the events", renewed).await;
+    bench.relay.shutdown().await;
+}
+
+/// One host asks for more look-ups than there are places, and none of them is ever answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_whose_look_ups_hang_leaves_places_to_the_others() {
+    let bench = Bench::start(2).await;
+    let alice = create(&bench, 0, "alice");
+    let (own, hostile) = (bench.network.pds(0), bench.network.pds(1));
+    let did = good_did(own.url()).await;
+    bench.until_settled().await;
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        let (listener, did) = silent_did().await;
+        emit_identity(hostile, &did);
+        silent.push(listener);
+    }
+    until("its events wait", || {
+        let hosts = bench.relay.hosts().list();
+        hosts
+            .iter()
+            .any(|host| host.progress().in_flight().0 == 200)
+    })
+    .await;
+    let mut consumer = bench.consumer(bench.relay.log().head() + 1).await;
+    emit_identity(own, &did);
+    assert_eq!(come(&mut consumer, "identity", &did, 1).await, 1);
+    // The relay's last word on the account is that it is inactive, its PDS says that it is not.
+    own.emit_with(|stamp| {
+        let event = frame::Account {
+            seq: stamp.seq as i64,
+            did: alice.as_str(),
+            time: "2026-01-01T00:00:00.000Z",
+            active: false,
+            status: Some("deactivated"),
+        };
+        frame::encode_account(&event).into()
+    });
+    write(own, &alice, "back again");
+    assert_eq!(come(&mut consumer, "commit", alice.as_str(), 1).await, 1);
+    bench.relay.shutdown().await;
+}
