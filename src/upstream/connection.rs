@@ -290,7 +290,7 @@ impl<S: Sink> Connection<'_, S> {
             Ok(Incoming::Unknown) => metrics().upstream_ignored.inc(),
             Err(error) if error.is_malformed() => return Err(End::Malformed(error)),
             Err(error) => {
-                metrics().dropped(rule::FRAME_FIELDS).inc();
+                self.host.count_drop(rule::FRAME_FIELDS);
                 tracing::debug!(host = self.host.name(), %error, rule = rule::FRAME_FIELDS, "message dropped");
             }
         }
@@ -404,7 +404,7 @@ impl<S: Sink> Connection<'_, S> {
     }
 
     fn drop_event(&self, rule: &'static str, event: &Event<'_>) {
-        metrics().dropped(rule).inc();
+        self.host.count_drop(rule);
         tracing::debug!(
             host = self.host.name(),
             did = event.did,

@@ -13,6 +13,7 @@ use super::rate::{EventRates, RateWindows};
 use crate::config::{HostLimits, Validation};
 use crate::dial::PdsHost;
 use crate::store::{HostId, HostRow, HostStatus, RateOverrides};
+use crate::telemetry::metrics;
 
 /// How a host's connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +75,8 @@ pub struct HostHandle {
     sync11: AtomicBool,
     state: AtomicU8,
     events: AtomicU64,
+    /// Its dropped events by rule. Few rules have one, and only this host's events wait for the lock.
+    drops: Mutex<Vec<(&'static str, u64)>>,
     gaps: AtomicU64,
     last_seq: AtomicI64,
     statuses: Mutex<Statuses>,
@@ -129,6 +132,7 @@ impl HostHandle {
             sync11: AtomicBool::new(row.sync11),
             state: AtomicU8::new(HostState::Stopped as u8),
             events: AtomicU64::new(0),
+            drops: Mutex::default(),
             gaps: AtomicU64::new(0),
             last_seq: AtomicI64::new(last_seq),
             statuses: Mutex::new(Statuses {
@@ -243,6 +247,27 @@ impl HostHandle {
     /// Events taken from its socket since the relay started.
     pub fn events(&self) -> u64 {
         self.events.load(Ordering::Relaxed)
+    }
+
+    /// Counts an event of this host that was dropped under a rule, here and in the metrics.
+    pub fn count_drop(&self, rule: &'static str) {
+        metrics().dropped(rule).inc();
+        let mut drops = self.drops();
+        match drops.iter_mut().find(|(counted, _)| *counted == rule) {
+            Some((_, count)) => *count += 1,
+            None => drops.push((rule, 1)),
+        }
+    }
+
+    /// Its dropped events since the start of the process, by rule.
+    pub fn dropped(&self) -> Vec<(&'static str, u64)> {
+        self.drops().clone()
+    }
+
+    fn drops(&self) -> MutexGuard<'_, Vec<(&'static str, u64)>> {
+        self.drops
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Stretches of its stream that are known to be missing: cursors it no longer had, or refused.

@@ -139,8 +139,8 @@ impl<S: Sink> Runner<S> {
         self.failures = self.failures.saturating_add(1);
         metrics().upstream_disconnects.inc();
         match end {
-            End::TooLarge => metrics().dropped(rule::FRAME_TOO_LARGE).inc(),
-            End::Malformed(_) => metrics().dropped(rule::FRAME).inc(),
+            End::TooLarge => self.host.count_drop(rule::FRAME_TOO_LARGE),
+            End::Malformed(_) => self.host.count_drop(rule::FRAME),
             _ => {}
         }
         let (host, failures) = (self.host.name(), self.failures);

@@ -816,7 +816,7 @@ impl Shard {
 /// Counts and logs a refused event; its host's cursor moves past it when the permit goes.
 fn drop_event(waiting: &Waiting, rule: Rule) {
     let received = &waiting.received;
-    metrics().dropped(rule.name()).inc();
+    received.host.count_drop(rule.name());
     debug!(
         host = %received.host.name(),
         did = %received.did,
