@@ -37,6 +37,11 @@ impl Clock {
         self.now().as_secs() as i64
     }
 
+    /// How far the system's clock is behind the time that has surely come.
+    pub fn behind(&self) -> Duration {
+        self.now().saturating_sub(system())
+    }
+
     fn now(&self) -> Duration {
         system().max(self.reached + self.made.elapsed())
     }
@@ -65,9 +70,11 @@ mod tests {
         let ahead = system() + Duration::from_secs(48 * 3_600);
         let clock = Clock::after(ahead);
         assert!(clock.now() >= ahead && clock.now() < ahead + Duration::from_secs(60));
+        assert!(clock.behind() > Duration::from_secs(47 * 3_600));
         let before = system();
         let clock = Clock::after(Duration::from_secs(1));
         assert!(clock.now() >= before && clock.now() < before + Duration::from_secs(60));
+        assert!(clock.behind() < Duration::from_secs(60));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use atproto_relay::store::{
     AccountUpdate, Batch, HostId, HostStatus, LocalStatus, NewHost, RateOverrides, RepoState,
     Store, UpstreamStatus,
 };
+use atproto_relay::telemetry::{Finding, Health, Problem, ProblemName};
 use axum::Router;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -28,7 +29,7 @@ const PASSWORD: &str = "a long password: with colon";
 struct Recorder {
     store: Store,
     asked: Mutex<Vec<String>>,
-    trouble: Mutex<Option<String>>,
+    health: Mutex<Health>,
 }
 
 impl Recorder {
@@ -138,8 +139,8 @@ impl Operations for Recorder {
         }]
     }
 
-    fn trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap().clone()
+    fn health(&self) -> Arc<Health> {
+        Arc::new(self.health.lock().unwrap().clone())
     }
 }
 
@@ -175,7 +176,7 @@ async fn serve(admin_password: Option<&str>) -> Served {
     let recorder = Arc::new(Recorder {
         store: store.clone(),
         asked: Mutex::default(),
-        trouble: Mutex::default(),
+        health: Mutex::default(),
     });
     let state = api::State {
         store: store.clone(),
@@ -887,18 +888,40 @@ async fn health_and_home() {
         assert_eq!(answer.status, StatusCode::OK);
         assert_eq!(
             answer.json(),
-            json!({"status": "ok", "version": env!("CARGO_PKG_VERSION")})
+            json!({"status": "ok", "version": env!("CARGO_PKG_VERSION"), "problems": []})
         );
     }
-    *api.recorder.trouble.lock().unwrap() = Some("the disk of the log is full".to_owned());
+    let has = |name, message: &str| {
+        let problem = Problem {
+            name,
+            since: UNIX_EPOCH,
+            finding: Finding::because(message, "10.0.0.7 refuses"),
+        };
+        api.recorder.health.lock().unwrap().problems = vec![problem];
+    };
+    has(ProblemName::Log, "the disk of the log is full");
     let answer = api.get("/_health").await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(answer.json()["msg"], "the disk of the log is full");
-    *api.recorder.trouble.lock().unwrap() = None;
-    api.store.close().await;
+    assert_eq!(answer.json()["status"], "error");
+    has(ProblemName::Database, "can't connect to database");
     let answer = api.get("/xrpc/_health").await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(answer.json()["msg"], "can't connect to database");
+    // Where the relay serves all the same, a load balancer has no reason to leave it.
+    has(ProblemName::NoHosts, "there are none");
+    let answer = api.get("/xrpc/_health").await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let body = answer.json();
+    assert_eq!(body["status"], "degraded");
+    let problem = &body["problems"][0];
+    assert_eq!(problem["name"], "no_hosts");
+    assert_eq!(problem["since"], "1970-01-01T00:00:00.000Z");
+    assert_eq!(problem["message"], "there are none");
+    assert!(problem["what_to_do"].as_str().unwrap().contains("--host"));
+    // What is behind the relay is nobody's business but the operator's.
+    assert!(!answer.text.contains("10.0.0.7"), "{}", answer.text);
+    api.store.close().await;
     // Without a database, XRPC says that it is our fault, and nothing about what is behind.
     let answer = api.get("/xrpc/com.atproto.sync.listHosts").await;
     assert_eq!(error_name(&answer), (500, "InternalServerError".to_owned()));

@@ -51,10 +51,13 @@ pub enum Operator {
 /// The operator's routes, for a listener of their own.
 pub fn admin_router(state: State, operator: Operator) -> Router {
     let routes = match operator {
-        Operator::Connected => admin_routes(),
-        Operator::Identified => guarded_admin_routes(&state),
+        Operator::Connected => {
+            admin_routes().route("/_health", getting(get(pages::operators_health)))
+        }
+        Operator::Identified => {
+            guarded_admin_routes(&state).route("/_health", getting(get(pages::health)))
+        }
     };
-    let routes = routes.route("/_health", getting(get(pages::health)));
     finished(routes.with_state(state))
 }
 

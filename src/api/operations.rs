@@ -6,7 +6,9 @@ use crate::config::Validation;
 use crate::discovery::{CrawlError, Requester};
 use crate::firehose::ConsumerInfo;
 use crate::store::{HostId, RateOverrides, StoreError};
+use crate::telemetry::Health;
 use futures_util::future::BoxFuture;
+use std::sync::Arc;
 
 /// The relay at work, as the operator's requests change it.
 ///
@@ -64,8 +66,8 @@ pub trait Operations: Send + Sync + 'static {
     /// Who is connected to the firehose, the oldest first.
     fn consumers(&self) -> Vec<ConsumerInfo>;
 
-    /// What keeps the relay from doing its work, such as a full disk; `None` when all is well.
-    fn trouble(&self) -> Option<String>;
+    /// The state of the relay when it was last looked at.
+    fn health(&self) -> Arc<Health>;
 }
 
 /// What a host's connection is doing.

@@ -372,6 +372,14 @@ impl EventLog {
         disk::room(&self.shared.dir, self.options().faults.as_deref())
     }
 
+    /// Bytes that the limits keep free on the file system, and that are not free. Reads the disk.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn lacking_room(&self) -> io::Result<u64> {
+        self.shared.lacking_room(self.shared.limits())
+    }
+
     /// Bytes on disk, reserved ones included.
     pub fn bytes(&self) -> u64 {
         self.shared

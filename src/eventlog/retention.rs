@@ -94,7 +94,7 @@ impl Shared {
 
     /// Bytes that should be free on the file system and are not. Where a write was refused for lack of
     /// room (a quota, another writer), at least one segment is to go.
-    fn lacking_room(&self, limits: Limits) -> io::Result<u64> {
+    pub(super) fn lacking_room(&self, limits: Limits) -> io::Result<u64> {
         let room = disk::room(&self.dir, self.options.faults.as_deref())?;
         let floor = limits
             .min_free_bytes

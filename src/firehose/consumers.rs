@@ -1,17 +1,19 @@
 //! Who is connected: the registry behind the limits, the admin listing and the metrics.
 //! Promises that a consumer is counted from its admission until its ticket is dropped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::handover::Who;
 use crate::client::{Network, Place, Places};
 
 /// Longest user agent that is kept.
 const MAX_USER_AGENT_CHARS: usize = 200;
+/// Networks whose consumers fell out of the replay window that are remembered, the latest ones.
+const MAX_CUT: usize = 4096;
 
 /// A connected consumer, as the admin listing shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +60,8 @@ pub struct Consumers {
 struct Shared {
     list: Mutex<HashMap<u64, Arc<Consumer>>>,
     places: Places<Network>,
+    /// When a consumer of a network last fell out of the replay window.
+    cut: Mutex<HashMap<Network, Instant>>,
     admitted: AtomicU64,
     refused: AtomicU64,
     events: AtomicU64,
@@ -97,6 +101,20 @@ impl Consumers {
     /// True where nobody is connected.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// On how many networks a consumer fell out of the replay window within this time, and on how many others one is
+    /// connected.
+    pub fn networks_cut(&self, within: Duration) -> (usize, usize) {
+        let mut cut = self.shared.cut();
+        cut.retain(|_, at| at.elapsed() < within);
+        let list = self.shared.list();
+        let others: HashSet<Network> = list
+            .values()
+            .map(|consumer| network_of(consumer.info.remote_addr))
+            .filter(|network| !cut.contains_key(network))
+            .collect();
+        (cut.len(), others.len())
     }
 
     /// Totals since the start.
@@ -179,6 +197,16 @@ impl Shared {
     fn list(&self) -> MutexGuard<'_, HashMap<u64, Arc<Consumer>>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn cut(&self) -> MutexGuard<'_, HashMap<Network, Instant>> {
+        self.cut.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The largest network of an address: what one client can have.
+fn network_of(address: IpAddr) -> Network {
+    let networks = Network::shares(address, 1).map(|(network, _)| network);
+    networks.last().unwrap_or(Network::Single(address))
 }
 
 impl Consumer {
@@ -207,6 +235,19 @@ impl Ticket {
         ] {
             counter.fetch_add(more, Ordering::Relaxed);
         }
+    }
+
+    /// Counts that it fell out of the replay window.
+    pub fn fell_out(&self) {
+        let mut cut = self.shared.cut();
+        let network = network_of(self.consumer.info.remote_addr);
+        if cut.len() >= MAX_CUT && !cut.contains_key(&network) {
+            let oldest = cut.iter().min_by_key(|(_, at)| **at);
+            if let Some(oldest) = oldest.map(|(network, _)| *network) {
+                cut.remove(&oldest);
+            }
+        }
+        cut.insert(network, Instant::now());
     }
 
     pub fn moved(&self, position: u64) {
@@ -255,6 +296,29 @@ mod tests {
         );
         assert_eq!(consumers.totals().refused, 2);
         assert_eq!(consumers.totals().admitted, 5);
+    }
+
+    #[test]
+    fn a_network_is_cut_once_however_often_its_consumers_are() {
+        let consumers = Consumers::default();
+        let minute = Duration::from_secs(60);
+        for _ in 0..5 {
+            let slow = admit(&consumers, "192.0.2.1").expect("a place");
+            slow.fell_out();
+        }
+        let _well = admit(&consumers, "192.0.2.2").expect("a place");
+        assert_eq!(consumers.networks_cut(minute), (1, 1));
+        admit(&consumers, "192.0.2.3").expect("a place").fell_out();
+        assert_eq!(consumers.networks_cut(minute), (2, 1));
+        for n in 0..9 {
+            let slow = admit(&consumers, &format!("2001:db8:0:{n}::1"));
+            slow.expect("a place").fell_out();
+        }
+        assert_eq!(consumers.networks_cut(minute), (3, 1));
+        let again = admit(&consumers, "192.0.2.1").expect("a place");
+        assert_eq!(consumers.networks_cut(minute), (3, 1));
+        drop(again);
+        assert_eq!(consumers.networks_cut(Duration::ZERO), (0, 1));
     }
 
     #[test]

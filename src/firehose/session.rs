@@ -254,6 +254,7 @@ impl Session {
         match error {
             ReadError::TooSlow { .. } => {
                 metrics().consumers_too_slow.inc();
+                self.ticket.fell_out();
                 tracing::info!(id = info.id, remote = %info.remote_addr, "consumer fell out of the window");
                 End::error("ConsumerTooSlow", &error.to_string())
             }

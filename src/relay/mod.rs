@@ -4,6 +4,7 @@
 //! beginning, so that nothing is ever handed to a room that is not there.
 
 mod durable;
+mod health;
 mod listeners;
 mod operations;
 mod recovery;
@@ -30,7 +31,7 @@ use tracing::{error, info, warn};
 use crate::api::listener::{self, Door, ListenerOptions};
 use crate::api::{AdminPassword, Operator};
 use crate::client::TrustedProxies;
-use crate::clock::{self, Clock};
+use crate::clock::Clock;
 use crate::config::{Config, Durability, HostEntry};
 use crate::dial::{Guard, PdsHost};
 use crate::discovery::{Crawler, CrawlerOptions};
@@ -46,6 +47,7 @@ use crate::verify::{self, Alarm, KnownHosts, Pipeline, Rule, Settlement, Surroun
 use crate::{api, telemetry};
 
 use durable::{Position, on_durable};
+use health::Examiner;
 use listeners::Listeners;
 use operations::Running;
 pub use recovery::RecoveryError;
@@ -60,8 +62,6 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
 /// fdatasync interval of `log.durability = "interval"`. What a host may have under way is counted until the sync: over a
 /// whole second that would be its limit.
 const SYNC_INTERVAL: Duration = Duration::from_millis(100);
-/// How far the clock may be behind the log's last event before that is worth a word.
-const TOLERATED_CLOCK: Duration = Duration::from_secs(60);
 /// How long a failed crawl request is remembered.
 const REMEMBER_FAILED_CRAWL: Duration = Duration::from_secs(60);
 /// A stop takes two seconds at most where the disk does its work. Nothing is lost by these limits: hosts send again what is not
@@ -168,7 +168,7 @@ impl Relay {
         let mut roster = open_roster(&log)?;
         let recovered = recovery::replay(&log, &store, &mut roster, &config).await?;
 
-        let clock = clock_after(&log);
+        let clock = Clock::after(log.newest_at_open());
         let guard = Guard::new(config.allow_private_hosts);
         let writer = Writer::spawn(store.clone());
         let (to_log, from_shards) = sync_mpsc::sync_channel(LOG_QUEUE);
@@ -218,6 +218,7 @@ impl Relay {
         let (leaving, closing) = (CancellationToken::new(), CancellationToken::new());
         let options = firehose_options(&config);
         let firehose = Firehose::resume(log.clone(), options, descriptors, given.stored).await;
+        let (examined, health) = watch::channel(Arc::default());
         let running = Arc::new(Running {
             log: log.clone(),
             hosts: hosts.clone(),
@@ -227,6 +228,7 @@ impl Relay {
             resolver,
             store: store.clone(),
             writer: writer.clone(),
+            health,
         });
         let Listeners {
             public_addr,
@@ -255,6 +257,8 @@ impl Relay {
         let (sampled, vitals) = watch::channel(Vitals::default());
         let sampler = Sampler(running.clone());
         servers.spawn(sampler.run(sampled, closing.clone()));
+        let examiner = Examiner::new(running.clone(), clock);
+        servers.spawn(examiner.run(examined, closing.clone()));
         tokio::spawn(checkpoints(
             hosts.clone(),
             writer.clone(),
@@ -267,7 +271,6 @@ impl Relay {
             let lost = hold.keep().await;
             fail(&failing, lost.to_string());
         });
-        info!(listen = %public_addr, metrics = %metrics_addr, head = log.head(), "the relay is up");
         Ok(Relay {
             last_config: tokio::sync::Mutex::new(config.clone()),
             config,
@@ -487,20 +490,6 @@ pub async fn abandon_log(config: &Config) -> Result<u64, StartError> {
     let store = Store::open(config.database_url().expose()).await?;
     let _hold = store.hold().await?;
     Ok(recovery::abandon(log, &store).await?)
-}
-
-/// A clock that is not behind the log's events. Says so where the system's is.
-fn clock_after(log: &EventLog) -> Clock {
-    let seen = log.newest_at_open();
-    let behind = seen.saturating_sub(clock::system());
-    if behind > TOLERATED_CLOCK {
-        warn!(
-            seconds = behind.as_secs(),
-            "the system's clock is behind events of the log: set it right. Until then revs and identities are \
-             held against the log's time"
-        );
-    }
-    Clock::after(seen)
 }
 
 fn open_roster(log: &EventLog) -> Result<Roster, RecoveryError> {

@@ -1,9 +1,9 @@
 //! The relay at work, as its API and its metrics listener see it.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use tokio::time::timeout;
+use tokio::sync::watch;
 
 use crate::api::{HostActivity, OperationError, Operations};
 use crate::atproto::did::Did;
@@ -17,9 +17,6 @@ use crate::telemetry::{Health, Metrics, Observed, raise_to};
 use crate::upstream::Hosts;
 use crate::verify::{CommandError, Pipeline};
 
-/// A database that takes longer to answer counts as away.
-const DATABASE_PATIENCE: Duration = Duration::from_secs(5);
-
 /// The parts that requests ask for.
 pub(super) struct Running {
     pub log: EventLog,
@@ -30,6 +27,7 @@ pub(super) struct Running {
     pub resolver: Resolver,
     pub store: Store,
     pub writer: Writer,
+    pub health: watch::Receiver<Arc<Health>>,
 }
 
 impl From<CommandError> for OperationError {
@@ -137,46 +135,14 @@ impl Operations for Running {
         self.firehose.consumers().list()
     }
 
-    fn trouble(&self) -> Option<String> {
-        let waiting = || "the database takes no changes, they wait".to_owned();
-        self.log_trouble()
-            .or_else(|| self.writer.trouble().map(|_| waiting()))
-    }
-}
-
-impl Running {
-    fn log_trouble(&self) -> Option<String> {
-        match self.log.health() {
-            eventlog::Health::Good => None,
-            eventlog::Health::Failing { reason, .. } => Some(format!(
-                "the event log cannot be written, events wait: {reason}"
-            )),
-        }
-    }
-
-    /// What is wrong with the database: it may answer and yet take nothing, and nothing may be there to be written.
-    async fn database_trouble(&self) -> Option<String> {
-        if let Some(reason) = self.writer.trouble() {
-            return Some(format!(
-                "the database takes no changes, they wait: {reason}"
-            ));
-        }
-        match timeout(DATABASE_PATIENCE, self.store.check()).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("the database does not answer".to_owned()),
-        }
+    fn health(&self) -> Arc<Health> {
+        self.health.borrow().clone()
     }
 }
 
 impl Observed for Running {
-    fn health(&self) -> BoxFuture<'_, Health> {
-        Box::pin(async {
-            let database = self.database_trouble().await;
-            Health {
-                problems: self.log_trouble().into_iter().chain(database).collect(),
-            }
-        })
+    fn health(&self) -> Arc<Health> {
+        Operations::health(self)
     }
 
     fn sample(&self, metrics: &Metrics) {

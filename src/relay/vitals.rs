@@ -14,12 +14,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::operations::Running;
-use crate::api::Operations as _;
 use crate::atproto::frame::{self, Message};
 use crate::atproto::tid::Tid;
 use crate::clock;
 use crate::eventlog::{Entry, EventLog};
-use crate::telemetry::metrics;
+use crate::telemetry::{Health, metrics};
 use crate::upstream::{HostState, Hosts};
 
 /// How often.
@@ -41,8 +40,8 @@ pub struct Vitals {
     pub lag: Duration,
     /// Consumers connected.
     pub consumers: usize,
-    /// What holds events up, in words for a person.
-    pub trouble: Option<String>,
+    /// What is wrong.
+    pub health: Arc<Health>,
 }
 
 impl fmt::Display for Vitals {
@@ -56,10 +55,10 @@ impl fmt::Display for Vitals {
             self.lag.as_secs_f64(),
             self.consumers
         )?;
-        match &self.trouble {
-            Some(trouble) => write!(f, "; {trouble}"),
-            None => Ok(()),
+        for problem in &self.health.problems {
+            write!(f, "; {}: {}", problem.name.as_str(), problem.finding.full())?;
         }
+        Ok(())
     }
 }
 
@@ -104,14 +103,14 @@ impl Sampler {
                 per_second: events as f64 / passed.as_secs_f64().max(f64::EPSILON),
                 lag,
                 consumers: firehose.consumers().len(),
-                trouble: self.0.trouble(),
+                health: self.0.health.borrow().clone(),
             });
         }
     }
 }
 
 /// Hosts with a connection, and all that are not banned.
-fn count_hosts(hosts: &Hosts) -> (usize, usize) {
+pub(super) fn count_hosts(hosts: &Hosts) -> (usize, usize) {
     let (mut connected, mut known) = (0, 0);
     for (state, count) in hosts.states() {
         match state {

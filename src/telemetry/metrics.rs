@@ -12,6 +12,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::health::ProblemName;
 use crate::config::MAX_SHARDS;
 
 /// From 50 µs, below which nothing verified can be, to 30 s, over which an event was parked.
@@ -221,6 +222,7 @@ pub struct Metrics {
     /// Times the caches shrank because the system ran short of memory.
     pub memory_pressure: IntCounter,
     stuck: IntGaugeVec,
+    problems: [IntGauge; ProblemName::ALL.len()],
 }
 
 impl Metrics {
@@ -271,6 +273,11 @@ impl Metrics {
             "relay_config_reloads_total",
             "Reloads of the configuration, by what came of them",
             &["outcome"],
+        );
+        let problems = r.gauges(
+            "relay_problem",
+            "1 while the relay has a problem, by its name in /_health",
+            &["name"],
         );
         let consumer_lag = r.gauges(
             "relay_consumer_lag_events",
@@ -340,6 +347,7 @@ impl Metrics {
                 }
                 stuck
             },
+            problems: ProblemName::ALL.map(|name| problems.with_label_values(&[name.as_str()])),
             crawl_requests: ["refused", "accepted"]
                 .map(|outcome| crawl_requests.with_label_values(&[outcome])),
             received: r.by_kind("relay_events_received_total", "Events received from hosts"),
@@ -547,6 +555,11 @@ impl Metrics {
     /// Look-ups of this kind that wait for their turn.
     pub fn lookups_waiting(&self, kind: LookupKind) -> &IntGauge {
         &self.lookups_waiting[kind as usize]
+    }
+
+    /// 1 while the relay has a problem.
+    pub fn problem(&self, name: ProblemName) -> &IntGauge {
+        &self.problems[name as usize]
     }
 
     /// Look-ups of DIDs.

@@ -4,13 +4,15 @@
 //! are a set of handles made once ([`metrics()`]); [`router`] serves them. Nothing here knows the rooms
 //! it reports on: they count, or are asked through [`Observed`].
 
+mod health;
 mod logging;
 mod metrics;
 mod server;
 
+pub use health::{Change, Finding, Health, Problem, ProblemName, Reader, Watch};
 pub use logging::{LoggingError, init_logging, set_log_level, stderr_is_journal};
 pub use metrics::{
     Cut, DirectoryOutcome, IdentityMethod, LookupKind, Metrics, Removal, ShardGauges, metrics,
     raise_to,
 };
-pub use server::{Health, Observed, router};
+pub use server::{Observed, router};

@@ -2,38 +2,22 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use futures_util::future::BoxFuture;
-use serde_json::json;
 
+use super::health::{Health, Reader};
 use super::metrics::{Metrics, metrics};
 
 /// The media type of Prometheus' text format.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Whether the relay does its work.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Health {
-    /// What is wrong, each in words for a person; empty when all is well.
-    pub problems: Vec<String>,
-}
-
-impl Health {
-    /// Whether nothing is wrong.
-    pub fn is_ok(&self) -> bool {
-        self.problems.is_empty()
-    }
-}
-
 /// What the listener asks of the relay it reports on, on each request: neither may block a thread.
 pub trait Observed: Send + Sync + 'static {
-    /// The state of the relay now.
-    fn health(&self) -> BoxFuture<'_, Health>;
+    /// The state of the relay when it was last looked at.
+    fn health(&self) -> Arc<Health>;
 
     /// Sets the gauges that are sampled rather than counted.
     fn sample(&self, metrics: &Metrics);
@@ -59,31 +43,22 @@ async fn show_metrics(State(observed): State<Arc<dyn Observed>>) -> Response {
     }
 }
 
-/// 200 when all is well, else 503; the body says what is wrong.
 async fn show_health(State(observed): State<Arc<dyn Observed>>) -> Response {
-    let health = observed.health().await;
-    let (code, status) = if health.is_ok() {
-        (StatusCode::OK, "ok")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "failing")
-    };
-    let body = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "status": status,
-        "problems": health.problems,
-    });
-    (code, Json(body)).into_response()
+    observed.health().respond(Reader::Operator)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    use super::super::health::{Finding, Problem, ProblemName};
+    use std::time::SystemTime;
+
     struct Fixed(Health);
 
     impl Observed for Fixed {
-        fn health(&self) -> BoxFuture<'_, Health> {
-            Box::pin(async { self.0.clone() })
+        fn health(&self) -> Arc<Health> {
+            Arc::new(self.0.clone())
         }
         fn sample(&self, metrics: &Metrics) {
             metrics.log_bytes.set(4242);
@@ -112,7 +87,11 @@ mod tests {
         ))
         .await;
         assert_eq!(ok.status(), StatusCode::OK);
-        let problems = vec!["the disk of the log is full".to_owned()];
+        let problems = vec![Problem {
+            name: ProblemName::Log,
+            since: SystemTime::now(),
+            finding: Finding::because("the log waits", "the disk of the log is full"),
+        }];
         let bad = show_health(State(
             Arc::new(Fixed(Health { problems })) as Arc<dyn Observed>
         ))
