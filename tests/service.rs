@@ -440,15 +440,29 @@ async fn lines_go_to_the_journal_with_fields_to_filter_by() {
         let length = journal.recv(&mut buffer).unwrap();
         fields(&buffer[..length])
     };
-    let first = loop {
+    // One line says what runs, with what, and where.
+    let ready = loop {
         let entry = next();
-        if entry.contains_key("MESSAGE") {
+        assert_ne!(
+            entry.get("MESSAGE").map(String::as_str),
+            Some("event dropped")
+        );
+        if entry
+            .get("MESSAGE")
+            .is_some_and(|message| message == "ready")
+        {
             break entry;
         }
     };
-    assert_eq!(first["MESSAGE"], "starting");
-    assert_eq!(first["PRIORITY"], "6");
-    assert_eq!(first["SYSLOG_IDENTIFIER"], "atproto-relay");
+    assert_eq!(ready["PRIORITY"], "6");
+    assert_eq!(ready["SYSLOG_IDENTIFIER"], "atproto-relay");
+    assert_eq!(ready["RELAY_VERSION"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(ready["RELAY_CONFIG"], "none");
+    assert_eq!(ready["RELAY_HOSTS"], "1");
+    assert_eq!(ready["RELAY_ADMIN"], "off");
+    assert!(ready["RELAY_METRICS"].ends_with(&service.metrics_port.to_string()));
+    assert!(ready["RELAY_FIREHOSE"].contains(&service.port.to_string()));
+    assert!(ready["RELAY_DATABASE"].contains("relay.sqlite"));
     service.until("READY=1");
     until_status(&service, &["1 of 1 hosts connected"]);
 

@@ -47,6 +47,8 @@ pub struct Loaded {
     pub config: Config,
     /// What deserves a word but stops nothing, for the log.
     pub warnings: Vec<String>,
+    /// The file that was read, if there is one.
+    pub file: Option<PathBuf>,
     origins: BTreeMap<&'static str, Origin>,
 }
 
@@ -64,8 +66,9 @@ impl Config {
     pub fn load(flags: &Flags, env: &Environment) -> Result<Loaded, ConfigError> {
         let mut merge = Merge::default();
         let mut password = None;
-        if let Some(path) = config_file(flags, env) {
-            password = merge.file(&path)?;
+        let file = config_file(flags, env);
+        if let Some(path) = &file {
+            password = merge.file(path)?;
         }
         password = merge.environment(env)?.or(password);
         merge.flags(flags)?;
@@ -75,7 +78,7 @@ impl Config {
         }
         merge.credentials(env, password)?;
         merge.check()?;
-        Ok(merge.finish())
+        Ok(merge.finish(file))
     }
 }
 
@@ -312,10 +315,11 @@ impl Merge {
         }
     }
 
-    fn finish(self) -> Loaded {
+    fn finish(self, file: Option<PathBuf>) -> Loaded {
         Loaded {
             config: self.config,
             warnings: self.warnings,
+            file,
             origins: self.origins,
         }
     }

@@ -1,6 +1,8 @@
 //! `serve`: starts the relay, tells systemd, waits for a reason to end, and ends it in order.
 
+use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::process::exit;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -51,7 +53,10 @@ const EXIT_IMPATIENT: i32 = 130;
 
 pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
     let Loaded {
-        config, warnings, ..
+        config,
+        warnings,
+        file,
+        ..
     } = args.load()?;
     init_logging(&config.log_level, config.log_format).map_err(Failure::failed)?;
     for warning in warnings {
@@ -63,14 +68,19 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?
-        .block_on(serve(args, config, given))
+        .block_on(serve(args, config, file, given))
 }
 
-async fn serve(args: &ConfigArgs, config: Config, given: Given) -> Result<(), Failure> {
+async fn serve(
+    args: &ConfigArgs,
+    config: Config,
+    file: Option<PathBuf>,
+    given: Given,
+) -> Result<(), Failure> {
     let mut signals = Signals::install()
         .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?;
-    let admin_api = config.admin_password.is_some();
-    tracing::info!(data_dir = %config.data_dir.display(), database = %config.database_url(), "starting");
+    let doors = AdminDoors::of(&config, &given);
+    let (data_dir, database) = (config.data_dir.display().to_string(), config.database_url());
     let descriptors = DescriptorStore::from_environment().unwrap_or_else(|error| {
         tracing::warn!(%error, "consumers will not outlive this process: systemd cannot be reached");
         None
@@ -89,7 +99,18 @@ async fn serve(args: &ConfigArgs, config: Config, given: Given) -> Result<(), Fa
         "ws://{}/xrpc/com.atproto.sync.subscribeRepos",
         relay.public_addr()
     );
-    tracing::info!(firehose, metrics = %relay.metrics_addr(), admin_api, "ready");
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        config = file.map_or("none".into(), |file| file.display().to_string()),
+        data_dir,
+        %database,
+        hosts = relay.hosts().count(),
+        firehose,
+        metrics = %relay.metrics_addr(),
+        admin = %doors,
+        head = relay.log().head(),
+        "ready"
+    );
     let serving = format!("serving {firehose}");
     notify::ready(&serving);
     let watchdog = relay.parts().and_then(Watchdog::start).map_err(|error| {
@@ -202,6 +223,33 @@ fn raise_file_limit(consumers: usize) {
             "{maximum} open files may be too few for {consumers} consumers: allow {wanted} (LimitNOFILE= in systemd), \
              or set a lower --max-consumers"
         );
+    }
+}
+
+/// Where the admin API answers.
+struct AdminDoors(Vec<String>);
+
+impl AdminDoors {
+    fn of(config: &Config, given: &Given) -> AdminDoors {
+        let mut doors = Vec::new();
+        if config.admin_password.is_some() {
+            doors.push("the public listener, with the password".to_owned());
+        }
+        match (&config.admin_listen, given.admin.len()) {
+            (Some(own), 0) => doors.push(own.to_string()),
+            (None, 0) => {}
+            _ => doors.push("the socket of systemd".to_owned()),
+        }
+        AdminDoors(doors)
+    }
+}
+
+impl fmt::Display for AdminDoors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_slice() {
+            [] => f.write_str("off"),
+            doors => f.write_str(&doors.join("; ")),
+        }
     }
 }
 
