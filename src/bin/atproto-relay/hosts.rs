@@ -1,16 +1,21 @@
-//! `hosts pull`: the hosts of another relay, shown, put into the database, or asked of a running relay.
+//! `hosts pull`: the hosts of another relay, shown, put into the database, or asked of a running relay. Says where it put
+//! them, and makes no database that nobody named.
 
+use std::collections::HashSet;
+use std::error::Error;
+use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use reqwest::Client;
-use serde_json::json;
+use reqwest::{Client, Method, Response};
+use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use url::Url;
 
-use atproto_relay::config::{Config, HostEntry, Loaded, Secret};
+use atproto_relay::config::{AdminListen, Config, HostEntry, Loaded, Origin, SQLITE_FILE, Secret};
 use atproto_relay::discovery::{RemoteHost, pull_hosts};
 use atproto_relay::store::{NewHost, Store};
 
@@ -23,10 +28,18 @@ const PULL_EXAMPLES: &str = "\
 Examples:
   Show them:
     atproto-relay hosts pull https://relay1.us-east.bsky.network
+  Have the running relay check and add each one now, through its admin socket (on NixOS as it is):
+    atproto-relay hosts pull https://relay1.us-east.bsky.network --to
+  The same through another socket, or with the admin password:
+    atproto-relay hosts pull https://relay1.us-east.bsky.network --to unix:/run/relay-admin.sock
+    RELAY_ADMIN_PASSWORD=... atproto-relay hosts pull https://relay1.us-east.bsky.network --to http://localhost:2470
   Put them into the database that `serve` with the same settings uses; a relay takes them up when it starts:
-    atproto-relay hosts pull https://relay1.us-east.bsky.network --add --data-dir /var/lib/atproto-relay
-  Have a running relay check and add each one now:
-    RELAY_ADMIN_PASSWORD=... atproto-relay hosts pull https://relay1.us-east.bsky.network --to http://localhost:2470";
+    atproto-relay hosts pull https://relay1.us-east.bsky.network --add --data-dir data";
+
+/// The admin socket of a relay that nixos/sockets.nix has set up: there systemd opens it, and no setting names it.
+const NIXOS_SOCKET: &str = "/run/atproto-relay-admin.sock";
+/// What the path of a socket is introduced by.
+const UNIX: &str = "unix:";
 
 /// Requests under way at a running relay; each makes it ask one host.
 const CONCURRENT_REQUESTS: usize = 8;
@@ -48,11 +61,12 @@ pub struct PullArgs {
     /// The other relay, a name or a URL
     #[arg(value_name = "URL")]
     relay: String,
-    /// Add the hosts to the database of these settings
+    /// Add the hosts to the database of these settings, for the next start of its relay
     #[arg(long, conflicts_with = "to")]
     add: bool,
-    /// Have the running relay at this URL add the hosts; needs its admin password
-    #[arg(long, value_name = "RELAY_URL")]
+    /// Have the running relay add the hosts: at its admin socket, as unix:PATH, or at its URL, with its
+    /// admin password. Without a value: at the admin listener of these settings, or of NixOS' relay
+    #[arg(long, value_name = "RELAY", num_args = 0..=1, default_missing_value = "")]
     to: Option<String>,
     /// Print JSON, one object a line
     #[arg(long)]
@@ -76,12 +90,14 @@ pub fn run(command: &HostsCommand) -> Result<(), Failure> {
 }
 
 async fn pull(args: &PullArgs) -> Result<(), Failure> {
-    let Loaded {
-        config, warnings, ..
-    } = args.config.load()?;
-    for warning in warnings {
+    let loaded = args.config.load()?;
+    for warning in &loaded.warnings {
         eprintln!("warning: {warning}");
     }
+    if args.add {
+        named_database(&loaded)?;
+    }
+    let config = loaded.config;
     let relay = relay_url(&args.relay)?;
     let target = args
         .to
@@ -96,13 +112,47 @@ async fn pull(args: &PullArgs) -> Result<(), Failure> {
         .await
     }
     .map_err(Failure::failed)?;
-    let outcomes = match target {
-        Some(target) => target.add(&hosts, &config).await?,
-        None if args.add => add_to_database(&hosts, &config).await?,
-        None => vec![None; hosts.len()],
+    let (outcomes, place) = match target {
+        Some(target) => (
+            target.add(&hosts, &config).await?,
+            format!("by the relay at {target}"),
+        ),
+        None if args.add => (
+            add_to_database(&hosts, &config).await?,
+            format!(
+                "to the database {}; a relay takes them up when it starts",
+                config.database_url()
+            ),
+        ),
+        None => (vec![None; hosts.len()], String::new()),
     };
     write_all(lines(&hosts, &outcomes, args.json).as_bytes())?;
-    summary(&outcomes)
+    summary(&outcomes, &place);
+    Ok(())
+}
+
+/// Refuses a database that nobody named and that is not there: it would be made in the current folder, and no relay would
+/// ever read it.
+fn named_database(loaded: &Loaded) -> Result<(), Failure> {
+    let is_default = |key| loaded.origin(key) == Origin::Default;
+    let file = loaded.config.data_dir.join(SQLITE_FILE);
+    if loaded.file.is_some()
+        || !is_default("database_url")
+        || !is_default("data_dir")
+        || file.exists()
+    {
+        return Ok(());
+    }
+    let running = if Path::new(NIXOS_SOCKET).exists() {
+        "have the relay that runs here add them with --to in place of --add"
+    } else {
+        "or have a running relay add them with --to in place of --add"
+    };
+    Err(Failure::Usage(format!(
+        "nothing is added: no database is named, and there is none at {}; name the relay's with --config, --data-dir or \
+         --database-url, {running}",
+        file.display()
+    )))
 }
 
 /// What became of a host that was to be added.
@@ -204,29 +254,98 @@ async fn add_one(store: &Store, entry: HostEntry, config: &Config) -> Result<Out
 /// A running relay and the right to add hosts to it.
 #[derive(Clone)]
 struct Target {
+    /// What the operator calls it.
+    name: String,
     url: Url,
-    password: Secret,
+    /// None is asked for at a Unix socket: who may connect to it is the operator.
+    password: Option<Secret>,
     client: Client,
 }
 
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
 impl Target {
+    /// The relay at `to`; where that is empty, at the admin listener of these settings.
     fn new(to: &str, config: &Config) -> Result<Target, Failure> {
-        let mut url = relay_url(to)?;
-        url.set_path("/admin/pds/requestCrawl");
-        let password = config.admin_password.clone().ok_or_else(|| {
-            Failure::Usage(
-                "--to needs the admin password of that relay; set RELAY_ADMIN_PASSWORD or --admin-password-file".into(),
-            )
-        })?;
-        let client = Client::builder()
-            .timeout(REQUEST_TIMEOUT)
+        let name = if to.is_empty() {
+            admin_listener(config)?
+        } else {
+            to.to_owned()
+        };
+        let client = Client::builder().timeout(REQUEST_TIMEOUT);
+        let (client, url, password) = match name.strip_prefix(UNIX) {
+            // The host of the URL is not looked at.
+            Some(path) => (
+                client.unix_socket(path),
+                relay_url("http://localhost")?,
+                None,
+            ),
+            None => {
+                let password = config.admin_password.clone().ok_or_else(|| {
+                    Failure::Usage(format!(
+                        "--to {name} needs the admin password of that relay: set RELAY_ADMIN_PASSWORD or \
+                         --admin-password-file, or give its admin socket as unix:PATH"
+                    ))
+                })?;
+                (client, relay_url(&name)?, Some(password))
+            }
+        };
+        let client = client
             .build()
             .map_err(|error| Failure::Failed(format!("cannot set up HTTP: {error}")))?;
         Ok(Target {
+            name,
             url,
             password,
             client,
         })
+    }
+
+    /// A request to one of the operator's routes.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Response, Failure> {
+        let mut url = self.url.clone();
+        url.set_path(path);
+        let mut request = self.client.request(method, url);
+        if let Some(password) = &self.password {
+            request = request.basic_auth("admin", Some(password.expose()));
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.map_err(|error| {
+            Failure::Failed(format!(
+                "the relay at {self} did not answer: {}",
+                causes(&error)
+            ))
+        })?;
+        match answer.status().as_u16() {
+            status @ (401 | 403 | 404) => Err(Failure::Failed(format!(
+                "the relay at {self} does not let us in (status {status}); check the admin password, and that the relay \
+                 has one"
+            ))),
+            _ => Ok(answer),
+        }
+    }
+
+    /// The hosts that the relay knows already.
+    async fn known(&self) -> Result<HashSet<String>, Failure> {
+        let answer = self.ask(Method::GET, "/admin/pds/list", None).await?;
+        let hosts: Vec<Value> = answer.json().await.map_err(|error| {
+            Failure::Failed(format!(
+                "the relay at {self} lists its hosts in no form known here: {error}"
+            ))
+        })?;
+        let names = hosts.iter().filter_map(|host| host["Host"].as_str());
+        Ok(names.map(str::to_owned).collect())
     }
 
     async fn add(
@@ -234,6 +353,7 @@ impl Target {
         hosts: &[RemoteHost],
         config: &Config,
     ) -> Result<Vec<Option<Outcome>>, Failure> {
+        let known = self.known().await?;
         let progress = Progress::steps("asking the relay", hosts.len() as u64);
         let slots = Arc::new(Semaphore::new(CONCURRENT_REQUESTS));
         let mut requests = JoinSet::new();
@@ -255,7 +375,11 @@ impl Target {
         }
         while let Some(answer) = requests.join_next().await {
             let (index, outcome) = answer.map_err(Failure::failed)?;
-            outcomes[index] = Some(outcome?);
+            let is_known = known.contains(&hosts[index].hostname.to_ascii_lowercase());
+            outcomes[index] = Some(match outcome? {
+                Outcome::Added if is_known => Outcome::Known,
+                outcome => outcome,
+            });
             progress.step();
         }
         Ok(outcomes)
@@ -267,25 +391,14 @@ impl Target {
         } else {
             host.to_string()
         };
+        let body = json!({ "hostname": hostname });
         let answer = self
-            .client
-            .post(self.url.clone())
-            .basic_auth("admin", Some(self.password.expose()))
-            .json(&json!({ "hostname": hostname }))
-            .send()
-            .await
-            .map_err(|error| {
-                Failure::Failed(format!("the relay at {} did not answer: {error}", self.url))
-            })?;
+            .ask(Method::POST, "/admin/pds/requestCrawl", Some(body))
+            .await?;
         match answer.status().as_u16() {
             200..=299 => Ok(Outcome::Added),
-            401 | 403 | 404 => Err(Failure::Failed(format!(
-                "the relay at {} does not let us in (status {}); check the admin password, and that the relay has one",
-                self.url,
-                answer.status().as_u16()
-            ))),
             status => {
-                let body = answer.json::<serde_json::Value>().await.unwrap_or_default();
+                let body = answer.json::<Value>().await.unwrap_or_default();
                 let message = body["message"]
                     .as_str()
                     .map_or_else(|| format!("status {status}"), str::to_owned);
@@ -293,6 +406,31 @@ impl Target {
             }
         }
     }
+}
+
+/// The admin listener of these settings, as `--to` would name it.
+fn admin_listener(config: &Config) -> Result<String, Failure> {
+    match &config.admin_listen {
+        Some(AdminListen::Tcp(address)) => Ok(format!("http://{address}")),
+        Some(unix) => Ok(unix.to_string()),
+        None if Path::new(NIXOS_SOCKET).exists() => Ok(format!("{UNIX}{NIXOS_SOCKET}")),
+        None if config.admin_password.is_some() => Ok(format!("http://{}", config.listen)),
+        None => Err(Failure::Usage(format!(
+            "these settings name no admin listener, and there is no {NIXOS_SOCKET}: give the relay's configuration with \
+             --config, or say --to unix:PATH or --to URL"
+        ))),
+    }
+}
+
+/// An error with all that caused it: the outermost only says that there was a request.
+fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }
 
 /// The base URL of a relay; a bare name means https, a bare localhost http.
@@ -332,7 +470,7 @@ fn lines(hosts: &[RemoteHost], outcomes: &[Option<Outcome>], as_json: bool) -> S
     text
 }
 
-fn summary(outcomes: &[Option<Outcome>]) -> Result<(), Failure> {
+fn summary(outcomes: &[Option<Outcome>], place: &str) {
     let count =
         |wanted: fn(&Outcome) -> bool| outcomes.iter().flatten().filter(|o| wanted(o)).count();
     let added = count(|o| *o == Outcome::Added);
@@ -340,11 +478,12 @@ fn summary(outcomes: &[Option<Outcome>]) -> Result<(), Failure> {
     let refused = count(|o| matches!(o, Outcome::Refused(_)));
     let skipped = count(|o| matches!(o, Outcome::Skipped(_)));
     if outcomes.iter().any(Option::is_some) {
-        eprintln!("{added} added, {known} known before, {skipped} skipped, {refused} refused");
+        eprintln!(
+            "{added} added, {known} known before, {skipped} skipped, {refused} refused, {place}"
+        );
     } else {
         eprintln!("{} hosts; add them with --add or --to", outcomes.len());
     }
-    Ok(())
 }
 
 #[cfg(test)]
