@@ -40,7 +40,7 @@ Examples:
   atproto-relay firehose wss://bsky.network --json | jq -r 'select(.kind == \"#identity\") | .handle'
 
 A line is: sequence number, time, kind, account, and what happened. Ctrl-C ends it. The exit code is 1 if the
-stream could not be read or, with --verify, if an event was not valid.";
+stream could not be read or, with --verify, if an event was not valid, or if not one could be checked.";
 
 /// Events whose identities are looked up at one time.
 const MAX_PENDING: usize = 128;
@@ -52,8 +52,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub struct FirehoseArgs {
     /// A relay or PDS: a host name, or a URL with https, http, wss or ws
     url: StreamAddress,
-    /// Start after this sequence number (0: the oldest there is); without it, with the next event
-    #[arg(long, value_name = "SEQ")]
+    /// Start at this sequence number (0: the oldest there is; some servers start with the one after it);
+    /// without it, with the next event
+    #[arg(long, value_name = "SEQ", allow_negative_numbers = true, value_parser = sequence_number)]
     cursor: Option<u64>,
     /// Print JSON, one object a line
     #[arg(long)]
@@ -75,6 +76,15 @@ pub struct FirehoseArgs {
     /// Let --verify resolve did:web at private addresses too: for test networks
     #[arg(long)]
     allow_private_hosts: bool,
+}
+
+/// A cursor: there is none below 0, which is where everything begins.
+fn sequence_number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| {
+        "a sequence number is a whole number from 0 on; 0 is the oldest event there is, and without --cursor the next \
+         one comes first"
+            .to_owned()
+    })
 }
 
 pub fn run(args: &FirehoseArgs) -> Result<(), Failure> {
@@ -103,6 +113,10 @@ struct Reader<'a> {
     taken: u64,
     printed: u64,
     bad: u64,
+    good: u64,
+    unknown: u64,
+    /// Why the last event that could not be checked could not.
+    obstacle: String,
 }
 
 impl<'a> Reader<'a> {
@@ -121,6 +135,9 @@ impl<'a> Reader<'a> {
             taken: 0,
             printed: 0,
             bad: 0,
+            good: 0,
+            unknown: 0,
+            obstacle: String::new(),
         }
     }
 
@@ -229,7 +246,15 @@ impl<'a> Reader<'a> {
 
     fn print(&mut self, line: &Line) -> io::Result<()> {
         self.printed += u64::from(line.is_event);
-        self.bad += u64::from(matches!(line.verdict, Some(Verdict::Bad(_))));
+        match &line.verdict {
+            Some(Verdict::Bad(_)) => self.bad += 1,
+            Some(Verdict::Good) => self.good += 1,
+            Some(Verdict::Unknown(reason)) => {
+                self.unknown += 1;
+                self.obstacle.clone_from(reason);
+            }
+            Some(Verdict::NothingToCheck) | None => {}
+        }
         let mut stdout = io::stdout().lock();
         if self.args.json {
             writeln!(stdout, "{}", line.json())
@@ -238,14 +263,27 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// What --verify found: bad events, or none that could be checked though there were some, are a failure.
     fn verdict(&self) -> Result<(), Failure> {
-        match self.bad {
-            0 => Ok(()),
-            bad => Err(Failure::Failed(format!(
-                "{bad} of {} events are not valid",
-                self.printed
-            ))),
+        let (bad, unknown, printed) = (self.bad, self.unknown, self.printed);
+        if bad > 0 {
+            return Err(Failure::Failed(format!(
+                "{bad} of {printed} events are not valid"
+            )));
         }
+        if unknown > 0 && self.good == 0 {
+            return Err(Failure::Failed(format!(
+                "not one event could be checked, of {unknown} with something to check: {}",
+                self.obstacle
+            )));
+        }
+        if unknown > 0 {
+            eprintln!(
+                "{unknown} of {printed} events could not be checked: {}",
+                self.obstacle
+            );
+        }
+        Ok(())
     }
 }
 
