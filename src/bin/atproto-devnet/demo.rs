@@ -1,15 +1,19 @@
 //! `atproto-devnet demo`: a network with traffic, a relay in this process, and a live view of what
-//! the relay lets through and what it refuses. Needs nothing, leaves nothing behind.
+//! the relay lets through and what it refuses. Needs nothing, leaves nothing behind: not at Ctrl-C, SIGTERM or SIGHUP, and
+//! not when nobody reads its output any more.
 
 mod traffic;
 mod view;
 
-use anyhow::Context;
+use std::io;
+
+use anyhow::{Context, anyhow};
 use atproto_relay::config::{Config, HostEntry};
 use atproto_relay::devnet::network::{Network, NetworkOptions};
 use atproto_relay::devnet::scratch::Scratch;
-use atproto_relay::relay::Relay;
+use atproto_relay::relay::{Relay, StartError};
 use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Options of `demo`.
 #[derive(Debug, Args)]
@@ -42,8 +46,10 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Starts everything, shows it until Ctrl-C, ends it and removes the folder.
+/// Starts everything, shows it until it is told to end, ends it and removes the folder.
 pub async fn run(options: Options) -> anyhow::Result<()> {
+    // Before the folder is made, so that no signal leaves it behind.
+    let mut end = End::install().context("waiting for signals")?;
     let scratch = Scratch::new("atproto-demo").context("a temporary folder")?;
     let network = NetworkOptions {
         pds: options.pds.into(),
@@ -55,11 +61,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         .context("the network cannot listen on 127.0.0.1")?;
     let relay = Relay::start(config(&network, &scratch, options.port)?)
         .await
-        .context("the relay does not start")?;
+        .map_err(|error| not_started(error, options.port))?;
     let firehose = format!("ws://{}", relay.public_addr());
     let metrics = format!("http://{}/metrics", relay.metrics_addr());
-    view::introduce(&network, &firehose, &metrics, scratch.path());
     let show = async {
+        view::introduce(&network, &firehose, &metrics, scratch.path())?;
         let view = view::View::connect(&firehose, &metrics).await?;
         let traffic = traffic::Traffic::start(&network, options.accounts.into())?;
         tokio::select! {
@@ -69,12 +75,63 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let ended = tokio::select! {
         shown = show => shown,
-        interrupted = tokio::signal::ctrl_c() => interrupted.context("waiting for Ctrl-C"),
+        () = end.next() => Ok(()),
     };
-    eprintln!("\nending: the relay writes what is under way, then the folder is removed");
+    view::say("\nending: the relay writes what is under way, then the folder is removed");
     relay.shutdown().await;
     drop(network);
-    ended
+    match ended {
+        // `demo | head`: who has read enough needs no error.
+        Err(error) if is_closed_pipe(&error) => Ok(()),
+        ended => ended,
+    }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let kinds = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .map(io::Error::kind);
+    kinds
+        .into_iter()
+        .any(|kind| kind == io::ErrorKind::BrokenPipe)
+}
+
+/// Why the relay did not start, in terms of the demo's own flags.
+fn not_started(error: StartError, port: u16) -> anyhow::Error {
+    match error {
+        StartError::Listen {
+            address, source, ..
+        } if port != 0 => anyhow!(
+            "the relay cannot listen on {address}: {source}; choose another port with --port, or leave it out to take a \
+             free one"
+        ),
+        error => anyhow::Error::new(error).context("the relay does not start"),
+    }
+}
+
+/// The signals that end the demo.
+struct End([Signal; 3]);
+
+impl End {
+    fn install() -> io::Result<End> {
+        let [interrupt, terminate, hangup] = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ]
+        .map(signal);
+        Ok(End([interrupt?, terminate?, hangup?]))
+    }
+
+    async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
 }
 
 fn config(network: &Network, scratch: &Scratch, port: u16) -> anyhow::Result<Config> {

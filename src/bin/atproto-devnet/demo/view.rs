@@ -1,7 +1,7 @@
 //! The live view: one line for each event that comes through the relay, what was put in on purpose,
 //! and what the relay refused, by rule.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,6 +19,9 @@ use super::traffic::Traffic;
 /// Pause between two looks at the relay's counters.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// What stdout says when its reader has gone.
+const UNREAD: &str = "nobody reads what the demo prints";
+
 const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
 const RED: &str = "\x1b[31m";
@@ -26,25 +29,32 @@ const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
 /// Says what there is, and how to look at it oneself.
-pub fn introduce(network: &Network, firehose: &str, metrics: &str, folder: &Path) {
+pub fn introduce(
+    network: &Network,
+    firehose: &str,
+    metrics: &str,
+    folder: &Path,
+) -> anyhow::Result<()> {
     let hosts: Vec<String> = network
         .all_pds()
         .iter()
         .map(|pds| format!("{} at {}", pds.domain(), pds.url()))
         .collect();
-    println!(
-        "A PLC directory at {}, PDSes: {}.",
-        network.plc_url(),
-        hosts.join(", ")
+    let (plc, hosts, folder) = (network.plc_url(), hosts.join(", "), folder.display());
+    let text = format!(
+        "A PLC directory at {plc}, PDSes: {hosts}.\n\
+         The relay's metrics are at {metrics}, its data in {folder} until the end.\n\
+         Subscribe to the firehose from another terminal:\n\n  \
+         cargo run --release --bin atproto-relay -- firehose {firehose}\n  \
+         websocat -b '{firehose}/xrpc/com.atproto.sync.subscribeRepos?cursor=0'\n\n\
+         Ctrl-C ends everything.\n\n"
     );
-    println!(
-        "The relay's metrics are at {metrics}, its data in {} until the end.",
-        folder.display()
-    );
-    println!("Subscribe to the firehose from another terminal:\n");
-    println!("  cargo run --release --bin atproto-relay -- firehose {firehose}");
-    println!("  websocat -b '{firehose}/xrpc/com.atproto.sync.subscribeRepos?cursor=0'\n");
-    println!("Ctrl-C ends everything.\n");
+    io::stdout().write_all(text.as_bytes()).context(UNREAD)
+}
+
+/// Tells something beside the view. That nobody reads it is no reason to fail.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// A consumer of the relay that prints.
@@ -69,7 +79,8 @@ impl View {
             socket,
             metrics: metrics.to_owned(),
             before,
-            color: std::io::stdout().is_terminal(),
+            color: io::stdout().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty()),
         })
     }
 
@@ -160,12 +171,12 @@ impl View {
     }
 
     fn line(&self, color: &str, text: &str) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
+        let mut out = io::stdout().lock();
         if self.color {
             writeln!(out, "{color}{text}{PLAIN}")
         } else {
             writeln!(out, "{text}")
         }
-        .context("nobody reads what the demo prints")
+        .context(UNREAD)
     }
 }
