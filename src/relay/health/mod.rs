@@ -172,12 +172,12 @@ impl Examiner {
     }
 
     fn consumers_cut(&self) -> Option<Finding> {
-        let (cut, connected) = self.running.firehose.consumers().networks_cut(CUT_WINDOW);
-        let many = cut >= NETWORKS_CUT && cut * NETWORKS_PER_CUT >= cut + connected;
+        let (cut, others) = self.running.firehose.consumers().networks_cut(CUT_WINDOW);
+        let many = cut >= NETWORKS_CUT && cut * NETWORKS_PER_CUT >= cut + others;
         many.then(|| {
             Finding::new(format!(
-                "consumers on {cut} networks fell out of the replay window within ten minutes, {connected} have \
-                 consumers connected"
+                "consumers on {cut} networks fell out of the replay window within ten minutes; {others} others have \
+                 consumers"
             ))
         })
     }
