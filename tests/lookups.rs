@@ -13,10 +13,12 @@ use atproto_relay::atproto::frame;
 use atproto_relay::config::IdentityConfig;
 use atproto_relay::devnet::pds::Pds;
 use axum::Router;
+use axum::http::StatusCode;
 use axum::routing::get;
 use serde_json::{Value, json};
 use support::{Bench, Consumer, until};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 const POSTS: &str = "app.bsky.feed.post";
 /// A P-256 key from the did:key test vectors.
@@ -48,6 +50,20 @@ fn emit_identity(pds: &Pds, did: &str) {
     });
 }
 
+/// What a PDS says of an account, whatever it is there.
+fn emit_account(pds: &Pds, did: &str, active: bool) {
+    pds.emit_with(|stamp| {
+        let event = frame::Account {
+            seq: stamp.seq as i64,
+            did,
+            time: "2026-01-01T00:00:00.000Z",
+            active,
+            status: (!active).then_some("deactivated"),
+        };
+        frame::encode_account(&event).into()
+    });
+}
+
 /// Events of `did` of one kind that come within `SOON`, until there are `count` of them.
 async fn come(consumer: &mut Consumer, kind: &str, did: &str, count: usize) -> usize {
     let begins = format!("{kind} {did}");
@@ -69,8 +85,8 @@ async fn silent_did() -> (TcpListener, String) {
     (listener, format!("did:web:localhost%3A{port}"))
 }
 
-/// A did:web with a document that names this PDS.
-async fn good_did(pds: String) -> String {
+/// A did:web with a document that names this PDS, once it `exists`.
+async fn web_did(pds: String, exists: watch::Receiver<bool>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let did = format!(
         "did:web:localhost%3A{}",
@@ -85,7 +101,12 @@ async fn good_did(pds: String) -> String {
         ],
         "service": [{"id": "#atproto_pds", "type": "AtprotoPersonalDataServer", "serviceEndpoint": pds}],
     });
-    let answer = get(move || async move { axum::Json(document) });
+    let answer = get(move || async move {
+        match *exists.borrow() {
+            true => Ok(axum::Json(document)),
+            false => Err(StatusCode::NOT_FOUND),
+        }
+    });
     let router = Router::new().route("/.well-known/did.json", answer);
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     did
@@ -168,7 +189,8 @@ async fn a_host_whose_look_ups_hang_leaves_places_to_the_others() {
     let bench = Bench::start(2).await;
     let alice = create(&bench, 0, "alice");
     let (own, hostile) = (bench.network.pds(0), bench.network.pds(1));
-    let did = good_did(own.url()).await;
+    let (_exists, exists) = watch::channel(true);
+    let did = web_did(own.url(), exists).await;
     bench.until_settled().await;
     let mut silent = Vec::new();
     for _ in 0..200 {
@@ -187,17 +209,27 @@ async fn a_host_whose_look_ups_hang_leaves_places_to_the_others() {
     emit_identity(own, &did);
     assert_eq!(come(&mut consumer, "identity", &did, 1).await, 1);
     // The relay's last word on the account is that it is inactive, its PDS says that it is not.
-    own.emit_with(|stamp| {
-        let event = frame::Account {
-            seq: stamp.seq as i64,
-            did: alice.as_str(),
-            time: "2026-01-01T00:00:00.000Z",
-            active: false,
-            status: Some("deactivated"),
-        };
-        frame::encode_account(&event).into()
-    });
+    emit_account(own, alice.as_str(), false);
     write(own, &alice, "back again");
     assert_eq!(come(&mut consumer, "commit", alice.as_str(), 1).await, 1);
+    bench.relay.shutdown().await;
+}
+
+/// A stranger asked for the identity before there was one; what was found then says nothing to the account's own PDS.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_identity_that_a_stranger_asked_for_too_early_is_looked_up_for_its_own_pds() {
+    let bench = Bench::start_with(2, |config, _| {
+        config.identity = IdentityConfig::default();
+    })
+    .await;
+    let (own, stranger) = (bench.network.pds(0), bench.network.pds(1));
+    let (exists, begins) = watch::channel(false);
+    let did = web_did(own.url(), begins).await;
+    emit_identity(stranger, &did);
+    bench.until_settled().await;
+    exists.send_replace(true);
+    let mut consumer = bench.consumer(bench.relay.log().head() + 1).await;
+    emit_account(own, &did, true);
+    assert_eq!(come(&mut consumer, "account", &did, 1).await, 1);
     bench.relay.shutdown().await;
 }

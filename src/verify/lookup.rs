@@ -194,11 +194,22 @@ impl Lookups {
     /// Looks an identity up. Tells whether there was an answer, and what is to be tried again.
     async fn identity(&self, now: Try, fresh: bool) -> (bool, Option<(Try, Duration)>) {
         let Lookup { did, since, .. } = &now.lookup;
-        let result = if fresh {
-            let since = Instant::from_std(*since);
-            self.resolver.refresh(did, now.requester(), since).await
-        } else {
-            self.resolver.resolve(did).await
+        let since = Instant::from_std(*since);
+        let known = match fresh {
+            true => None,
+            false => Some(self.resolver.resolve(did).await),
+        };
+        // That there is no such identity may have been found out for another host, before there was one.
+        let result = match known {
+            Some(known)
+                if known
+                    .as_ref()
+                    .err()
+                    .is_none_or(|error| error.is_temporary()) =>
+            {
+                known
+            }
+            _ => self.resolver.refresh(did, now.requester(), since).await,
         };
         match result {
             // The directory was not asked: the look-up waits for as long as it takes.
