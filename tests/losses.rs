@@ -14,6 +14,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use atproto_relay::devnet::load::{ProcessError, RelayProcess};
 use atproto_relay::devnet::pds::Pds;
@@ -608,9 +609,78 @@ async fn a_database_that_is_away_for_a_while_is_told_and_caught_up_with() {
         problem.contains("the database takes no changes"),
         "{problem}"
     );
+    assert!(problem.contains("\"name\":\"database\""), "{problem}");
     sqlx::query("ROLLBACK").execute(&mut lock).await.unwrap();
     until_health(&health, 200).await;
+    assert_eq!(lines_of(&relay, "database").len(), 2, "{}", relay.said());
     until_counted(&folder, 5).await;
+}
+
+/// The lines about a problem.
+fn lines_of(relay: &RelayProcess, problem: &str) -> Vec<String> {
+    let field = format!("problem=\"{problem}\"");
+    let said = relay.said();
+    let lines = said.lines().filter(|line| line.contains(&field));
+    lines.map(str::to_owned).collect()
+}
+
+/// Waits until the relay has the problem `clock`, or no longer has, and writes meanwhile; its message.
+async fn until_clock(relay: &RelayProcess, wrong: bool, write: impl Fn()) -> String {
+    let url = format!("{}/_health", relay.url());
+    let wait = async {
+        loop {
+            let answer = reqwest::get(&url).await.unwrap();
+            let health: Value = answer.json().await.unwrap();
+            let problems = health["problems"].as_array().unwrap();
+            let clock = problems.iter().find(|problem| problem["name"] == "clock");
+            if clock.is_some() == wrong {
+                return clock.map_or(String::new(), |clock| clock["message"].to_string());
+            }
+            write();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    match timeout(PATIENCE, wait).await {
+        Ok(message) => message,
+        Err(_) => panic!("the clock is not told: {}", relay.said()),
+    }
+}
+
+/// With an empty log nothing tells that the clock is behind but the hosts' revs. Where there is a log, it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_behind_is_told_with_an_empty_log_and_with_a_full_one() {
+    let Some(clock) = Clock::new() else { return };
+    clock.set(-240);
+    let (network, mut relay, _folder) = start_binary(clock.binary(), 2, None).await;
+    let accounts: Vec<_> = network
+        .all_pds()
+        .iter()
+        .map(|pds| {
+            let name = format!("alice.{}", pds.domain());
+            (pds, pds.create_account(&name).unwrap().did)
+        })
+        .collect();
+    let write_all = || {
+        for (pds, did) in &accounts {
+            for _ in 0..5 {
+                write(pds, did, "at any time");
+            }
+        }
+    };
+    let message = until_clock(&relay, true, write_all).await;
+    assert!(message.contains("2 of 2 hosts"), "{message}");
+    clock.set(0);
+    until_clock(&relay, false, write_all).await;
+    let lines = lines_of(&relay, "clock");
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    assert!(lines[0].contains(" WARN ") && lines[0].contains("set the system's clock right"));
+    assert!(lines_of(&relay, "drops").is_empty(), "{}", relay.said());
+
+    relay.kill().unwrap();
+    clock.set(-240);
+    relay.restart(PATIENCE).await.unwrap();
+    let message = until_clock(&relay, true, write_all).await;
+    assert!(message.contains("behind events of the log"), "{message}");
 }
 
 /// Waits until the health is told with this status; what it says.

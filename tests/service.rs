@@ -491,3 +491,326 @@ async fn lines_go_to_the_journal_with_fields_to_filter_by() {
     assert!(dropped["RELAY_SEQ"].parse::<i64>().is_ok());
     assert!(service.end());
 }
+
+/// The health of a relay; what the public is told, and with which status.
+async fn health(service: &Service) -> (u16, Value) {
+    let answer = reqwest::get(format!("{}/xrpc/_health", service.url()))
+        .await
+        .unwrap();
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+fn named<'a>(health: &'a Value, name: &str) -> Option<&'a Value> {
+    let problems = health["problems"].as_array().unwrap();
+    problems.iter().find(|problem| problem["name"] == name)
+}
+
+/// Waits until a relay has a problem, or no longer has; does `meanwhile` again and again. The status and the health.
+async fn until_problem(
+    service: &Service,
+    name: &str,
+    wanted: bool,
+    mut meanwhile: impl FnMut(),
+) -> (u16, Value) {
+    let wait = async {
+        loop {
+            let (status, health) = health(service).await;
+            if named(&health, name).is_some() == wanted {
+                return (status, health);
+            }
+            meanwhile();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    match tokio::time::timeout(PATIENCE, wait).await {
+        Ok(told) => told,
+        Err(_) => panic!("{name} is not {wanted}; it said:\n{}", service.said()),
+    }
+}
+
+/// That a problem was told by one line when it started and by one when it ended, and by its metric.
+async fn told_once(service: &Service, name: &str, word: &str) {
+    let said = service.said();
+    let lines: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains(&format!("problem=\"{name}\"")))
+        .collect();
+    let [start, end] = lines.as_slice() else {
+        panic!("{name}: {lines:#?}");
+    };
+    assert!(start.contains(word), "{start}");
+    assert!(end.contains(" INFO ") && end.contains("has ended"), "{end}");
+    assert!(end.contains("seconds="), "{end}");
+    let metrics = Samples::scrape(&service.metrics_url()).await.unwrap();
+    let metric = format!("relay_problem{{name=\"{name}\"}}");
+    assert_eq!(metrics.get(&metric), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_without_hosts_says_so_until_it_has_one() {
+    let network = network().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("relay.toml");
+    fs::write(&file, "allow_private_hosts = true\n").unwrap();
+    let service = Service::start(folder.path(), |command| {
+        command.args(["--plc-host", &network.plc_url(), "--config"]);
+        command.arg(&file);
+    });
+    service.until("READY=1");
+    let (status, health) = until_problem(&service, "no_hosts", true, || {}).await;
+    assert_eq!(status, 200, "it serves: {health}");
+    assert_eq!(health["status"], "degraded");
+    assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
+    let problem = named(&health, "no_hosts").unwrap();
+    assert_eq!(health["msg"], problem["message"]);
+    assert!(problem["since"].as_str().unwrap().ends_with('Z'));
+    assert!(problem["what_to_do"].as_str().unwrap().contains("--host"));
+    let metrics = Samples::scrape(&service.metrics_url()).await.unwrap();
+    assert_eq!(metrics.get("relay_problem{name=\"no_hosts\"}"), 1.0);
+    assert_eq!(metrics.get("relay_problem{name=\"database\"}"), 0.0);
+    until_status(&service, &["0 of 0 hosts connected", "no_hosts: "]);
+
+    let pds = network.pds(0).url();
+    fs::write(
+        &file,
+        format!("allow_private_hosts = true\nhosts = [{pds:?}]"),
+    )
+    .unwrap();
+    reload(&service);
+    let (status, health) = until_problem(&service, "no_hosts", false, || {}).await;
+    assert_eq!((status, &health["status"]), (200, &json!("ok")), "{health}");
+    assert!(health.get("msg").is_none(), "{health}");
+    told_once(&service, "no_hosts", " WARN ").await;
+    assert!(service.end());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_that_are_all_gone_are_told_and_their_return() {
+    let options = NetworkOptions {
+        pds: 2,
+        ..NetworkOptions::default()
+    };
+    let network = Network::start(options).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path(), |command| {
+        join(&network, command);
+    });
+    service.until("READY=1");
+    until_status(&service, &["2 of 2 hosts connected"]);
+    // One is that one's trouble, and told of it alone.
+    network.pds(0).set_offline(true);
+    until_status(&service, &["1 of 2 hosts connected"]);
+    assert_eq!(health(&service).await.1["status"], "ok");
+    network.pds(1).set_offline(true);
+    let (status, health) = until_problem(&service, "no_host_connected", true, || {}).await;
+    assert_eq!(status, 200, "{health}");
+    let problem = named(&health, "no_host_connected").unwrap();
+    assert_eq!(problem["message"], "0 of 2 hosts are connected");
+    for pds in network.all_pds() {
+        pds.set_offline(false);
+    }
+    until_problem(&service, "no_host_connected", false, || {}).await;
+    told_once(&service, "no_host_connected", " WARN ").await;
+    assert!(service.end());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_that_is_down_is_told_and_its_return() {
+    let network = network().await;
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path(), |command| {
+        join(&network, command);
+    });
+    service.until("READY=1");
+    until_status(&service, &["1 of 1 hosts connected"]);
+    let pds = network.pds(0);
+    let mut accounts = 0..;
+    let mut create = || {
+        let name = format!("a{}.pds1.test", accounts.next().unwrap());
+        pds.create_account(&name).unwrap();
+    };
+    network.plc().set_outage(true);
+    for _ in 0..5 {
+        create();
+    }
+    let (status, health) = until_problem(&service, "directory", true, || {}).await;
+    assert_eq!((status, &health["status"]), (200, &json!("degraded")));
+    let problem = named(&health, "directory").unwrap();
+    let message = problem["message"].as_str().unwrap();
+    assert!(message.contains("got no answer"), "{message}");
+    assert!(
+        problem["what_to_do"]
+            .as_str()
+            .unwrap()
+            .contains("directory")
+    );
+    network.plc().set_outage(false);
+    until_problem(&service, "directory", false, create).await;
+    told_once(&service, "directory", " WARN ").await;
+    assert!(service.end());
+}
+
+/// A way to the server of databases that can be shut.
+struct Gate {
+    folder: tempfile::TempDir,
+    url: String,
+    /// Where the server is.
+    beyond: std::path::PathBuf,
+    open: Option<tokio_util::sync::CancellationToken>,
+}
+
+impl Gate {
+    /// The name of PostgreSQL's socket in its folder.
+    const SOCKET: &str = ".s.PGSQL.5432";
+
+    fn new(url: &str) -> Gate {
+        let (base, beyond) = url.split_once("?host=").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mut gate = Gate {
+            url: format!("{base}?host={}", folder.path().display()),
+            beyond: std::path::Path::new(beyond).join(Gate::SOCKET),
+            folder,
+            open: None,
+        };
+        gate.open();
+        gate
+    }
+
+    fn open(&mut self) {
+        let path = self.folder.path().join(Gate::SOCKET);
+        let listener = tokio::net::UnixListener::bind(path).unwrap();
+        let (open, beyond) = (
+            tokio_util::sync::CancellationToken::new(),
+            self.beyond.clone(),
+        );
+        self.open = Some(open.clone());
+        tokio::spawn(open.clone().run_until_cancelled_owned(async move {
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let beyond = beyond.clone();
+                tokio::spawn(open.clone().run_until_cancelled_owned(async move {
+                    let mut far = tokio::net::UnixStream::connect(beyond).await.unwrap();
+                    // Both ends end as they like.
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                }));
+            }
+        }));
+    }
+
+    /// Ends every connection, and takes none.
+    fn shut(&mut self) {
+        self.open.take().unwrap().cancel();
+        fs::remove_file(self.folder.path().join(Gate::SOCKET)).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_away_is_told_once_and_with_its_cause_to_the_operator_alone() {
+    let Some(server) = postgres::server() else {
+        return;
+    };
+    let mut gate = Gate::new(&server.database().await);
+    let network = network().await;
+    let folder = tempfile::tempdir().unwrap();
+    let admin = folder.path().join("admin.sock");
+    let service = Service::start(folder.path(), |command| {
+        join(&network, command).env("DATABASE_URL", &gate.url);
+        command.args(["--admin-listen", &format!("unix:{}", admin.display())]);
+    });
+    service.until("READY=1");
+    until_status(&service, &["1 of 1 hosts connected"]);
+    let pds = network.pds(0);
+    let alice = pds.create_account("alice.pds1.test").unwrap().did;
+    gate.shut();
+    let write = || {
+        pds.create_record(&alice, POSTS, post("still there"))
+            .unwrap();
+    };
+    let (status, health) = until_problem(&service, "database", true, write).await;
+    assert_eq!((status, &health["status"]), (503, &json!("error")));
+    let private = service.metrics_url().replace("/metrics", "/_health");
+    let answer = reqwest::get(&private).await.unwrap();
+    assert_eq!(answer.status(), 503);
+    let told = answer.text().await.unwrap();
+    let public = named(&health, "database").unwrap()["message"]
+        .as_str()
+        .unwrap();
+    assert!(
+        told.contains(&format!("{public}: ")),
+        "with a cause: {told}"
+    );
+    let client = reqwest::Client::builder()
+        .unix_socket(admin.as_path())
+        .build()
+        .unwrap();
+    let answer = client.get("http://localhost/_health").send().await.unwrap();
+    let told = answer.text().await.unwrap();
+    assert!(told.contains(&format!("{public}: ")), "{told}");
+    gate.open();
+    let (status, _) = until_problem(&service, "database", false, || {}).await;
+    assert_eq!(status, 200);
+    told_once(&service, "database", " ERROR ").await;
+    assert!(service.end());
+}
+
+/// The flood of one host is the trouble of that host. What befalls most of them is the relay's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn drops_are_a_problem_where_many_hosts_have_them_not_where_one_does() {
+    let options = NetworkOptions {
+        pds: 3,
+        ..NetworkOptions::default()
+    };
+    let network = Network::start(options).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path(), |command| {
+        join(&network, command);
+    });
+    service.until("READY=1");
+    until_status(&service, &["3 of 3 hosts connected"]);
+    let accounts: Vec<_> = network
+        .all_pds()
+        .iter()
+        .map(|pds| {
+            let name = format!("alice.{}", pds.domain());
+            (pds, pds.create_account(&name).unwrap().did)
+        })
+        .collect();
+    let repeat = |(pds, did): &(&atproto_relay::devnet::pds::Pds, _), times: usize| {
+        let write = Write::Create {
+            collection: POSTS.to_owned(),
+            rkey: None,
+            record: post("again and again"),
+        };
+        let commit = pds.commit_silently(did, &[write]).unwrap();
+        for _ in 0..times {
+            pds.emit_with(|stamp| frames::commit(stamp, did, &commit));
+        }
+    };
+    let dropped = async || {
+        let metrics = Samples::scrape(&service.metrics_url()).await.unwrap();
+        metrics.dropped("rev_order")
+    };
+    repeat(&accounts[0], 500);
+    while dropped().await < 499 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Longer than a problem of drops takes to start.
+    for _ in 0..130 {
+        let (_, health) = health(&service).await;
+        assert_eq!(health["status"], "ok", "{health}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    repeat(&accounts[1], 50);
+    let (status, health) = until_problem(&service, "drops", true, || {}).await;
+    assert_eq!(status, 200);
+    let problem = named(&health, "drops").unwrap();
+    let message = problem["message"].as_str().unwrap();
+    assert!(message.contains("rule rev_order"), "{message}");
+    let (pds, did) = &accounts[1];
+    for n in 0..60 {
+        pds.create_record(did, POSTS, post(&n.to_string())).unwrap();
+    }
+    until_problem(&service, "drops", false, || {}).await;
+    told_once(&service, "drops", " WARN ").await;
+    assert!(service.end());
+}

@@ -99,7 +99,7 @@ const TRAITS: [Traits; ProblemName::ALL.len()] = [
         name: "clock",
         outage: false,
         starts_after: 5,
-        ends_after: 30,
+        ends_after: 10,
         what_to_do: "set the system's clock right, and let NTP keep it so",
     },
     Traits {
@@ -113,7 +113,7 @@ const TRAITS: [Traits; ProblemName::ALL.len()] = [
         name: "drops",
         outage: false,
         starts_after: 10,
-        ends_after: 30,
+        ends_after: 10,
         what_to_do: "see the rule's meaning, and the hosts' lines in the log: what so many hosts share is seldom their fault",
     },
     Traits {
