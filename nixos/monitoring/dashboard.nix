@@ -363,7 +363,7 @@ let
           (query "most" (metric "process_max_fds"))
         ])
         (graph "Restarts and reloads"
-          "Within an hour; parts that show no progress; settings that wait for a restart."
+          "Within an hour; parts that show no progress; problems of /_health; settings that wait for a restart."
           "short"
           [
             (query "restarts" "changes(${metric "process_start_time_seconds"}[1h])")
@@ -371,6 +371,7 @@ let
             (query "last reload refused" (metric "relay_config_reload_failed"))
             (query "wait for a restart" (metric "relay_config_restart_needed"))
             (query "stuck: {{part}}" (metric "relay_watchdog_stuck"))
+            (query "problem: {{name}}" (metric "relay_problem"))
           ]
         )
         (graph "Start" "Steps of recovery at the last start, and the version that runs." "short" [
