@@ -410,25 +410,6 @@ impl Shard {
         });
     }
 
-    /// Asks for the identity of a known account again where it is past its time. The account's events do not wait.
-    fn renew_identity(&mut self, did: &Did, host: &Arc<HostHandle>) {
-        let (now, ttl) = (self.at.now(), self.at.tuning.identity_ttl);
-        let Some(account) = self.residents.get(did) else {
-            return;
-        };
-        if account.identity_due(ttl, now) {
-            account.asked_identity_at = now;
-            let question = Question::Identity { fresh: false };
-            self.look_up(
-                did.clone(),
-                question,
-                Some(host.clone()),
-                Instant::now(),
-                true,
-            );
-        }
-    }
-
     /// Checks the signatures that are due, all at once, and follows the verdicts.
     fn check_signatures(&mut self) {
         if self.checks.is_empty() {
@@ -462,7 +443,6 @@ impl Shard {
             received.host.mark_sync11();
         }
         let did = received.did.clone();
-        let host = received.host.clone();
         let frame = received.frame.clone();
         let span = received.seq_span.clone();
         let is_sync = received.kind == Kind::Sync;
@@ -473,6 +453,12 @@ impl Shard {
         };
         let repo = judge::repo_state(&candidate.facts, candidate.chain);
         account.repo = Some(repo.into());
+        let renew_for = account
+            .identity_due(self.at.tuning.identity_ttl, now)
+            .then(|| received.host.clone());
+        if renew_for.is_some() {
+            account.asked_identity_at = now;
+        }
         let mut announce = None;
         match candidate.chain {
             Chain::Broken => {
@@ -503,7 +489,11 @@ impl Shard {
         if let Some(local) = announce {
             self.announce(&did, local, None);
         }
-        self.renew_identity(&did, &host);
+        if renew_for.is_some() {
+            // Past its time: it is asked for again beside the account's events.
+            let question = Question::Identity { fresh: false };
+            self.look_up(did, question, renew_for, Instant::now(), true);
+        }
     }
 
     fn forward_identity(&mut self, event: Event, edited: Option<Vec<u8>>) {
