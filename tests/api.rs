@@ -1,6 +1,7 @@
 //! The HTTP API over real sockets: every route with good and bad input. The store is real; the
 //! relay at work is played by a recorder.
 
+use atproto_relay::api::listener::{self, ListenerOptions};
 use atproto_relay::api::{self, AdminPassword, HostActivity, OperationError, Operations};
 use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
@@ -22,6 +23,7 @@ use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
+use tokio_util::sync::CancellationToken;
 
 const PASSWORD: &str = "a long password: with colon";
 
@@ -189,7 +191,9 @@ async fn serve(admin_password: Option<&str>) -> Served {
     );
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, api::router(state, firehose)).await });
+    let router = api::router(state, firehose);
+    let (options, closing) = (ListenerOptions::default(), CancellationToken::new());
+    tokio::spawn(listener::serve(listener, router, options, closing));
     let client = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .build()
@@ -700,7 +704,7 @@ async fn a_crawl_is_requested() {
     let path = "/xrpc/com.atproto.sync.requestCrawl";
     let answer = api.post(path, json!({"hostname": "pds.example.com"})).await;
     assert_eq!((answer.status, answer.text.as_str()), (StatusCode::OK, ""));
-    assert_eq!(api.asked(), ["crawl pds.example.com Public"]);
+    assert_eq!(api.asked(), ["crawl pds.example.com Public(127.0.0.1)"]);
     let cases = [
         ("banned.example.com", 403, "HostBanned"),
         ("relay.example.com", 400, "InvalidRequest"),
@@ -716,6 +720,8 @@ async fn a_crawl_is_requested() {
         let answer = api.post(path, json!({"hostname": hostname})).await;
         assert_eq!(error_name(&answer), (status, name.to_owned()), "{hostname}");
         assert!(!answer.text.contains("secret detail"));
+        // What only this machine can find out of a name.
+        assert!(!answer.text.contains("connection refused"));
     }
     api.asked();
 
@@ -1106,6 +1112,133 @@ async fn the_operator_sees_and_bans_hosts() {
         )
         .await;
     assert_eq!(error_name(&answer), (403, "HostBanned".to_owned()));
+    let down = json!({"hostname": "down.example.com"});
+    let answer = api.admin_post("/admin/pds/requestCrawl", down).await;
+    assert_eq!(error_name(&answer), (400, "HostNotFound".to_owned()));
+    assert!(answer.text.contains("connection refused"));
+}
+
+#[tokio::test]
+async fn no_page_of_another_origin_acts_as_the_operator() {
+    let api = serve(Some(PASSWORD)).await;
+    let host = api.add_host("pds.example.com", true).await;
+    api.add_account(1, host, |_| {}).await;
+    let post = |path: &str, headers: &[(&'static str, &str)]| {
+        // As a form of a page: a browser adds the credentials by itself.
+        let mut request = api
+            .client
+            .post(format!("{}{path}?host=pds.example.com", api.url))
+            .basic_auth("admin", Some(PASSWORD));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        api.send(request)
+    };
+    let own = api.url.as_str();
+    for (verb, path) in ADMIN_ROUTES {
+        if verb == "GET" {
+            continue;
+        }
+        for headers in [
+            &[("origin", "https://evil.example")][..],
+            &[("origin", "null")],
+            &[("sec-fetch-site", "cross-site")],
+            &[("sec-fetch-site", "same-site"), ("origin", own)],
+            &[
+                ("sec-fetch-site", "cross-site"),
+                ("content-type", "application/json"),
+            ],
+            &[
+                ("origin", "https://evil.example"),
+                ("content-type", "application/x-www-form-urlencoded"),
+            ],
+        ] {
+            let answer = post(path, headers).await;
+            assert_eq!(
+                error_name(&answer),
+                (403, "Forbidden".to_owned()),
+                "{path} {headers:?}"
+            );
+        }
+    }
+    let row = api.store.host(host).await.unwrap().unwrap();
+    assert_eq!(row.status, HostStatus::Active);
+    assert_eq!(api.asked(), Vec::<String>::new());
+    // The relay's own page, and programs.
+    for headers in [
+        &[][..],
+        &[("origin", own)],
+        &[("sec-fetch-site", "same-origin")],
+        &[("sec-fetch-site", "none")],
+    ] {
+        let answer = post("/admin/pds/block", headers).await;
+        assert_eq!(answer.status, StatusCode::OK, "{headers:?}");
+    }
+    // Looking changes nothing.
+    let list = api.client.get(format!("{own}/admin/pds/list"));
+    let list = list.basic_auth("admin", Some(PASSWORD));
+    let answer = api.send(list.header("sec-fetch-site", "cross-site")).await;
+    assert_eq!(answer.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_field_that_is_written_wrong_is_named_and_nothing_is_done() {
+    let api = serve(Some(PASSWORD)).await;
+    let host = api.add_host("pds.example.com", true).await;
+    api.add_account(1, host, |_| {}).await;
+    let account = did(1);
+    let cases = [
+        (
+            "pds/changeLimits",
+            json!({"host": "pds.example.com", "per_second": 9, "repo_limti": 5}),
+            "\"repo_limit\"",
+        ),
+        (
+            "pds/requestCrawl",
+            json!({"hostname": "pds.example.com", "resaon": "x"}),
+            "\"reason\"",
+        ),
+        (
+            "pds/block?host=pds.example.com",
+            json!({"raeson": "spam"}),
+            "\"reason\"",
+        ),
+        (
+            "repo/takeDown",
+            json!({"did": account.as_str(), "why": "spam"}),
+            "known are did, reason",
+        ),
+        (
+            "subs/banDomain",
+            json!({"domain": "evil.example", "domian": "x"}),
+            "\"domain\"",
+        ),
+    ];
+    for (path, body, meant) in cases {
+        let answer = api.admin_post(&format!("/admin/{path}"), body).await;
+        assert_eq!(error_name(&answer), (400, "InvalidRequest".to_owned()));
+        let message = answer.json()["message"].as_str().unwrap().to_owned();
+        assert!(message.starts_with("unknown field "), "{message}");
+        assert!(message.contains(meant), "{message}");
+    }
+    let long = json!({"did": account.as_str(), "reason": "x".repeat(1_001)});
+    let answer = api.admin_post("/admin/repo/takeDown", long).await;
+    assert_eq!(error_name(&answer), (400, "InvalidRequest".to_owned()));
+    let row = api.store.host(host).await.unwrap().unwrap();
+    assert_eq!(
+        (row.rates.per_second, row.status),
+        (None, HostStatus::Active)
+    );
+    assert_eq!(
+        api.store.account(&account).await.unwrap().unwrap().local,
+        LocalStatus::Active
+    );
+    assert!(api.store.domain_bans().await.unwrap().is_empty());
+    assert_eq!(api.asked(), Vec::<String>::new());
+    // The public method takes what a later lexicon may add.
+    let later = json!({"hostname": "pds.example.com", "later": 1});
+    let answer = api.post("/xrpc/com.atproto.sync.requestCrawl", later).await;
+    assert_eq!(answer.status, StatusCode::OK);
 }
 
 #[tokio::test]

@@ -302,6 +302,11 @@ fn check_config_shows_values_and_where_they_are_from() {
     );
     assert!(stderr(&output).contains("did you mean RELAY_REPLAY_WINDOW?"));
 
+    let output = run(&["check-config", "--admin-listen=unix:/run/admin.sock"]);
+    let text = stdout(&output);
+    let line = "# admin API: on at unix:/run/admin.sock alone, because no password is configured\n";
+    assert!(text.ends_with(line), "{text}");
+
     // What it prints is a configuration.
     fs::write(&file, stdout(&run(&["check-config"]))).unwrap();
     let again = relay()

@@ -68,7 +68,8 @@ impl Server {
 }
 
 async fn serve(router: Router) -> u16 {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // All addresses of this machine, so that there can be hosts of several domains.
+    let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     port
@@ -86,6 +87,9 @@ fn options() -> CrawlerOptions {
         guard: Guard::new(true),
         public_requests: true,
         new_hosts_per_day: 50,
+        new_hosts_per_day_per_ip: 50,
+        new_hosts_per_day_per_domain: 50,
+        max_checks: 64,
         remember_failure: Duration::from_secs(600),
     }
 }
@@ -116,8 +120,13 @@ impl Relay {
     }
 
     async fn request(&self, hostname: &str) -> Result<(), CrawlError> {
+        self.request_from("192.0.2.1", hostname).await
+    }
+
+    async fn request_from(&self, client: &str, hostname: &str) -> Result<(), CrawlError> {
+        let client = client.parse().unwrap();
         self.crawler
-            .request_crawl(hostname, Requester::Public)
+            .request_crawl(hostname, Requester::Public(client))
             .await
             .map(drop)
     }
@@ -251,6 +260,122 @@ async fn the_public_adds_only_so_many_new_hosts_a_day() {
         .request_crawl(&three.url(), Requester::Operator)
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn no_client_and_no_domain_takes_the_whole_day() {
+    let relay = Relay::start(CrawlerOptions {
+        new_hosts_per_day: 12,
+        new_hosts_per_day_per_ip: 2,
+        new_hosts_per_day_per_domain: 3,
+        ..options()
+    })
+    .await;
+    let pds = Server::pds().await;
+    let host = |domain: u8| format!("http://127.0.1.{domain}:{}", pds.port);
+    let limited = Err(CrawlError::RateLimited);
+    // One client, many domains.
+    for domain in 1..=2 {
+        relay
+            .request_from("192.0.2.1", &host(domain))
+            .await
+            .unwrap();
+    }
+    assert_eq!(relay.request_from("192.0.2.1", &host(3)).await, limited);
+    // One site, many networks: a share for each four of them.
+    for network in 0..8 {
+        let client = format!("2001:db8:0:{network}::1");
+        relay
+            .request_from(&client, &host(10 + network))
+            .await
+            .unwrap();
+    }
+    let new_network = relay.request_from("2001:db8:0:ff::1", &host(20)).await;
+    assert_eq!(new_network, limited);
+    // One domain, many clients.
+    let others = [
+        Server::pds().await,
+        Server::pds().await,
+        Server::pds().await,
+    ];
+    let names = others
+        .each_ref()
+        .map(|other| format!("http://127.0.1.1:{}", other.port));
+    for (client, name) in names[..2].iter().enumerate() {
+        let client = format!("198.51.100.{client}");
+        relay.request_from(&client, name).await.unwrap();
+    }
+    assert_eq!(relay.request_from("203.0.113.1", &names[2]).await, limited);
+    assert_eq!(others[2].asked(), 0);
+    // Now the day is over for everybody but the operator.
+    assert_eq!(relay.request_from("203.0.113.2", &host(30)).await, limited);
+    relay.request_from("203.0.113.2", &host(1)).await.unwrap();
+    let by_operator = relay
+        .crawler
+        .request_crawl(&host(30), Requester::Operator)
+        .await;
+    by_operator.unwrap();
+}
+
+#[tokio::test]
+async fn hosts_that_do_not_answer_lock_out_neither_others_nor_the_operator() {
+    let relay = Relay::start(CrawlerOptions {
+        max_checks: 32,
+        ..options()
+    })
+    .await;
+    // Takes connections, and says nothing.
+    let silent = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let pds = Server::pds().await;
+    let good = |domain: u8| format!("http://127.0.2.{domain}:{}", pds.port);
+    let mut asking = tokio::task::JoinSet::new();
+    let ask = |asking: &mut tokio::task::JoinSet<_>, client: String, domain: u8| {
+        let crawler = relay.crawler.clone();
+        let (host, client) = (
+            format!("http://127.0.1.{domain}:{port}"),
+            client.parse().unwrap(),
+        );
+        asking.spawn(async move {
+            let asked = crawler
+                .request_crawl(&host, Requester::Public(client))
+                .await;
+            asked.map(drop)
+        });
+    };
+    // One client with many names: all but its part are refused at once.
+    for domain in 1..=8 {
+        ask(&mut asking, "192.0.2.1".into(), domain);
+    }
+    for _ in 0..6 {
+        let refused = asking.join_next().await.unwrap().unwrap();
+        assert_eq!(refused, Err(CrawlError::RateLimited));
+    }
+    relay.request_from("192.0.2.2", &good(1)).await.unwrap();
+    // Many clients with a name of one domain.
+    for client in 10..14 {
+        ask(&mut asking, format!("192.0.2.{client}"), 100);
+    }
+    for _ in 0..2 {
+        let refused = asking.join_next().await.unwrap().unwrap();
+        assert_eq!(refused, Err(CrawlError::RateLimited));
+    }
+    relay.request_from("192.0.2.2", &good(2)).await.unwrap();
+    // So many clients with so many domains that the public has no place left: the operator has his own.
+    for n in 0..28 {
+        ask(&mut asking, format!("198.51.100.{n}"), 150 + n);
+    }
+    let mut held = Vec::new();
+    while held.len() < 32 {
+        held.push(silent.accept().await.unwrap());
+    }
+    let late = relay.request_from("192.0.2.3", &good(3)).await;
+    assert_eq!(late, Err(CrawlError::RateLimited));
+    let by_operator = relay
+        .crawler
+        .request_crawl(&good(3), Requester::Operator)
+        .await;
+    by_operator.unwrap();
 }
 
 #[tokio::test]

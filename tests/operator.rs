@@ -11,7 +11,9 @@ mod small_disk;
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -252,6 +254,252 @@ async fn the_limit_of_open_files_is_raised_to_what_the_system_allows() {
     let allowed = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     let allowed = allowed.expect("a limit");
     assert_eq!(metrics.get("process_max_fds"), allowed as f64);
+    assert!(relay.end(PATIENCE).await.unwrap());
+}
+
+/// A request on a Unix socket; its status line and body.
+fn ask_socket(path: &Path, request: &str) -> String {
+    let mut socket = UnixStream::connect(path).unwrap();
+    socket.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_change_by_the_operator_is_one_line_with_who_what_and_why() {
+    let network = Network::start(NetworkOptions::default()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let argument = format!("--admin-listen=unix:{}", socket.display());
+    let relay = start(&network, folder.path(), &argument).await;
+    let ready = format!(
+        "admin=the public listener, with the password; unix:{}",
+        socket.display()
+    );
+    support::until("it says that it is ready", || {
+        relay.said_in_all().contains(&ready)
+    })
+    .await;
+    let pds = network.pds(0);
+    let alice = pds.create_account("alice.pds1.test").unwrap().did;
+    let alice = alice.as_str();
+    let status = format!(
+        "{}/xrpc/com.atproto.sync.getRepoStatus?did={alice}",
+        relay.url()
+    );
+    until_status(&status, 200).await;
+    let post = async |path: &str, body: Value| {
+        let request = reqwest::Client::new()
+            .post(format!("{}/admin/{path}", relay.url()))
+            .basic_auth("admin", Some("devnet"))
+            .header("x-forwarded-for", "192.0.2.7");
+        let answer = request.json(&body).send().await.unwrap();
+        answer.status().as_u16()
+    };
+    let list = "GET /admin/repo/takedowns HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let host = pds.url().replace("http://", "");
+    let down = json!({"did": alice, "reason": "spam\n2026 INFO forged"});
+    assert_eq!(post("repo/takeDown", down).await, 200);
+    let taken_down = async {
+        while !ask_socket(&socket, list).contains(alice) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, taken_down).await;
+    assert!(waited.is_ok(), "the takedown is not listed");
+    assert_eq!(
+        post("repo/reverseTakedown", json!({"did": alice})).await,
+        200
+    );
+    let limits = json!({"host": host, "repo_limit": 7, "per_hour": 9, "reason": "a test"});
+    assert_eq!(post("pds/changeLimits", limits).await, 200);
+    let ban = json!({"domain": "evil.example"});
+    assert_eq!(post("subs/banDomain", ban.clone()).await, 200);
+    assert_eq!(post("subs/unbanDomain", ban).await, 200);
+    let nobody = json!({"did": "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"});
+    assert_eq!(post("repo/takeDown", nobody).await, 404);
+    let unknown = json!({"hostname": "127.0.0.1:1", "reason": "new"});
+    assert_eq!(post("pds/requestCrawl", unknown).await, 400);
+    let block = format!(
+        "POST /admin/pds/block?host={host} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    );
+    let answer = ask_socket(&socket, &block);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+
+    let said = relay.said_in_all();
+    let by_password = "actor=\"admin password from 192.0.2.7 on the public listener\"";
+    let by_socket = format!(
+        "actor=\"uid {}, pid {} on the admin socket\"",
+        rustix::process::getuid().as_raw(),
+        std::process::id()
+    );
+    let [did, host] = [&alice.to_string(), &host].map(|subject| format!("subject={subject:?}"));
+    let lines = [
+        format!(
+            "{by_password} action=\"repo/takeDown\" {did} reason=\"spam\\n2026 INFO forged\" previous=\"active\" new=\"takendown\""
+        ),
+        format!(
+            "{by_password} action=\"repo/reverseTakedown\" {did} reason=\"\" previous=\"takendown\" new=\"active\""
+        ),
+        format!(
+            "{by_password} action=\"pds/changeLimits\" {host} reason=\"a test\" \
+             previous=\"repo_limit=100 per_hour=general\" new=\"repo_limit=7 per_hour=9\""
+        ),
+        format!(
+            "{by_password} action=\"subs/banDomain\" subject=\"evil.example\" reason=\"\" previous=\"not banned\" new=\"banned\""
+        ),
+        format!(
+            "{by_password} action=\"subs/unbanDomain\" subject=\"evil.example\" reason=\"\" previous=\"banned\" new=\"not banned\""
+        ),
+        format!(
+            "{by_socket} action=\"pds/block\" {host} reason=\"\" previous=\"active\" new=\"banned\""
+        ),
+    ];
+    for line in &lines {
+        let found = said.lines().filter(|said| said.contains(line.as_str()));
+        let found: Vec<_> = found.collect();
+        assert_eq!(found.len(), 1, "{line}\n{said}");
+        assert!(found[0].contains(" INFO "), "{}", found[0]);
+    }
+    let failed = said.lines().filter(|line| line.contains("failure="));
+    let failed: Vec<_> = failed.collect();
+    assert_eq!(failed.len(), 2, "{said}");
+    assert!(failed[0].contains("the account is not known to this relay"));
+    assert!(
+        failed[1].contains("action=\"pds/requestCrawl\" subject=\"127.0.0.1:1\" reason=\"new\"")
+    );
+    assert!(
+        !said
+            .lines()
+            .any(|line| line.starts_with("2026 INFO forged"))
+    );
+    assert!(relay.end(PATIENCE).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_hear_nothing_of_names_that_only_this_machine_can_resolve() {
+    let network = Network::start(NetworkOptions::default()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let argument = "--log-level=info,atproto_relay::discovery=debug";
+    let relay = start(&network, folder.path(), argument).await;
+    let answer = async |path: &str, host: &str, password: bool| {
+        let mut request = reqwest::Client::new()
+            .post(format!("{}{path}", relay.url()))
+            .json(&json!({"hostname": host}));
+        if password {
+            request = request.basic_auth("admin", Some("devnet"));
+        }
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let public = "/xrpc/com.atproto.sync.requestCrawl";
+    // One that refuses, one that is no web server, and one that does not exist.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mute = mute.local_addr().unwrap().to_string();
+    let hosts = ["127.0.0.1:1", "vault.invalid", mute.as_str()];
+    let mut told = Vec::new();
+    for host in hosts {
+        let (status, text) = answer(public, host, false).await;
+        assert_eq!(status, 400, "{text}");
+        told.push(text.replace(host, "HOST"));
+    }
+    assert!(told.iter().all(|text| *text == told[0]), "{told:?}");
+    // The operator hears why.
+    let (_, refused) = answer("/admin/pds/requestCrawl", hosts[0], true).await;
+    let (_, nowhere) = answer("/admin/pds/requestCrawl", hosts[1], true).await;
+    assert!(refused.len() > told[0].len() && nowhere.len() > told[0].len());
+    assert_ne!(refused.replace(hosts[0], ""), nowhere.replace(hosts[1], ""));
+    // Requests for a known host are no line each.
+    let known = network.pds(0).url();
+    for _ in 0..20 {
+        assert_eq!(answer(public, &known, false).await.0, 200);
+    }
+    let said = relay.said_in_all();
+    let lines = said
+        .lines()
+        .filter(|line| line.contains("crawl") && line.contains(" INFO "));
+    assert_eq!(
+        lines.filter(|line| !line.contains("the operator")).count(),
+        0,
+        "{said}"
+    );
+    assert!(said.contains("crawl request refused"), "{said}");
+    assert!(relay.end(PATIENCE).await.unwrap());
+}
+
+/// A start with its admin API on a path.
+fn serve_on(folder: &Path, socket: &Path) -> Command {
+    let mut command = serve(&folder.join("data"));
+    command.arg(format!("--admin-listen=unix:{}", socket.display()));
+    command
+}
+
+#[test]
+fn a_path_that_is_no_dead_socket_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let file = at("important.txt");
+    fs::write(&file, "precious").unwrap();
+    std::os::unix::fs::symlink(&file, at("link")).unwrap();
+    std::os::unix::fs::symlink(at("nothing"), at("dangling")).unwrap();
+    fs::create_dir(at("folder")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        at("pipe"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+    for name in ["important.txt", "link", "dangling", "folder", "pipe"] {
+        let line = refusal(&mut serve_on(folder.path(), &at(name)));
+        assert!(line.contains("is no socket, and stays as it is"), "{line}");
+        assert!(line.contains("--admin-listen"), "{line}");
+    }
+    let live = std::os::unix::net::UnixListener::bind(at("live")).unwrap();
+    let line = refusal(&mut serve_on(folder.path(), &at("live")));
+    assert!(line.contains("another process answers there"), "{line}");
+    drop(live);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+    assert_eq!(fs::read_to_string(at("link")).unwrap(), "precious");
+    let mut names: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let expected = [
+        "dangling",
+        "folder",
+        "important.txt",
+        "link",
+        "live",
+        "pipe",
+    ];
+    assert_eq!(names, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_that_was_left_behind_is_taken_over() {
+    let network = Network::start(NetworkOptions::default()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let argument = format!("--admin-listen=unix:{}", socket.display());
+    let mut relay = start(&network, folder.path(), &argument).await;
+    let list = "GET /admin/pds/list HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    assert!(ask_socket(&socket, list).starts_with("HTTP/1.1 200 "));
+    relay.kill().unwrap();
+    relay.restart(PATIENCE).await.unwrap();
+    assert!(ask_socket(&socket, list).starts_with("HTTP/1.1 200 "));
+    let mode = fs::metadata(&socket).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o660);
+    let names = fs::read_dir(folder.path()).unwrap();
+    let aside = names.filter(|name| {
+        let name = name.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with(".dead")
+    });
+    assert_eq!(aside.count(), 0);
     assert!(relay.end(PATIENCE).await.unwrap());
 }
 

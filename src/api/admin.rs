@@ -2,20 +2,21 @@
 //! tools work here. Who may come in is decided in `auth`.
 
 use super::State;
+use super::auth::Actor;
+use super::deeds::Deed;
 use super::error::ApiError;
-use super::input::{Parameters, json, parse_did, parse_hostname, quoted};
+use super::input::{Parameters, operator_json, parse_did, parse_hostname, quoted, read};
 use super::operations::{HostActivity, OperationError};
-use super::sync::crawl;
 use crate::atproto::datetime;
 use crate::atproto::did::Did;
 use crate::config::Validation;
 use crate::discovery::Requester;
 use crate::firehose::ConsumerInfo;
-use crate::store::{HostRow, HostStatus, RateOverrides};
-use axum::Json;
+use crate::store::{HostRow, HostStatus, LocalStatus, RateOverrides};
 use axum::body::Bytes;
 use axum::extract::State as Extract;
 use axum::extract::rejection::BytesRejection;
+use axum::{Extension, Json};
 use http::{HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::time::UNIX_EPOCH;
@@ -145,34 +146,114 @@ pub(super) async fn list_hosts(
     Ok(Json(rows.into_iter().map(info).collect()))
 }
 
+/// Where a host stood before a change.
+fn status_of(host: Option<&HostRow>) -> String {
+    host.map_or("unknown", |host| host.status.as_str()).into()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HostName {
+    hostname: String,
+    reason: Option<String>,
+}
+
 /// `POST /admin/pds/requestCrawl`: as the public method, without its limits.
 pub(super) async fn request_crawl(
     Extract(state): Extract<State>,
+    Extension(actor): Extension<Actor>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Changed {
-    crawl(&state, &headers, body, Requester::Operator).await?;
+    let request: HostName = operator_json(&headers, body)?;
+    let known = match parse_hostname(&request.hostname) {
+        Ok(name) => state.store.host_by_name(&name).await?,
+        Err(_) => None,
+    };
+    let deed = Deed {
+        action: "pds/requestCrawl",
+        subject: &request.hostname,
+        reason: request.reason.as_deref(),
+        previous: status_of(known.as_ref()),
+        new: "requested".into(),
+    };
+    let deed = deed.checked()?;
+    let crawl = state
+        .operations
+        .request_crawl(&request.hostname, Requester::Operator);
+    deed.told(&actor, crawl.await)?;
     Ok(SUCCESS)
 }
 
+/// What may be said of a change that needs no body.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Remark {
+    reason: Option<String>,
+}
+
+impl Remark {
+    fn of(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Remark, ApiError> {
+        let body = read(body)?;
+        if body.is_empty() {
+            return Ok(Remark::default());
+        }
+        let remark: Option<Remark> = operator_json(headers, Ok(body))?;
+        Ok(remark.unwrap_or_default())
+    }
+}
+
 /// `POST /admin/pds/block?host=…`.
-pub(super) async fn block_host(Extract(state): Extract<State>, uri: Uri) -> Changed {
+pub(super) async fn block_host(
+    Extract(state): Extract<State>,
+    Extension(actor): Extension<Actor>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Changed {
     let host = known_host(&state, &Parameters::of(&uri).hostname("host")?).await?;
-    state.operations.ban_host(host.id).await?;
+    let remark = Remark::of(&headers, body)?;
+    let deed = standing(&host, &remark, "pds/block", HostStatus::Banned).checked()?;
+    deed.told(&actor, state.operations.ban_host(host.id).await)?;
     Ok(SUCCESS)
 }
 
 /// `POST /admin/pds/unblock?host=…`.
-pub(super) async fn unblock_host(Extract(state): Extract<State>, uri: Uri) -> Changed {
+pub(super) async fn unblock_host(
+    Extract(state): Extract<State>,
+    Extension(actor): Extension<Actor>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Changed {
     let host = known_host(&state, &Parameters::of(&uri).hostname("host")?).await?;
-    state.operations.unban_host(host.id).await?;
+    let remark = Remark::of(&headers, body)?;
+    let deed = standing(&host, &remark, "pds/unblock", HostStatus::Active).checked()?;
+    deed.told(&actor, state.operations.unban_host(host.id).await)?;
     Ok(SUCCESS)
+}
+
+fn standing<'a>(
+    host: &'a HostRow,
+    remark: &'a Remark,
+    action: &'static str,
+    new: HostStatus,
+) -> Deed<'a> {
+    Deed {
+        action,
+        subject: &host.hostname,
+        reason: remark.reason.as_deref(),
+        previous: status_of(Some(host)),
+        new: new.as_str().into(),
+    }
 }
 
 /// A change of limits. What is absent stays; `null` puts the host under the general rule again.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct LimitChange {
     host: String,
+    reason: Option<String>,
     repo_limit: Option<i64>,
     #[serde(default, deserialize_with = "present")]
     per_second: Option<Option<u32>>,
@@ -198,6 +279,30 @@ impl LimitChange {
             per_hour: self.per_hour.unwrap_or(now.per_hour),
             per_day: self.per_day.unwrap_or(now.per_day),
         })
+    }
+
+    /// What it changes at a host, for the log: what was, and what is to be.
+    fn told(&self, host: &HostRow, mode: Option<Option<Validation>>) -> [String; 2] {
+        let general =
+            |value: Option<u32>| value.map_or("general".into(), |value| value.to_string());
+        let word = |mode: Option<Validation>| mode.map_or("general", validation_word).to_owned();
+        let rate = |name, before, after: Option<Option<u32>>| {
+            after.map(|after| (name, general(before), general(after)))
+        };
+        let (limit, now) = (host.account_limit, host.rates);
+        let changes = [
+            (self.repo_limit).map(|new| ("repo_limit", limit.to_string(), new.to_string())),
+            rate("per_second", now.per_second, self.per_second),
+            rate("per_hour", now.per_hour, self.per_hour),
+            rate("per_day", now.per_day, self.per_day),
+            mode.map(|new| ("validation", word(host.validation), word(new))),
+        ];
+        let mut told = [Vec::new(), Vec::new()];
+        for (name, before, after) in changes.into_iter().flatten() {
+            told[0].push(format!("{name}={before}"));
+            told[1].push(format!("{name}={after}"));
+        }
+        told.map(|words| words.join(" "))
     }
 
     fn validation(&self) -> Result<Option<Option<Validation>>, ApiError> {
@@ -231,10 +336,11 @@ fn validation_word(mode: Validation) -> &'static str {
 /// `POST /admin/pds/changeLimits`.
 pub(super) async fn change_limits(
     Extract(state): Extract<State>,
+    Extension(actor): Extension<Actor>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Changed {
-    let change: LimitChange = json(&headers, body)?;
+    let change: LimitChange = operator_json(&headers, body)?;
     let hostname = parse_hostname(&change.host)?;
     let validation = change.validation()?;
     if change.repo_limit.is_some_and(|limit| limit < 0) {
@@ -247,15 +353,28 @@ pub(super) async fn change_limits(
             "nothing to change: give \"repo_limit\", \"per_second\", \"per_hour\", \"per_day\" or \"validation\"",
         ));
     }
-    if let Some(rates) = rates {
-        state.operations.set_rates(host.id, rates).await?;
-    }
-    if let Some(mode) = validation {
-        state.operations.set_validation(host.id, mode).await?;
-    }
-    if let Some(limit) = change.repo_limit {
-        state.operations.set_account_limit(host.id, limit).await?;
-    }
+    let [previous, new] = change.told(&host, validation);
+    let deed = Deed {
+        action: "pds/changeLimits",
+        subject: &host.hostname,
+        reason: change.reason.as_deref(),
+        previous,
+        new,
+    };
+    let deed = deed.checked()?;
+    let changed = async {
+        if let Some(rates) = rates {
+            state.operations.set_rates(host.id, rates).await?;
+        }
+        if let Some(mode) = validation {
+            state.operations.set_validation(host.id, mode).await?;
+        }
+        if let Some(limit) = change.repo_limit {
+            state.operations.set_account_limit(host.id, limit).await?;
+        }
+        Ok::<(), OperationError>(())
+    };
+    deed.told(&actor, changed.await)?;
     Ok(SUCCESS)
 }
 
@@ -267,35 +386,69 @@ async fn known_host(state: &State, hostname: &str) -> Result<HostRow, ApiError> 
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct AccountName {
     did: String,
+    reason: Option<String>,
 }
 
 /// `POST /admin/repo/takeDown`.
 pub(super) async fn take_down(
     Extract(state): Extract<State>,
+    Extension(actor): Extension<Actor>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Changed {
-    let did = account_name(&headers, body)?;
-    state.operations.take_down(did).await?;
+    let name: AccountName = operator_json(&headers, body)?;
+    let did = parse_did(&name.did)?;
+    let before = local_status(&state, &did).await?;
+    let deed = Deed {
+        action: "repo/takeDown",
+        subject: did.as_str(),
+        reason: name.reason.as_deref(),
+        previous: local_word(before),
+        new: LocalStatus::TakenDown.as_str().into(),
+    };
+    let deed = deed.checked()?;
+    deed.told(&actor, state.operations.take_down(did.clone()).await)?;
     Ok(SUCCESS)
 }
 
 /// `POST /admin/repo/reverseTakedown`.
 pub(super) async fn reverse_takedown(
     Extract(state): Extract<State>,
+    Extension(actor): Extension<Actor>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Changed {
-    let did = account_name(&headers, body)?;
-    state.operations.reverse_takedown(did).await?;
+    let name: AccountName = operator_json(&headers, body)?;
+    let did = parse_did(&name.did)?;
+    let before = local_status(&state, &did).await?;
+    let after = match before {
+        Some(LocalStatus::TakenDown) => Some(LocalStatus::Active),
+        // Another status stays.
+        other => other,
+    };
+    let deed = Deed {
+        action: "repo/reverseTakedown",
+        subject: did.as_str(),
+        reason: name.reason.as_deref(),
+        previous: local_word(before),
+        new: local_word(after),
+    };
+    let deed = deed.checked()?;
+    let reversed = state.operations.reverse_takedown(did.clone());
+    deed.told(&actor, reversed.await)?;
     Ok(SUCCESS)
 }
 
-fn account_name(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Did, ApiError> {
-    let name: AccountName = json(headers, body)?;
-    parse_did(&name.did)
+async fn local_status(state: &State, did: &Did) -> Result<Option<LocalStatus>, ApiError> {
+    let row = state.store.account(did).await?;
+    Ok(row.map(|row| row.local))
+}
+
+fn local_word(status: Option<LocalStatus>) -> String {
+    status.map_or("unknown", LocalStatus::as_str).into()
 }
 
 #[derive(Serialize)]
@@ -334,61 +487,92 @@ pub(super) async fn list_domain_bans(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct DomainName {
     #[serde(alias = "Domain")]
     domain: String,
+    reason: Option<String>,
 }
 
 /// `POST /admin/subs/banDomain`.
 pub(super) async fn ban_domain(
     Extract(state): Extract<State>,
+    Extension(actor): Extension<Actor>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Changed {
-    let domain = domain_name(&headers, body)?;
-    state.operations.ban_domain(&domain).await?;
+    let name: DomainName = operator_json(&headers, body)?;
+    let domain = name.normal()?;
+    let deed = name.deed("subs/banDomain", &domain, &state, BANNED).await?;
+    deed.told(&actor, state.operations.ban_domain(&domain).await)?;
     Ok(SUCCESS)
 }
 
 /// `POST /admin/subs/unbanDomain`.
 pub(super) async fn unban_domain(
     Extract(state): Extract<State>,
+    Extension(actor): Extension<Actor>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Changed {
-    let domain = domain_name(&headers, body)?;
-    state.operations.unban_domain(&domain).await?;
+    let name: DomainName = operator_json(&headers, body)?;
+    let domain = name.normal()?;
+    let deed = name
+        .deed("subs/unbanDomain", &domain, &state, NOT_BANNED)
+        .await?;
+    deed.told(&actor, state.operations.unban_domain(&domain).await)?;
     Ok(SUCCESS)
 }
 
-/// The domain of a ban, in lower case: `example.com`, also written `*.example.com`, or a whole
-/// top-level domain.
-fn domain_name(
-    headers: &HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<String, ApiError> {
-    let name: DomainName = json(headers, body)?;
-    let domain = name
-        .domain
-        .trim()
-        .trim_start_matches("*.")
-        .trim_end_matches('.')
-        .to_ascii_lowercase();
-    let label_fits = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    if domain.len() > MAX_DOMAIN_BYTES || !domain.split('.').all(label_fits) {
-        return Err(ApiError::invalid(format!(
-            "{} is not a domain",
-            quoted(&name.domain)
-        )));
+/// What the log says of a domain.
+const BANNED: &str = "banned";
+const NOT_BANNED: &str = "not banned";
+
+impl DomainName {
+    async fn deed<'a>(
+        &'a self,
+        action: &'static str,
+        domain: &'a str,
+        state: &State,
+        new: &str,
+    ) -> Result<Deed<'a>, ApiError> {
+        let banned = state.store.domain_bans().await?;
+        let is_banned = banned.iter().any(|one| one == domain);
+        let deed = Deed {
+            action,
+            subject: domain,
+            reason: self.reason.as_deref(),
+            previous: if is_banned { BANNED } else { NOT_BANNED }.into(),
+            new: new.into(),
+        };
+        deed.checked()
     }
-    Ok(domain)
+
+    /// The domain of a ban, in lower case: `example.com`, also written `*.example.com`, or a whole
+    /// top-level domain.
+    fn normal(&self) -> Result<String, ApiError> {
+        let domain = self
+            .domain
+            .trim()
+            .trim_start_matches("*.")
+            .trim_end_matches('.')
+            .to_ascii_lowercase();
+        let label_fits = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        if domain.len() > MAX_DOMAIN_BYTES || !domain.split('.').all(label_fits) {
+            return Err(ApiError::invalid(format!(
+                "{} is not a domain",
+                quoted(&self.domain)
+            )));
+        }
+        Ok(domain)
+    }
 }
 
 /// A consumer as the reference relay shows it, and what it was sent.

@@ -2,12 +2,15 @@
 
 use super::error::ApiError;
 use crate::atproto::did::Did;
+use crate::config::nearest;
 use crate::dial::{Guard, PdsHost};
 use crate::store::HostId;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use http::{HeaderMap, StatusCode, Uri, header};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor, value};
+use serde::forward_to_deserialize_any;
+use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
 /// Longest request body. The largest real one is a host name.
@@ -122,6 +125,74 @@ pub(super) fn json<T: DeserializeOwned>(
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<T, ApiError> {
+    serde_json::from_slice(&json_bytes(headers, body)?).map_err(unexpected)
+}
+
+/// The same for an operator's body, of a type that refuses unknown fields: names the known one that is meant.
+pub(super) fn operator_json<T: DeserializeOwned>(
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<T, ApiError> {
+    let body = json_bytes(headers, body)?;
+    serde_json::from_slice(&body).map_err(|error| {
+        let known = fields::<T>();
+        let given = serde_json::from_slice::<Map<String, Value>>(&body).unwrap_or_default();
+        let unknown = given.keys().find(|name| !known.contains(&name.as_str()));
+        let Some(unknown) = unknown else {
+            return unexpected(error);
+        };
+        let hint = match nearest(unknown, known.iter().copied()) {
+            Some(meant) => format!("did you mean \"{meant}\"?"),
+            None => format!("known are {}", known.join(", ")),
+        };
+        ApiError::invalid(format!("unknown field {}; {hint}", quoted(unknown)))
+    })
+}
+
+fn unexpected(error: serde_json::Error) -> ApiError {
+    ApiError::invalid(format!("the body is not what is expected: {error}"))
+}
+
+/// The names of a type's fields.
+fn fields<T: DeserializeOwned>() -> &'static [&'static str] {
+    let mut names: &[&str] = &[];
+    // Stops at the names.
+    let _ = T::deserialize(Fields(&mut names));
+    names
+}
+
+/// Takes the names of the fields that a type asks for, and has nothing to give.
+struct Fields<'a>(&'a mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for Fields<'_> {
+    type Error = value::Error;
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, value::Error> {
+        *self.0 = fields;
+        self.deserialize_any(visitor)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, value::Error> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, value::Error> {
+        Err(value::Error::custom("there is no value"))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf unit unit_struct newtype_struct seq
+        tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+/// The bytes of a body that says it is JSON.
+fn json_bytes(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
     let is_json = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -132,14 +203,17 @@ pub(super) fn json<T: DeserializeOwned>(
             "the request needs a body of the type application/json",
         ));
     }
-    let body = body.map_err(|rejection| match rejection.status() {
+    read(body)
+}
+
+/// A body's bytes.
+pub(super) fn read(body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
+    body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "PayloadTooLarge",
             format!("the body is longer than {MAX_BODY_BYTES} bytes"),
         ),
         _ => ApiError::invalid("the body could not be read"),
-    })?;
-    serde_json::from_slice(&body)
-        .map_err(|error| ApiError::invalid(format!("the body is not what is expected: {error}")))
+    })
 }

@@ -4,6 +4,7 @@
 
 mod admin;
 mod auth;
+mod deeds;
 mod error;
 mod input;
 pub mod listener;
@@ -50,14 +51,14 @@ pub enum Operator {
 
 /// The operator's routes, for a listener of their own.
 pub fn admin_router(state: State, operator: Operator) -> Router {
-    let routes = match operator {
-        Operator::Connected => {
-            admin_routes().route("/_health", getting(get(pages::operators_health)))
-        }
-        Operator::Identified => {
-            guarded_admin_routes(&state).route("/_health", getting(get(pages::health)))
-        }
+    let (door, health) = match operator {
+        Operator::Connected => (auth::Door::Open, get(pages::operators_health)),
+        Operator::Identified => (
+            auth::Door::Password(state.admin_password.clone(), "admin"),
+            get(pages::health),
+        ),
     };
+    let routes = guarded_admin_routes(door).route("/_health", getting(health));
     finished(routes.with_state(state))
 }
 
@@ -70,7 +71,8 @@ pub fn router(state: State, firehose: Router) -> Router {
     let routes = Router::new()
         .route("/", getting(get(pages::home)))
         .route("/_health", getting(get(pages::health)));
-    let routes = routes.merge(guarded_admin_routes(&state));
+    let door = auth::Door::Password(state.admin_password.clone(), "public");
+    let routes = routes.merge(guarded_admin_routes(door));
     finished(routes.with_state(state).merge(xrpc))
 }
 
@@ -83,8 +85,8 @@ fn finished(routes: Router) -> Router {
 }
 
 /// Without a password not even the names of the routes are told, such as by a 405.
-fn guarded_admin_routes(state: &State) -> Router<State> {
-    let door = middleware::from_fn_with_state(state.admin_password.clone(), auth::operator_only);
+fn guarded_admin_routes(door: auth::Door) -> Router<State> {
+    let door = middleware::from_fn_with_state(door, auth::operator_only);
     admin_routes().route_layer(door)
 }
 

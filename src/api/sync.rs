@@ -5,15 +5,17 @@ use super::State;
 use super::error::ApiError;
 use super::input::{Parameters, json, quoted};
 use crate::atproto::tid::Tid;
+use crate::client::Client;
 use crate::discovery::{CrawlError, Requester};
 use crate::store::{AccountRow, HostRow, LocalStatus, UpstreamStatus};
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State as Extract;
 use axum::extract::rejection::BytesRejection;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use http::{HeaderMap, StatusCode, Uri, header};
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
 /// Pages of `listHosts` and `listRepos` (their lexicons).
@@ -265,40 +267,43 @@ struct CrawlRequest {
 /// `com.atproto.sync.requestCrawl`.
 pub(super) async fn request_crawl(
     Extract(state): Extract<State>,
+    client: Option<Extension<Client>>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<StatusCode, ApiError> {
-    crawl(&state, &headers, body, Requester::Public).await?;
-    Ok(StatusCode::OK)
-}
-
-/// Reads a request for a crawl and carries it out.
-pub(super) async fn crawl(
-    state: &State,
-    headers: &HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-    requester: Requester,
-) -> Result<(), ApiError> {
-    let request: CrawlRequest = json(headers, body)?;
-    state
+    let request: CrawlRequest = json(&headers, body)?;
+    let from = client.map_or(Ipv4Addr::UNSPECIFIED.into(), |client| client.0.address);
+    let requested = state
         .operations
-        .request_crawl(&request.hostname, requester)
-        .await
-        .map_err(crawl_error)
+        .request_crawl(&request.hostname, Requester::Public(from));
+    match requested.await {
+        Ok(()) => Ok(StatusCode::OK),
+        // Why not is for the operator: it says what is behind names that only this machine can resolve.
+        Err(CrawlError::NotAPds { host, .. }) => {
+            let message =
+                format!("{host} does not answer com.atproto.server.describeServer as a PDS");
+            Err(host_not_answering(message))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
-fn crawl_error(error: CrawlError) -> ApiError {
-    let message = error.to_string();
-    match error {
-        CrawlError::Name(_) | CrawlError::IsRelay(_) => ApiError::invalid(message),
-        CrawlError::Banned(_) => ApiError::new(StatusCode::FORBIDDEN, "HostBanned", message),
-        CrawlError::NotAPds { .. } => {
-            ApiError::new(StatusCode::BAD_REQUEST, "HostNotFound", message)
+fn host_not_answering(message: String) -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "HostNotFound", message)
+}
+
+impl From<CrawlError> for ApiError {
+    fn from(error: CrawlError) -> ApiError {
+        let message = error.to_string();
+        match error {
+            CrawlError::Name(_) | CrawlError::IsRelay(_) => ApiError::invalid(message),
+            CrawlError::Banned(_) => ApiError::new(StatusCode::FORBIDDEN, "HostBanned", message),
+            CrawlError::NotAPds { .. } => host_not_answering(message),
+            CrawlError::Closed => ApiError::new(StatusCode::FORBIDDEN, "Forbidden", message),
+            CrawlError::RateLimited => {
+                ApiError::new(StatusCode::TOO_MANY_REQUESTS, "RateLimitExceeded", message)
+            }
+            CrawlError::Store(_) => ApiError::internal(&message),
         }
-        CrawlError::Closed => ApiError::new(StatusCode::FORBIDDEN, "Forbidden", message),
-        CrawlError::RateLimited => {
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "RateLimitExceeded", message)
-        }
-        CrawlError::Store(_) => ApiError::internal(&message),
     }
 }

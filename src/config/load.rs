@@ -444,7 +444,7 @@ fn unknown_key(key: String, origin: Origin) -> ConfigError {
 }
 
 /// The known name most like this one, if any is like it.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|k| (strsim::jaro_winkler(name, k), k))
         .filter(|(likeness, _)| *likeness >= SIMILAR)

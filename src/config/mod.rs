@@ -27,6 +27,7 @@ pub use admin_listen::AdminListen;
 pub use cidr::Cidr;
 pub use error::{ConfigError, Origin};
 pub use host::{DomainPattern, HostEntry, HostSyntaxError};
+pub(crate) use load::nearest;
 pub use load::{ADMIN_PASSWORD_ENV, ADMIN_PASSWORD_FILE_KEY, Flags, Loaded};
 pub use reload::{Change, Reload};
 pub use secret::{DatabaseUrl, Secret};
@@ -81,6 +82,12 @@ pub struct Config {
     pub request_crawl: bool,
     /// New hosts accepted by the public `requestCrawl` in any 24 hours.
     pub new_hosts_per_day: u32,
+    /// Those of them that one address (one /64 for IPv6, four times as many of one /48) may ask for.
+    pub new_hosts_per_day_per_ip: u32,
+    /// Those of them that may be of one registered domain.
+    pub new_hosts_per_day_per_domain: u32,
+    /// Hosts that are checked at one time because the public asked for them.
+    pub max_crawl_checks: u32,
     /// Hosts that get [`HostLimits::trusted_accounts`] and the limits that follow from it.
     pub trusted_domains: Vec<DomainPattern>,
     /// Domains whose hosts (and their subdomains) are never subscribed to.
@@ -136,6 +143,9 @@ impl Default for Config {
             validation: Validation::Strict,
             request_crawl: true,
             new_hosts_per_day: 50,
+            new_hosts_per_day_per_ip: 10,
+            new_hosts_per_day_per_domain: 10,
+            max_crawl_checks: 64,
             trusted_domains: vec![
                 DomainPattern::trusted("*.host.bsky.network").expect("a constant pattern parses"),
             ],

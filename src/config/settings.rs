@@ -511,6 +511,57 @@ const SETTINGS: &[Setting] = &[
         show: |c| c.new_hosts_per_day.to_string(),
     },
     Setting {
+        key: "new_hosts_per_day_per_ip",
+        flag: "new-hosts-per-day-per-ip",
+        variables: &[Value("RELAY_NEW_HOSTS_PER_DAY_PER_IP")],
+        placeholder: "COUNT",
+        default: "10",
+        group: Group::Hosts,
+        help: "Those of them that one address (IPv6: one /64) may ask for; four times as many from one IPv6 /48",
+        list: false,
+        secret: false,
+        live: true,
+        set: |c, raw| {
+            c.new_hosts_per_day_per_ip = count(raw, 0, u32::MAX as u64)? as u32;
+            Ok(())
+        },
+        show: |c| c.new_hosts_per_day_per_ip.to_string(),
+    },
+    Setting {
+        key: "new_hosts_per_day_per_domain",
+        flag: "new-hosts-per-day-per-domain",
+        variables: &[Value("RELAY_NEW_HOSTS_PER_DAY_PER_DOMAIN")],
+        placeholder: "COUNT",
+        default: "10",
+        group: Group::Hosts,
+        help: "Those of them that may be of one domain, as registered: pds.example.com is of example.com",
+        list: false,
+        secret: false,
+        live: true,
+        set: |c, raw| {
+            c.new_hosts_per_day_per_domain = count(raw, 0, u32::MAX as u64)? as u32;
+            Ok(())
+        },
+        show: |c| c.new_hosts_per_day_per_domain.to_string(),
+    },
+    Setting {
+        key: "max_crawl_checks",
+        flag: "max-crawl-checks",
+        variables: &[Value("RELAY_MAX_CRAWL_CHECKS")],
+        placeholder: "COUNT",
+        default: "64",
+        group: Group::Hosts,
+        help: "Hosts that are checked at one time because of the public requestCrawl; one address, and one domain, may have a sixteenth of them. The operator's requests have places of their own",
+        list: false,
+        secret: false,
+        live: true,
+        set: |c, raw| {
+            c.max_crawl_checks = count(raw, 1, 10_000)? as u32;
+            Ok(())
+        },
+        show: |c| c.max_crawl_checks.to_string(),
+    },
+    Setting {
         key: "limits.accounts",
         flag: "limit-accounts",
         variables: &[

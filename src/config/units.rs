@@ -36,6 +36,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
     while !rest.is_empty() {
         let (number, after) = leading_number(rest).ok_or(HINT)?;
+        let after = after.trim_start();
         let end = after.find(|c: char| !c.is_ascii_alphabetic());
         let (unit, after) = after.split_at(end.unwrap_or(after.len()));
         let (_, ms) = TIME_UNITS
@@ -49,7 +50,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
                 }
             })?;
         total_ms += number * *ms as f64;
-        rest = after;
+        rest = after.trim_start();
     }
     // 100 years: far over any sensible setting, and safe to add to a clock.
     if total_ms > 100.0 * 365.0 * 86_400_000.0 {
@@ -122,6 +123,7 @@ mod tests {
         for (text, ms) in [
             ("72h", 72 * 3_600_000),
             ("1h30m", 5_400_000),
+            ("1 h 30 m", 5_400_000),
             ("72h0m0s", 72 * 3_600_000),
             ("1.5h", 5_400_000),
             ("250ms", 250),
@@ -142,7 +144,9 @@ mod tests {
             ("h", "not a duration"),
             ("-1h", "not a duration"),
             ("1..5h", "not a duration"),
-            ("72 hours", "no unit"),
+            ("72 hours", "unknown unit `hours`"),
+            ("72 hrs", "unknown unit `hrs`"),
+            ("72 ", "no unit"),
             ("3y", "unknown unit `y`"),
             ("99999999w", "100 years"),
         ] {

@@ -1,28 +1,38 @@
 //! `com.atproto.sync.requestCrawl`: the checks of a host before it is added. Hosts that fail are remembered for a while,
-//! so that a request costs strangers nothing they could not do themselves.
+//! so that a request costs strangers nothing they could not do themselves. Promises that no client and no domain takes all
+//! of what the public may have, and that none of it is the operator's.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use lru::LruCache;
 use reqwest::{Client, StatusCode};
 use serde::Deserialize;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use url::Url;
 
 use crate::atproto::did::Did;
+use crate::client::{Network, Place, Places};
 use crate::dial::{Guard, HostNameError, PdsHost, fetch, http_client, relay_mark};
-use crate::telemetry::metrics;
+use crate::telemetry::{Crawl, metrics};
 use crate::upstream::{AddError, HostHandle, Hosts};
 
 /// Longest answer of `describeServer` that is read.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
-/// Checks under way at one time.
-const MAX_CHECKS: usize = 16;
+/// Checks under way at one time for the operator. They have places of their own: the public's may all be taken by hosts
+/// that do not answer.
+const OPERATOR_CHECKS: usize = 16;
+
+/// One client, or the hosts of one domain, may have so much of the public's checks at one time.
+const CHECKS_PART: usize = 16;
+
+/// Second-level labels below which countries' registries give out domains, as in `example.co.uk`.
+const REGISTRY_LABELS: [&str; 10] = [
+    "ac", "co", "com", "edu", "gov", "ne", "net", "or", "org", "gob",
+];
 
 /// Failed checks that are remembered.
 const MAX_REMEMBERED: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
@@ -39,6 +49,12 @@ pub struct CrawlerOptions {
     pub public_requests: bool,
     /// New hosts that the public may have added in any 24 hours.
     pub new_hosts_per_day: u32,
+    /// Those of them that one IPv4 address or IPv6 /64 may ask for; an IPv6 /48 four times as many.
+    pub new_hosts_per_day_per_ip: u32,
+    /// Those of them that may be of one domain, as it is registered.
+    pub new_hosts_per_day_per_domain: u32,
+    /// Checks at one time that the public asked for. One client, and one domain, may have a sixteenth of them.
+    pub max_checks: u32,
     /// How long a failed check is remembered.
     pub remember_failure: Duration,
 }
@@ -46,8 +62,8 @@ pub struct CrawlerOptions {
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requester {
-    /// Anybody.
-    Public,
+    /// Anybody, at this address.
+    Public(IpAddr),
     /// The operator: no limit on new hosts, and failed checks are made again.
     Operator,
 }
@@ -85,16 +101,71 @@ pub struct Crawler {
 }
 
 struct Inner {
-    options: CrawlerOptions,
+    options: RwLock<CrawlerOptions>,
     hosts: Hosts,
     client: Client,
-    /// See [`CrawlerOptions`].
-    public_requests: AtomicBool,
-    new_hosts_per_day: AtomicU32,
-    checks: Semaphore,
+    checks: Places<Share>,
     failed: Mutex<LruCache<PdsHost, (Instant, CrawlError)>>,
-    /// When the public's new hosts of the last day were added, the oldest first.
-    added: Mutex<Vec<Instant>>,
+    /// The public's new hosts of the last day, the oldest first.
+    added: Mutex<Vec<Added>>,
+}
+
+/// A new host of the public.
+struct Added {
+    at: Instant,
+    /// Whose share of the day it is of.
+    shares: Vec<Share>,
+}
+
+/// Who has a share of what the public, or the operator, may have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Share {
+    Operator,
+    Public,
+    Client(Network),
+    Domain(String),
+}
+
+impl Share {
+    /// The shares that a request of the public is of, with what each may have.
+    fn of(
+        from: IpAddr,
+        host: &PdsHost,
+        public: u32,
+        client: u32,
+        domain: u32,
+    ) -> Vec<(Share, usize)> {
+        let networks = Network::shares(from, client as usize);
+        let clients = networks.map(|(network, most)| (Share::Client(network), most));
+        let domain = (
+            Share::Domain(registered(host.domain()).to_owned()),
+            domain as usize,
+        );
+        clients
+            .chain([(Share::Public, public as usize), domain])
+            .collect()
+    }
+}
+
+/// The part of a name that somebody registered: whoever has it can make any number of names below it. Two labels, or three
+/// below a registry such as `co.uk`. All names below a shared domain such as `github.io` count as its own.
+fn registered(name: &str) -> &str {
+    if name.parse::<Ipv4Addr>().is_ok() {
+        return name;
+    }
+    let mut starts = name.rmatch_indices('.').map(|(dot, _)| dot + 1);
+    let Some(top) = starts.next() else {
+        return name;
+    };
+    let (second, third) = (starts.next(), starts.next());
+    let label = &name[second.unwrap_or(0)..top - 1];
+    let is_registry = name.len() - top == 2 && REGISTRY_LABELS.contains(&label);
+    let start = if is_registry && second.is_some() {
+        third
+    } else {
+        second
+    };
+    &name[start.unwrap_or(0)..]
 }
 
 #[derive(Deserialize)]
@@ -107,11 +178,9 @@ impl Crawler {
     pub fn new(options: CrawlerOptions, hosts: Hosts) -> Self {
         let inner = Inner {
             client: http_client(&options.guard),
-            public_requests: AtomicBool::new(options.public_requests),
-            new_hosts_per_day: AtomicU32::new(options.new_hosts_per_day),
-            options,
+            options: RwLock::new(options),
             hosts,
-            checks: Semaphore::new(MAX_CHECKS),
+            checks: Places::default(),
             failed: Mutex::new(LruCache::new(MAX_REMEMBERED)),
             added: Mutex::default(),
         };
@@ -120,13 +189,15 @@ impl Crawler {
         }
     }
 
-    /// Sets what the public may ask for from now on; see [`CrawlerOptions`].
-    pub fn admit_public(&self, requests: bool, new_hosts_per_day: u32) {
-        let inner = &self.inner;
-        inner.public_requests.store(requests, Ordering::Relaxed);
-        inner
-            .new_hosts_per_day
-            .store(new_hosts_per_day, Ordering::Relaxed);
+    /// Goes by these options from now on, but for the rules for dialling.
+    pub fn follow(&self, options: CrawlerOptions) {
+        let mut now = self
+            .inner
+            .options
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let guard = now.guard;
+        *now = CrawlerOptions { guard, ..options };
     }
 
     /// Checks a host and adds it; one that is known and waits for its next attempt is tried at once.
@@ -139,85 +210,145 @@ impl Crawler {
         by: Requester,
     ) -> Result<Arc<HostHandle>, CrawlError> {
         let result = self.inner.request(hostname, by).await;
-        match &result {
-            Ok(host) => tracing::info!(host = host.name(), ?by, "crawl requested"),
-            Err(error) => tracing::debug!(hostname, ?by, %error, "crawl request refused"),
-        }
-        metrics().crawl_requests(result.is_ok()).inc();
+        let outcome = match &result {
+            Ok(host) => {
+                tracing::debug!(host = host.name(), ?by, "crawl requested");
+                Crawl::Accepted
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                tracing::debug!(hostname, ?by, reason, "crawl request refused");
+                match error {
+                    CrawlError::RateLimited => Crawl::Limited,
+                    _ => Crawl::Refused,
+                }
+            }
+        };
+        metrics().crawl_requests(outcome).inc();
         result
     }
 }
 
 impl Inner {
     async fn request(&self, hostname: &str, by: Requester) -> Result<Arc<HostHandle>, CrawlError> {
-        let host = PdsHost::parse(hostname, &self.options.guard)?;
+        let options = self.options();
+        let host = PdsHost::parse(hostname, &options.guard)?;
         if self.hosts.is_banned(&host) {
             return Err(CrawlError::Banned(host));
         }
-        if self.hosts.by_name(host.name()).is_none() {
-            self.admit(&host, by)?;
-            self.check(&host).await?;
-            self.count_added(by)?;
+        let is_new = self.hosts.by_name(host.name()).is_none();
+        if is_new {
+            let check = self.admit(&host, by, &options)?;
+            self.check(&host, &options).await?;
+            drop(check);
+            self.count_added(&host, by, &options)?;
         }
-        self.hosts.add(&host).await.map_err(|error| match error {
+        let added = self.hosts.add(&host).await.map_err(|error| match error {
             AddError::Banned(host) => CrawlError::Banned(host),
             AddError::Store(error) => CrawlError::Store(error.to_string()),
-        })
+        })?;
+        if is_new {
+            tracing::info!(host = host.name(), ?by, "a requested host is added");
+        }
+        Ok(added)
     }
 
-    /// Whether a check of an unknown host is to be made at all.
-    fn admit(&self, host: &PdsHost, by: Requester) -> Result<(), CrawlError> {
-        if by == Requester::Operator {
-            return Ok(());
-        }
-        if !self.public_requests.load(Ordering::Relaxed) {
+    /// Whether a check of an unknown host is to be made at all; it has its place for so long.
+    fn admit(
+        &self,
+        host: &PdsHost,
+        by: Requester,
+        options: &CrawlerOptions,
+    ) -> Result<Place<Share>, CrawlError> {
+        let shares = match by {
+            Requester::Operator => vec![(Share::Operator, OPERATOR_CHECKS)],
+            Requester::Public(from) => {
+                self.admit_public(host, from, options)?;
+                let part = options.max_checks.div_ceil(CHECKS_PART as u32);
+                Share::of(from, host, options.max_checks, part, part)
+            }
+        };
+        self.checks.enter(shares).ok_or(CrawlError::RateLimited)
+    }
+
+    fn admit_public(
+        &self,
+        host: &PdsHost,
+        from: IpAddr,
+        options: &CrawlerOptions,
+    ) -> Result<(), CrawlError> {
+        if !options.public_requests {
             return Err(CrawlError::Closed);
         }
         if let Some((failed, error)) = lock(&self.failed).get(host)
-            && failed.elapsed() < self.options.remember_failure
+            && failed.elapsed() < options.remember_failure
         {
             return Err(error.clone());
         }
-        if self.added_today().len() >= self.most_today() {
-            return Err(CrawlError::RateLimited);
-        }
-        Ok(())
+        has_room(&self.added_today(), &of_the_day(host, from, options))
     }
 
-    fn count_added(&self, by: Requester) -> Result<(), CrawlError> {
-        if by == Requester::Operator {
+    fn count_added(
+        &self,
+        host: &PdsHost,
+        by: Requester,
+        options: &CrawlerOptions,
+    ) -> Result<(), CrawlError> {
+        let Requester::Public(from) = by else {
             return Ok(());
-        }
-        // Checks run side by side, so the limit is looked at again.
+        };
+        // Checks run side by side, so the limits are looked at again.
         let mut added = self.added_today();
-        if added.len() >= self.most_today() {
-            return Err(CrawlError::RateLimited);
-        }
-        added.push(Instant::now());
+        let shares = of_the_day(host, from, options);
+        has_room(&added, &shares)?;
+        added.push(Added {
+            at: Instant::now(),
+            shares: shares.into_iter().map(|(share, _)| share).collect(),
+        });
         Ok(())
     }
 
-    fn most_today(&self) -> usize {
-        self.new_hosts_per_day.load(Ordering::Relaxed) as usize
+    fn options(&self) -> CrawlerOptions {
+        *self.options.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn added_today(&self) -> MutexGuard<'_, Vec<Instant>> {
+    fn added_today(&self) -> MutexGuard<'_, Vec<Added>> {
         let mut added = lock(&self.added);
-        added.retain(|at| at.elapsed() < DAY);
+        added.retain(|one| one.at.elapsed() < DAY);
         added
     }
 
     /// Asks the host to describe itself.
-    async fn check(&self, host: &PdsHost) -> Result<(), CrawlError> {
-        let _check = self
-            .checks
-            .try_acquire()
-            .map_err(|_| CrawlError::RateLimited)?;
-        let result = describe(&self.client, &self.options.guard, host).await;
+    async fn check(&self, host: &PdsHost, options: &CrawlerOptions) -> Result<(), CrawlError> {
+        let result = describe(&self.client, &options.guard, host).await;
         if let Err(error) = &result {
             lock(&self.failed).put(host.clone(), (Instant::now(), error.clone()));
         }
         result
+    }
+}
+
+/// What a day has for a host that somebody asks for.
+fn of_the_day(host: &PdsHost, from: IpAddr, options: &CrawlerOptions) -> Vec<(Share, usize)> {
+    Share::of(
+        from,
+        host,
+        options.new_hosts_per_day,
+        options.new_hosts_per_day_per_ip,
+        options.new_hosts_per_day_per_domain,
+    )
+}
+
+fn has_room(added: &[Added], shares: &[(Share, usize)]) -> Result<(), CrawlError> {
+    let count = |share| {
+        added
+            .iter()
+            .filter(|one| one.shares.contains(share))
+            .count()
+    };
+    match shares.iter().all(|(share, most)| count(share) < *most) {
+        true => Ok(()),
+        false => Err(CrawlError::RateLimited),
     }
 }
 
@@ -250,4 +381,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_has_a_domain_has_all_names_below_it() {
+        for (name, expected) in [
+            ("pds.example.com", "example.com"),
+            ("example.com", "example.com"),
+            ("a.b.c.example.com", "example.com"),
+            ("pds.example.co.uk", "example.co.uk"),
+            ("a.b.example.com.br", "example.com.br"),
+            ("example.co.uk", "example.co.uk"),
+            ("co.uk", "co.uk"),
+            ("a.co.example", "co.example"),
+            ("pds.example.uk", "example.uk"),
+            ("localhost", "localhost"),
+            ("127.0.0.1", "127.0.0.1"),
+        ] {
+            assert_eq!(registered(name), expected, "{name}");
+        }
+    }
 }

@@ -602,6 +602,9 @@ fn crawler_options(config: &Config, guard: Guard) -> CrawlerOptions {
         guard,
         public_requests: config.request_crawl,
         new_hosts_per_day: config.new_hosts_per_day,
+        new_hosts_per_day_per_ip: config.new_hosts_per_day_per_ip,
+        new_hosts_per_day_per_domain: config.new_hosts_per_day_per_domain,
+        max_checks: config.max_crawl_checks,
         remember_failure: REMEMBER_FAILED_CRAWL,
     }
 }

@@ -6,7 +6,8 @@
 use tracing::error;
 
 use super::{
-    Relay, add_configured_host, firehose_options, log_limits, policy, show_settings, tuning,
+    Relay, add_configured_host, crawler_options, firehose_options, log_limits, policy,
+    show_settings, tuning,
 };
 use crate::config::{Config, Reload};
 use crate::dial::Guard;
@@ -29,14 +30,12 @@ impl Relay {
         running.log.keep_to(log_limits(&new));
         running.pipeline.follow(tuning(&new));
         running.resolver.follow(&new.identity);
-        running
-            .crawler
-            .admit_public(new.request_crawl, new.new_hosts_per_day);
+        let guard = Guard::new(self.config.allow_private_hosts);
+        running.crawler.follow(crawler_options(&new, guard));
         running.firehose.follow(&firehose_options(&new));
         show_settings(&new);
         running.hosts.follow(policy(&new)).await;
         // Known hosts among them that wait for their next attempt are tried now.
-        let guard = Guard::new(self.config.allow_private_hosts);
         for entry in &new.hosts {
             if let Err(failure) = add_configured_host(entry, guard, &running.hosts).await {
                 error!("a configured host is left out: {failure}");

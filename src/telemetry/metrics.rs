@@ -89,6 +89,17 @@ pub enum Removal {
     Room,
 }
 
+/// What came of a request for a crawl.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Crawl {
+    /// The host was refused.
+    Refused,
+    /// The host is known, or was added.
+    Accepted,
+    /// The public, its sender or its domain asked for too many.
+    Limited,
+}
+
 /// Why a consumer was cut that neither closed nor fell out of the window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
@@ -140,7 +151,7 @@ pub struct Metrics {
     pub upstream_relays_refused: IntCounter,
 
     /// Requests for crawls, by what came of them.
-    crawl_requests: [IntCounter; 2],
+    crawl_requests: [IntCounter; 3],
 
     /// Identities found in the cache.
     pub identity_cache_hits: IntCounter,
@@ -348,7 +359,7 @@ impl Metrics {
                 stuck
             },
             problems: ProblemName::ALL.map(|name| problems.with_label_values(&[name.as_str()])),
-            crawl_requests: ["refused", "accepted"]
+            crawl_requests: ["refused", "accepted", "limited"]
                 .map(|outcome| crawl_requests.with_label_values(&[outcome])),
             received: r.by_kind("relay_events_received_total", "Events received from hosts"),
             forwarded: r.by_kind(
@@ -517,9 +528,9 @@ impl Metrics {
         self.hosts.with_label_values(&[state])
     }
 
-    /// Requests for crawls, accepted or refused.
-    pub fn crawl_requests(&self, accepted: bool) -> &IntCounter {
-        &self.crawl_requests[usize::from(accepted)]
+    /// Requests for crawls.
+    pub fn crawl_requests(&self, outcome: Crawl) -> &IntCounter {
+        &self.crawl_requests[outcome as usize]
     }
 
     /// Consumers that were cut.

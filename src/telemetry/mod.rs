@@ -12,7 +12,7 @@ mod server;
 pub use health::{Change, Finding, Health, Problem, ProblemName, Reader, Watch};
 pub use logging::{LoggingError, init_logging, set_log_level, stderr_is_journal};
 pub use metrics::{
-    Cut, DirectoryOutcome, IdentityMethod, LookupKind, Metrics, Removal, ShardGauges, metrics,
-    raise_to,
+    Crawl, Cut, DirectoryOutcome, IdentityMethod, LookupKind, Metrics, Removal, ShardGauges,
+    metrics, raise_to,
 };
 pub use server::{Observed, router};

@@ -1,6 +1,6 @@
 //! `check-config`: what `serve` would run with, and where each value is from. Connects to nothing.
 
-use atproto_relay::config::{ADMIN_PASSWORD_FILE_KEY, Loaded, settings};
+use atproto_relay::config::{ADMIN_PASSWORD_FILE_KEY, AdminListen, Loaded, settings};
 
 use super::config_args::ConfigArgs;
 use super::failure::Failure;
@@ -30,12 +30,17 @@ fn describe(loaded: &Loaded) -> String {
             loaded.origin(setting.key)
         ));
     }
-    text.push_str(&match loaded.config.admin_password {
-        Some(_) => format!(
+    let password = loaded.config.admin_password.as_ref();
+    text.push_str(&match (password, &loaded.config.admin_listen) {
+        (Some(_), _) => format!(
             "# admin API: on, password from {}\n",
             loaded.origin(ADMIN_PASSWORD_FILE_KEY)
         ),
-        None => "# admin API: off, because no password is configured\n".to_owned(),
+        (None, Some(AdminListen::Unix(path))) => format!(
+            "# admin API: on at unix:{} alone, because no password is configured\n",
+            path.display()
+        ),
+        (None, _) => "# admin API: off, because no password is configured\n".to_owned(),
     });
     text
 }
