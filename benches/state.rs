@@ -134,6 +134,7 @@ fn row(number: u64, keys: &[PublicKey]) -> AccountRow {
     AccountRow {
         uid: number as i64,
         did: did(number),
+        counted: true,
         host: HostId(1),
         local: LocalStatus::Active,
         upstream: UpstreamStatus::Active,

@@ -33,6 +33,8 @@ pub enum CarError {
     },
     #[error("the bytes of block {cid} do not hash to its CID")]
     Hash { cid: Cid },
+    #[error("the CAR has more than {most} blocks")]
+    TooManyBlocks { most: usize },
 }
 
 /// A CAR read in place.
@@ -48,11 +50,22 @@ impl<'a> Car<'a> {
     /// # Errors
     /// Any departure from CAR version 1, a header that is not canonical CBOR, or a CID of another kind.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, CarError> {
+        Self::parse_within(bytes, usize::MAX)
+    }
+
+    /// As [`Car::parse`], and stops where there are more blocks than `most`: they are not even sorted.
+    ///
+    /// # Errors
+    /// As [`Car::parse`], and [`CarError::TooManyBlocks`].
+    pub fn parse_within(bytes: &'a [u8], most: usize) -> Result<Self, CarError> {
         let mut sections = Sections { bytes, at: 0 };
         let (_, header) = sections.next()?.ok_or(CarError::Truncated { at: 0 })?;
         let roots = read_header(header)?;
         let mut blocks = Vec::new();
         while let Some((at, section)) = sections.next()? {
+            if blocks.len() == most {
+                return Err(CarError::TooManyBlocks { most });
+            }
             blocks.push(Cid::split_from(section).map_err(|source| CarError::Cid { at, source })?);
         }
         Ok(Self {

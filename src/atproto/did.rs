@@ -1,7 +1,7 @@
 //! Decentralised identifiers, by the atproto syntax: any method, at most 2048 characters.
 //! Promises that a [`Did`] is well formed; says nothing about whether it resolves.
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -29,6 +29,8 @@ pub enum DidError {
     Character { at: usize },
     #[error("a DID must not end in \":\" or \"%\"")]
     Ending,
+    #[error("a DID of this method has one spelling, in lower case, and this is another")]
+    Spelling,
 }
 
 /// A well-formed DID. Cloning is a reference count; equality and order are those of the text.
@@ -45,15 +47,28 @@ impl Did {
         Ok(Self(Arc::from(text)))
     }
 
-    /// Like [`Did::parse`], and lower-cases did:plc and did:web. Other methods keep their case.
+    /// Like [`Did::parse`], and lower-cases did:plc and did:web, all but the digits of percent-encoded bytes, which
+    /// did:web has in upper case. Other methods keep their case.
     ///
     /// # Errors
     /// As [`Did::parse`].
     pub fn normalized(text: &str) -> Result<Self, DidError> {
         let method = check(text)?;
-        if CASELESS_METHODS.contains(&method) && text.bytes().any(|byte| byte.is_ascii_uppercase())
-        {
-            return Ok(Self(Arc::from(text.to_ascii_lowercase())));
+        if CASELESS_METHODS.contains(&method) {
+            return Ok(Self(Arc::from(lower_case(text))));
+        }
+        Ok(Self(Arc::from(text)))
+    }
+
+    /// Like [`Did::parse`], and takes no spelling but that of [`Did::normalized`]: whoever compares DIDs as texts must
+    /// not take one account for several.
+    ///
+    /// # Errors
+    /// As [`Did::parse`], and [`DidError::Spelling`].
+    pub fn canonical(text: &str) -> Result<Self, DidError> {
+        let method = check(text)?;
+        if CASELESS_METHODS.contains(&method) && lower_case(text) != text {
+            return Err(DidError::Spelling);
         }
         Ok(Self(Arc::from(text)))
     }
@@ -90,6 +105,27 @@ impl Did {
             .split_once(':')
             .unwrap_or((&self.0, ""))
     }
+}
+
+/// The text in lower case, and the two digits of each percent-encoded byte in upper case.
+fn lower_case(text: &str) -> Cow<'_, str> {
+    let plain = |byte: u8| !byte.is_ascii_uppercase() && byte != b'%';
+    if text.bytes().all(plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut digits = 0;
+    let spelt = text.chars().map(|character| {
+        if character == '%' {
+            digits = 2;
+            return character;
+        }
+        if digits > 0 {
+            digits -= 1;
+            return character.to_ascii_uppercase();
+        }
+        character.to_ascii_lowercase()
+    });
+    Cow::Owned(spelt.collect())
 }
 
 /// Checks the syntax and gives the method.
@@ -192,9 +228,13 @@ mod tests {
         for (text, normal) in [
             ("did:plc:ABC", "did:plc:abc"),
             ("did:web:Example.COM", "did:web:example.com"),
+            ("did:web:LOCALHOST%3a80", "did:web:localhost%3A80"),
             ("did:key:zQ3SH", "did:key:zQ3SH"),
         ] {
             assert_eq!(Did::normalized(text).unwrap().as_str(), normal);
+            assert_eq!(Did::canonical(normal).unwrap().as_str(), normal);
+            let other = (text != normal).then_some(DidError::Spelling);
+            assert_eq!(Did::canonical(text).err(), other, "{text}");
         }
     }
 

@@ -116,6 +116,8 @@ pub struct Config {
     pub max_consumer_input: u64,
     /// Account quota and event rates of a host that has none of its own.
     pub host_limits: HostLimits,
+    /// Largest `#identity` or `#account` frame, in bytes.
+    pub account_event_bytes: u64,
     /// How often an account's chain may break before the account is throttled.
     pub desync: DesyncLimits,
     /// Identity cache and directory look-ups.
@@ -162,6 +164,7 @@ impl Default for Config {
             max_consumers_per_ip: 50,
             max_consumer_input: 64 * 1024,
             host_limits: HostLimits::default(),
+            account_event_bytes: DEFAULT_ACCOUNT_EVENT_BYTES,
             desync: DesyncLimits::default(),
             identity: IdentityConfig::default(),
             log_format: LogFormat::Text,
@@ -207,6 +210,10 @@ impl Config {
 fn default_shards() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_SHARDS))
 }
+
+/// Default of [`Config::account_event_bytes`]: the longest DID (2,048 bytes) and handle (253), and as much again for
+/// fields that are to come.
+pub const DEFAULT_ACCOUNT_EVENT_BYTES: u64 = 8 * 1024;
 
 /// How strictly a host's commits are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

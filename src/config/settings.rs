@@ -702,6 +702,23 @@ const SETTINGS: &[Setting] = &[
         show: |c| c.host_limits.per_day.per_account.to_string(),
     },
     Setting {
+        key: "limits.account_event_bytes",
+        flag: "limit-account-event-bytes",
+        variables: &[Value("RELAY_LIMIT_ACCOUNT_EVENT_BYTES")],
+        placeholder: "SIZE",
+        default: "8KiB",
+        group: Group::Hosts,
+        help: "Largest #identity or #account event; larger ones are dropped",
+        list: false,
+        secret: false,
+        live: true,
+        set: |c, raw| {
+            c.account_event_bytes = bytes(raw)?;
+            Ok(())
+        },
+        show: |c| quoted(format_bytes(c.account_event_bytes)),
+    },
+    Setting {
         key: "desync.limit",
         flag: "desync-limit",
         variables: &[Value("RELAY_DESYNC_LIMIT")],

@@ -185,6 +185,7 @@ impl Relay {
             log: to_log,
             hosts: known_hosts.clone(),
             alarm: alarm.clone(),
+            head: log.head(),
         };
         let (pipeline, shards) = Pipeline::start(pipeline_options(&config, clock), surroundings)
             .map_err(StartError::Thread)?;
@@ -555,6 +556,7 @@ fn tuning(config: &Config) -> verify::Tuning {
         status_interval: config.identity.refresh_interval,
         validation: config.validation,
         desync: config.desync,
+        account_event_bytes: usize::try_from(config.account_event_bytes).unwrap_or(usize::MAX),
     }
 }
 

@@ -19,8 +19,8 @@ use crate::atproto::tid::Tid;
 use crate::config::Config;
 use crate::eventlog::{Entry, EventLog, LogError, ReadError, UNKNOWN_HOST};
 use crate::store::{
-    AccountUpdate, Batch, HostId, HostRow, LocalStatus, NewHost, RepoState, Store, StoreError,
-    UpstreamStatus,
+    AccountUpdate, Batch, Heard, HostId, HostRow, LocalStatus, NewHost, RepoState, Store,
+    StoreError, UpstreamStatus,
 };
 use crate::telemetry::metrics;
 use crate::upstream::{Durable, InFlightLimits, RecoveredHost};
@@ -133,11 +133,11 @@ pub(super) async fn replay(
         count += 1;
         metrics().recovery_steps.inc();
         let host = tail.note(&entry, &frame);
-        accounts.extend(account_update(&frame, host));
+        accounts.extend(account_update(&entry, &frame, host));
         accounts.extend(own_update(
             &entry,
             &frame,
-            tail.hosts_of_redacted.get(&entry.did_hash),
+            tail.hosts_of_redacted.get(&entry.did_hash).copied(),
         ));
         redact_again(log, &entry, &frame)?;
         if accounts.len() >= BATCH {
@@ -350,14 +350,14 @@ fn from_the_window(log: &EventLog, from: u64) -> u64 {
 
 /// The local status that an `#account` event of this relay's own announces. With a `host`, the account is created where
 /// it is not known.
-fn own_update(entry: &Entry, frame: &[u8], host: Option<&HostId>) -> Option<AccountUpdate> {
+fn own_update(entry: &Entry, frame: &[u8], host: Option<HostId>) -> Option<AccountUpdate> {
     let local = announced(entry)?;
     let Message::Account(account) = frame::decode(frame).ok()?.message else {
         return None;
     };
     Some(AccountUpdate {
         local: Some(local),
-        host: host.copied(),
+        heard: host.map(|host| heard(entry, host)),
         ..AccountUpdate::new(Did::normalized(account.did).ok()?)
     })
 }
@@ -394,33 +394,43 @@ async fn write(store: &Store, accounts: &mut Vec<AccountUpdate>) -> Result<(), S
     store.apply(&batch).await
 }
 
-/// What an event of the log says of its account's state. Every event of the log was verified before it went there.
-fn account_update(frame: &[u8], host: Option<HostId>) -> Option<AccountUpdate> {
+/// What an event of the log says of its account's state. Every event of the log was verified before it went there: it
+/// came from the account's PDS, and a commit or `#sync` passes only while the PDS has the account active.
+fn account_update(entry: &Entry, frame: &[u8], host: Option<HostId>) -> Option<AccountUpdate> {
     let message = frame::decode(frame).ok()?.message;
-    let update = |did: &str| {
-        Did::normalized(did).ok().map(|did| AccountUpdate {
-            host,
-            ..AccountUpdate::new(did)
-        })
-    };
-    match message {
-        Message::Commit(commit) => Some(AccountUpdate {
-            repo: Some(repo_state(commit.blocks)?),
-            ..update(commit.repo)?
-        }),
-        Message::Sync(sync) => Some(AccountUpdate {
-            repo: Some(repo_state(sync.blocks)?),
-            ..update(sync.did)?
-        }),
+    let (did, repo, upstream) = match message {
+        Message::Commit(commit) => (
+            commit.repo,
+            Some(repo_state(commit.blocks)?),
+            UpstreamStatus::Active,
+        ),
+        Message::Sync(sync) => (
+            sync.did,
+            Some(repo_state(sync.blocks)?),
+            UpstreamStatus::Active,
+        ),
         // What the relay itself says of an account is not its PDS's word.
-        Message::Account(account) if host.is_some() => {
-            let upstream = UpstreamStatus::from_event(account.active, account.status);
-            Some(AccountUpdate {
-                upstream: Some(upstream),
-                ..update(account.did)?
-            })
-        }
-        _ => None,
+        Message::Account(account) if host.is_some() => (
+            account.did,
+            None,
+            UpstreamStatus::from_event(account.active, account.status),
+        ),
+        _ => return None,
+    };
+    Some(AccountUpdate {
+        heard: host.map(|host| heard(entry, host)),
+        counted: host.map(|_| upstream != UpstreamStatus::Deleted),
+        upstream: Some(upstream),
+        status_seq: Some(entry.seq),
+        repo,
+        ..AccountUpdate::new(Did::normalized(did).ok()?)
+    })
+}
+
+fn heard(entry: &Entry, host: HostId) -> Heard {
+    Heard {
+        host,
+        at: i64::try_from(entry.time_us / 1_000_000).unwrap_or(i64::MAX),
     }
 }
 

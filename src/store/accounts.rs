@@ -20,6 +20,7 @@ struct AccountRecord {
     uid: i64,
     did: String,
     host_id: i32,
+    counted: bool,
     local_status: i16,
     upstream_status: Option<String>,
     rev: Option<i64>,
@@ -53,6 +54,7 @@ impl AccountRecord {
             uid: self.uid,
             did: Did::parse(&self.did).map_err(|_| corrupt("the DID"))?,
             host: HostId(u32::try_from(self.host_id).map_err(|_| corrupt("the host number"))?),
+            counted: self.counted,
             local: u8::try_from(self.local_status)
                 .ok()
                 .and_then(LocalStatus::from_code)
@@ -210,9 +212,10 @@ impl Store {
     }
 }
 
-/// Releases the `$2` oldest throttled accounts of the host `$1`.
+/// Releases the `$2` oldest throttled accounts that count with the host `$1`. One that moved there and of which its new
+/// host said nothing yet is judged when it does.
 pub(super) const RELEASE_OLDEST: &str = "UPDATE accounts SET local_status = 0 WHERE uid IN (SELECT uid FROM accounts \
-     WHERE host_id = $1 AND local_status = 2 ORDER BY uid LIMIT $2) RETURNING uid, did";
+     WHERE host_id = $1 AND local_status = 2 AND counted ORDER BY uid LIMIT $2) RETURNING uid, did";
 
 /// What [`RELEASE_OLDEST`] returned, the oldest first.
 pub(super) fn released_dids(mut rows: Vec<(i64, String)>) -> Result<Vec<Did>, StoreError> {

@@ -7,8 +7,8 @@ use super::accounts::json_list;
 use super::coalesce::Coalesced;
 use super::database::{Durability, writing};
 use super::error::{Doing, StoreError};
-use super::rows::{AccountRow, AccountUpdate, Batch, HostId};
-use super::status::LocalStatus;
+use super::rows::{AccountRow, AccountUpdate, Batch, Heard, HostId, KnownKey};
+use super::status::{LocalStatus, UpstreamStatus};
 use crate::atproto::did::Did;
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
@@ -16,25 +16,28 @@ use sqlx::{AssertSqlSafe, QueryBuilder, Sqlite};
 use std::collections::HashMap;
 
 /// Rows of one statement: where the measured rate of both databases levels off. SQLite takes 32,766
-/// parameters a statement, and a row has ten.
+/// parameters a statement, and a row has twelve.
 const STATEMENT_ROWS: usize = 1_000;
 
 const DOING: &str = "writing account states";
 
 /// The columns of the rows handed to a statement, in order.
-const COLUMNS: &str = "u (did, host_id, local_status, upstream_status, rev, data_cid, commit_cid, desynchronized, \
-     signing_key, resolved_at)";
+const COLUMNS: &str = "u (did, host_id, counted, local_status, upstream_status, status_seq, rev, data_cid, \
+     commit_cid, desynchronized, signing_key, resolved_at)";
 
 /// The rows of a PostgreSQL statement.
-const POSTGRES_ROWS: &str = "SELECT * FROM UNNEST($1::text[], $2::int4[], $3::int2[], $4::text[], $5::int8[], \
-     $6::bytea[], $7::bytea[], $8::bool[], $9::bytea[], $10::int8[])";
+const POSTGRES_ROWS: &str = "SELECT * FROM UNNEST($1::text[], $2::int4[], $3::bool[], $4::int2[], $5::text[], \
+     $6::int8[], $7::int8[], $8::bytea[], $9::bytea[], $10::bool[], $11::bytea[], $12::int8[])";
 
-/// Changes known accounts. An older rev, or a key resolved earlier, leaves what is there.
+/// Changes known accounts. An older rev, an older word on the status, or a key resolved earlier, leaves what is there.
 const UPDATE: &str = "UPDATE accounts AS a SET \
      host_id = COALESCE(u.host_id, a.host_id), \
+     counted = COALESCE(u.counted, a.counted), \
      local_status = COALESCE(u.local_status, a.local_status), \
-     upstream_status = CASE WHEN u.upstream_status IS NULL THEN a.upstream_status \
-         ELSE NULLIF(u.upstream_status, 'active') END, \
+     upstream_status = CASE WHEN u.upstream_status IS NULL OR u.status_seq < COALESCE(a.status_seq, 0) \
+         THEN a.upstream_status ELSE NULLIF(u.upstream_status, 'active') END, \
+     status_seq = CASE WHEN u.upstream_status IS NULL OR u.status_seq < COALESCE(a.status_seq, 0) \
+         THEN a.status_seq ELSE COALESCE(u.status_seq, a.status_seq) END, \
      rev = CASE WHEN u.rev >= COALESCE(a.rev, 0) THEN u.rev ELSE a.rev END, \
      data_cid = CASE WHEN u.rev >= COALESCE(a.rev, 0) THEN u.data_cid ELSE a.data_cid END, \
      commit_cid = CASE WHEN u.rev >= COALESCE(a.rev, 0) THEN u.commit_cid ELSE a.commit_cid END, \
@@ -44,10 +47,23 @@ const UPDATE: &str = "UPDATE accounts AS a SET \
      FROM u WHERE a.did = u.did";
 
 /// Creates accounts.
-const INSERT: &str = "INSERT INTO accounts (did, host_id, local_status, upstream_status, rev, data_cid, commit_cid, \
-     desynchronized, signing_key, resolved_at) \
-     SELECT u.did, u.host_id, COALESCE(u.local_status, 0), NULLIF(u.upstream_status, 'active'), u.rev, u.data_cid, \
-     u.commit_cid, COALESCE(u.desynchronized, FALSE), u.signing_key, u.resolved_at FROM u";
+const INSERT: &str = "INSERT INTO accounts (did, host_id, counted, local_status, upstream_status, status_seq, rev, \
+     data_cid, commit_cid, desynchronized, signing_key, resolved_at) \
+     SELECT u.did, u.host_id, COALESCE(u.counted, TRUE), COALESCE(u.local_status, 0), \
+     NULLIF(u.upstream_status, 'active'), u.status_seq, u.rev, u.data_cid, u.commit_cid, \
+     COALESCE(u.desynchronized, FALSE), u.signing_key, u.resolved_at FROM u";
+
+/// What of an account's row an update is held against.
+#[derive(Debug, Clone, sqlx::FromRow)]
+struct Standing {
+    did: String,
+    host_id: i32,
+    counted: bool,
+    local_status: i16,
+    upstream_status: Option<String>,
+    status_seq: Option<i64>,
+    resolved_at: Option<i64>,
+}
 
 /// A host's quota and how much of it is taken.
 #[derive(Debug, Clone, Copy)]
@@ -58,8 +74,8 @@ struct Quota {
 
 /// The statements of a batch, on a connection of either database.
 trait Statements {
-    /// The hosts of those of the accounts that are known.
-    async fn known(&mut self, dids: &[&str]) -> Result<HashMap<String, i32>, sqlx::Error>;
+    /// How those of the accounts stand that are known.
+    async fn known(&mut self, dids: &[&str]) -> Result<Vec<Standing>, sqlx::Error>;
     async fn quotas(&mut self) -> Result<HashMap<i32, Quota>, sqlx::Error>;
     async fn add_to_count(&mut self, host: i32, change: i64) -> Result<(), sqlx::Error>;
     async fn set_cursor(&mut self, host: i32, cursor: i64) -> Result<(), sqlx::Error>;
@@ -67,6 +83,13 @@ trait Statements {
     async fn raise_head(&mut self, seq: i64) -> Result<(), sqlx::Error>;
     async fn insert(&mut self, rows: &[&AccountUpdate]) -> Result<(), sqlx::Error>;
     async fn update(&mut self, rows: &[&AccountUpdate]) -> Result<(), sqlx::Error>;
+}
+
+/// Reads what [`Standing`] has.
+macro_rules! standing {
+    () => {
+        "SELECT did, host_id, counted, local_status, upstream_status, status_seq, resolved_at FROM accounts WHERE "
+    };
 }
 
 /// The statements both databases read alike.
@@ -122,13 +145,11 @@ macro_rules! shared_statements {
 impl Statements for PgConnection {
     shared_statements!();
 
-    async fn known(&mut self, dids: &[&str]) -> Result<HashMap<String, i32>, sqlx::Error> {
-        let rows: Vec<(String, i32)> =
-            sqlx::query_as("SELECT did, host_id FROM accounts WHERE did = ANY($1)")
-                .bind(dids)
-                .fetch_all(&mut *self)
-                .await?;
-        Ok(rows.into_iter().collect())
+    async fn known(&mut self, dids: &[&str]) -> Result<Vec<Standing>, sqlx::Error> {
+        sqlx::query_as(concat!(standing!(), "did = ANY($1)"))
+            .bind(dids)
+            .fetch_all(&mut *self)
+            .await
     }
 
     async fn insert(&mut self, rows: &[&AccountUpdate]) -> Result<(), sqlx::Error> {
@@ -143,14 +164,14 @@ impl Statements for PgConnection {
 impl Statements for SqliteConnection {
     shared_statements!();
 
-    async fn known(&mut self, dids: &[&str]) -> Result<HashMap<String, i32>, sqlx::Error> {
-        let rows: Vec<(String, i32)> = sqlx::query_as(
-            "SELECT did, host_id FROM accounts WHERE did IN (SELECT value FROM json_each($1))",
-        )
+    async fn known(&mut self, dids: &[&str]) -> Result<Vec<Standing>, sqlx::Error> {
+        sqlx::query_as(concat!(
+            standing!(),
+            "did IN (SELECT value FROM json_each($1))"
+        ))
         .bind(json_list(dids.iter().copied()))
         .fetch_all(&mut *self)
-        .await?;
-        Ok(rows.into_iter().collect())
+        .await
     }
 
     async fn insert(&mut self, rows: &[&AccountUpdate]) -> Result<(), sqlx::Error> {
@@ -166,8 +187,10 @@ impl Statements for SqliteConnection {
 struct Columns<'a> {
     did: &'a str,
     host: Option<i32>,
+    counted: Option<bool>,
     local: Option<i16>,
     upstream: Option<&'a str>,
+    status_seq: Option<i64>,
     rev: Option<i64>,
     data: Option<[u8; 36]>,
     commit: Option<[u8; 36]>,
@@ -181,8 +204,10 @@ impl<'a> Columns<'a> {
         Self {
             did: update.did.as_str(),
             host: update.host.map(HostId::to_sql),
+            counted: update.counted,
             local: update.local.map(|status| i16::from(status.code())),
             upstream: update.upstream.as_ref().map(|status| status.stored()),
+            status_seq: update.status_seq.map(to_sql),
             // The top bit of a TID is always 0.
             rev: update.repo.map(|repo| repo.rev.to_u64() as i64),
             data: update.repo.map(|repo| repo.data.to_bytes()),
@@ -208,8 +233,10 @@ async fn postgres_rows(
     )))
     .bind(rows.iter().map(|row| row.did).collect::<Vec<_>>())
     .bind(rows.iter().map(|row| row.host).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.counted).collect::<Vec<_>>())
     .bind(rows.iter().map(|row| row.local).collect::<Vec<_>>())
     .bind(rows.iter().map(|row| row.upstream).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.status_seq).collect::<Vec<_>>())
     .bind(rows.iter().map(|row| row.rev).collect::<Vec<_>>())
     .bind(
         rows.iter()
@@ -249,8 +276,10 @@ async fn sqlite_rows(
             values
                 .push_bind(row.did.to_owned())
                 .push_bind(row.host)
+                .push_bind(row.counted)
                 .push_bind(row.local)
                 .push_bind(row.upstream.map(str::to_owned))
+                .push_bind(row.status_seq)
                 .push_bind(row.rev)
                 .push_bind(row.data.map(Vec::from))
                 .push_bind(row.commit.map(Vec::from))
@@ -282,7 +311,14 @@ impl Store {
 
     /// Writes a batch that names each account and each host once.
     pub(super) async fn apply_distinct(&self, batch: &Batch) -> Result<(), StoreError> {
-        writing!(self, Durability::InOrder, DOING, conn => write_batch(conn, batch).await.doing(DOING))
+        // What an account's former host may no longer say is nowhere but here: the log would give it back.
+        let moves = batch.accounts.iter().any(AccountUpdate::takes_authority);
+        let durability = if moves {
+            Durability::Now
+        } else {
+            Durability::InOrder
+        };
+        writing!(self, durability, DOING, conn => write_batch(conn, batch).await.doing(DOING))
     }
 
     /// Creates accounts (every update needs a host), and returns them as they then are: throttled
@@ -326,12 +362,15 @@ impl Store {
     }
 }
 
+/// Sequence numbers stay below 2^53.
+fn to_sql(seq: u64) -> i64 {
+    seq as i64
+}
+
 /// Writes a batch that names each account once.
 async fn write_batch<C: Statements>(conn: &mut C, batch: &Batch) -> Result<(), sqlx::Error> {
-    let (placed, known): (Vec<_>, Vec<_>) = batch
-        .accounts
-        .iter()
-        .partition(|update| update.host.is_some());
+    let (placed, known): (Vec<_>, Vec<_>) =
+        batch.accounts.iter().partition(|update| update.needs_row());
     for chunk in known.chunks(STATEMENT_ROWS) {
         conn.update(chunk).await?;
     }
@@ -342,17 +381,16 @@ async fn write_batch<C: Statements>(conn: &mut C, batch: &Batch) -> Result<(), s
         conn.set_cursor(host.to_sql(), cursor).await?;
     }
     if let Some(seq) = batch.replay_from {
-        // Sequence numbers stay below 2^53.
-        conn.set_replay_from(seq as i64).await?;
+        conn.set_replay_from(to_sql(seq)).await?;
     }
     if let Some(seq) = batch.head {
-        conn.raise_head(seq as i64).await?;
+        conn.raise_head(to_sql(seq)).await?;
     }
     Ok(())
 }
 
-/// Writes updates that name a host: creates the unknown accounts, moves those whose host changed,
-/// and keeps the hosts' counts.
+/// Writes updates whose effect depends on the row: creates the unknown accounts of which a host is named, moves those
+/// whose host changed, and keeps the hosts' counts.
 async fn write_placed<C: Statements>(
     conn: &mut C,
     updates: &[&AccountUpdate],
@@ -364,25 +402,21 @@ async fn write_placed<C: Statements>(
     for chunk in updates.chunks(STATEMENT_ROWS) {
         let dids: Vec<&str> = chunk.iter().map(|update| update.did.as_str()).collect();
         let known = conn.known(&dids).await?;
+        let known: HashMap<&str, &Standing> =
+            known.iter().map(|row| (row.did.as_str(), row)).collect();
         let mut old = Vec::new();
         let mut new = Vec::new();
         for &update in chunk {
-            let Some(host) = update.host.map(HostId::to_sql) else {
-                continue;
-            };
             match known.get(update.did.as_str()) {
-                Some(&from) => {
-                    ledger.moves(from, host);
-                    old.push(update);
-                }
-                None => new.push(ledger.admit(host, update)),
+                Some(row) => old.push(ledger.change(row, update)),
+                None => new.extend(ledger.admit(update)),
             }
         }
         if !new.is_empty() {
             conn.insert(&new.iter().collect::<Vec<_>>()).await?;
         }
         if !old.is_empty() {
-            conn.update(&old).await?;
+            conn.update(&old.iter().collect::<Vec<_>>()).await?;
         }
     }
     for (host, change) in ledger.changes {
@@ -400,29 +434,82 @@ struct Ledger {
 }
 
 impl Ledger {
-    fn moves(&mut self, from: i32, to: i32) {
-        if from != to {
-            *self.changes.entry(from).or_default() -= 1;
-            *self.changes.entry(to).or_default() += 1;
+    /// What an update comes to for an account that is known, and its place in the hosts' counts.
+    fn change(&mut self, row: &Standing, update: &AccountUpdate) -> AccountUpdate {
+        let mut update = update.clone();
+        if let Some(heard) = update.heard {
+            believe_the_row(row, heard, &mut update);
         }
+        let host = update.host.map_or(row.host_id, HostId::to_sql);
+        let stored = row.status_seq.map(i64::unsigned_abs);
+        let deleted = match &update.upstream {
+            Some(status) if !update.is_before(stored) => *status == UpstreamStatus::Deleted,
+            _ => row.upstream_status.as_deref() == Some(UpstreamStatus::Deleted.stored()),
+        };
+        let counted = update.counted.unwrap_or(row.counted) && !deleted;
+        *self.changes.entry(row.host_id).or_default() -= i64::from(row.counted);
+        *self.changes.entry(host).or_default() += i64::from(counted);
+        update.counted = Some(counted);
+        update
     }
 
-    /// Counts a new account in, and throttles it if its host has no room and nothing else was decided.
-    fn admit(&mut self, host: i32, update: &AccountUpdate) -> AccountUpdate {
-        let change = self.changes.entry(host).or_default();
+    /// Counts a new account in, and throttles it if its host has no room and nothing else was decided. `None` where no
+    /// host is named.
+    fn admit(&mut self, update: &AccountUpdate) -> Option<AccountUpdate> {
+        let host = update.host.or(update.heard.map(|heard| heard.host))?;
+        let deleted = update.upstream == Some(UpstreamStatus::Deleted);
+        let counted = update.counted.unwrap_or(true) && !deleted;
+        let change = self.changes.entry(host.to_sql()).or_default();
         let full = self
             .quotas
-            .get(&host)
+            .get(&host.to_sql())
             .is_some_and(|quota| quota.accounts + *change >= quota.limit);
-        *change += 1;
-        let by_quota = if full {
+        *change += i64::from(counted);
+        let by_quota = if full && counted {
             LocalStatus::Throttled
         } else {
             LocalStatus::Active
         };
-        AccountUpdate {
+        Some(AccountUpdate {
+            host: Some(host),
+            counted: Some(counted),
             local: update.local.or(Some(by_quota)),
             ..update.clone()
+        })
+    }
+}
+
+/// A replay tells the row nothing that it knows, or knows better.
+///
+/// Where the log names another host than the row, the row stays: a move is written before the first event after it
+/// goes out. Only a row that never had an identity follows the log. Where the row's identity is not newer than the
+/// event for sure, as when the database was restored from a copy, neither is believed: without a key the identity is
+/// resolved before anything of the account passes.
+///
+/// The status stays where it is from this event or a later one, and where the event has the relay's own word in the
+/// place of the PDS's.
+fn believe_the_row(row: &Standing, heard: Heard, update: &mut AccountUpdate) {
+    let elsewhere = heard.host.to_sql() != row.host_id;
+    match row.resolved_at.filter(|_| elsewhere) {
+        Some(resolved_at) => {
+            update.counted = None;
+            if heard.at >= resolved_at {
+                update.key = Some(KnownKey {
+                    signing_key: None,
+                    resolved_at: heard.at,
+                });
+            }
         }
+        None => update.host = Some(heard.host),
+    }
+    let local = u8::try_from(row.local_status)
+        .ok()
+        .and_then(LocalStatus::from_code)
+        .filter(|local| !local.is_active());
+    let own_word = local
+        .zip(update.upstream.as_ref())
+        .is_some_and(|(local, upstream)| upstream.stored() == local.as_str());
+    if own_word || update.status_seq.map(to_sql) <= row.status_seq {
+        update.upstream = None;
     }
 }

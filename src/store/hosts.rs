@@ -98,12 +98,13 @@ fn validation_from(text: &str) -> Option<Validation> {
 macro_rules! release_to_limit {
     ($conn:ident, $id:ident, $limit:ident, $accounts:ident) => {{
         let accounts: i64 = $accounts;
-        let (throttled,): (i64,) =
-            sqlx::query_as("SELECT COUNT(*) FROM accounts WHERE host_id = $1 AND local_status = 2")
-                .bind($id.to_sql())
-                .fetch_one(&mut *$conn)
-                .await
-                .doing("counting throttled accounts")?;
+        let (throttled,): (i64,) = sqlx::query_as(
+            "SELECT COUNT(*) FROM accounts WHERE host_id = $1 AND local_status = 2 AND counted",
+        )
+        .bind($id.to_sql())
+        .fetch_one(&mut *$conn)
+        .await
+        .doing("counting throttled accounts")?;
         let room = $limit.saturating_sub(accounts - throttled).max(0);
         sqlx::query_as(RELEASE_OLDEST)
             .bind($id.to_sql())
@@ -369,7 +370,7 @@ impl Store {
         released_dids(released.ok_or_else(|| StoreError::UnknownHost(id.to_string()))?)
     }
 
-    /// Accounts whose host it is, throttled and deleted ones included; 0 for an unknown host.
+    /// Accounts that count against its quota, throttled ones included; 0 for an unknown host.
     pub async fn count_accounts(&self, id: HostId) -> Result<i64, StoreError> {
         Ok(self.host(id).await?.map_or(0, |host| host.account_count))
     }

@@ -16,8 +16,8 @@ mod writer;
 pub use error::StoreError;
 pub use hold::Hold;
 pub use rows::{
-    AccountRow, AccountUpdate, Batch, DEFAULT_ACCOUNT_LIMIT, HostId, HostRow, KnownKey, NewHost,
-    RateOverrides, Renumbered, RepoState, TRUSTED_ACCOUNT_LIMIT,
+    AccountRow, AccountUpdate, Batch, DEFAULT_ACCOUNT_LIMIT, Heard, HostId, HostRow, KnownKey,
+    NewHost, RateOverrides, Renumbered, RepoState, TRUSTED_ACCOUNT_LIMIT,
 };
 pub use status::{HostStatus, LocalStatus, MAX_STATUS_BYTES, UpstreamStatus, combined_status};
 pub use writer::{FLUSH_INTERVAL, FLUSH_ROWS, Writer};

@@ -77,7 +77,7 @@ pub struct HostRow {
     pub sync11: bool,
     /// Its own event rates.
     pub rates: RateOverrides,
-    /// Accounts whose host it is, throttled and deleted ones included.
+    /// Accounts that count against its quota: throttled ones do, deleted ones do not.
     pub account_count: i64,
     /// When it was added, seconds since 1970.
     pub created_at: i64,
@@ -143,6 +143,8 @@ pub struct AccountRow {
     pub did: Did,
     /// The host its events come from.
     pub host: HostId,
+    /// Whether it counts against the quota of that host.
+    pub counted: bool,
     /// This relay's decision.
     pub local: LocalStatus,
     /// Its PDS's word.
@@ -162,6 +164,15 @@ impl AccountRow {
     }
 }
 
+/// A host of which the log has an event of an account, and when the log took it, seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// The account's PDS at that time.
+    pub host: HostId,
+    /// That time.
+    pub at: i64,
+}
+
 /// What changed about one account; everything `None` stays as it is.
 ///
 /// An update with a host creates the account where it is unknown. One without a host changes known
@@ -172,11 +183,18 @@ pub struct AccountUpdate {
     pub did: Did,
     /// Its host now.
     pub host: Option<HostId>,
+    /// The host that the log names, in a replay. It creates the account where it is unknown, and moves none that
+    /// has an identity: where the account is elsewhere, its key is forgotten unless it was resolved after that event.
+    pub heard: Option<Heard>,
+    /// Whether it counts against the quota of its host. A deleted account never does.
+    pub counted: Option<bool>,
     /// This relay's decision. A new account without one is active, or throttled if its host is
     /// over its quota.
     pub local: Option<LocalStatus>,
     /// Its PDS's word.
     pub upstream: Option<UpstreamStatus>,
+    /// The log sequence number that this word is from. One below the stored changes nothing.
+    pub status_seq: Option<u64>,
     /// Its repository. An older rev than the stored one changes nothing: the log may be replayed
     /// over newer state.
     pub repo: Option<RepoState>,
@@ -190,14 +208,18 @@ impl AccountUpdate {
         Self {
             did,
             host: None,
+            heard: None,
+            counted: None,
             local: None,
             upstream: None,
+            status_seq: None,
             repo: None,
             key: None,
         }
     }
 
-    /// Adds a later update of the same account: applying the result equals applying both in order.
+    /// Adds a later update of the same account: applying the result equals applying both in order. Of the hosts that
+    /// the log names only the last one matters.
     pub fn merge(&mut self, later: AccountUpdate) {
         debug_assert_eq!(self.did, later.did);
         self.repo = match (self.repo, later.repo) {
@@ -209,8 +231,36 @@ impl AccountUpdate {
             (now, then) => then.or(now),
         };
         self.host = later.host.or(self.host);
+        self.heard = later.heard.or(self.heard);
+        self.counted = later.counted.or(self.counted);
         self.local = later.local.or(self.local);
-        self.upstream = later.upstream.or(self.upstream.take());
+        if later.upstream.is_some() && !later.is_before(self.status_seq) {
+            self.status_seq = later.status_seq.or(self.status_seq);
+            self.upstream = later.upstream;
+        }
+    }
+}
+
+impl AccountUpdate {
+    /// Whether its word on the status is older than the one from `seq`.
+    pub(super) fn is_before(&self, seq: Option<u64>) -> bool {
+        self.status_seq
+            .zip(seq)
+            .is_some_and(|(this, that)| this < that)
+    }
+
+    /// Whether it may take an account from the host that could speak for it.
+    pub(super) fn takes_authority(&self) -> bool {
+        self.host.is_some() || self.key.is_some_and(|key| key.signing_key.is_none())
+    }
+
+    /// Whether the account's row must be read before: what the update makes of it, and of the hosts' counts, depends
+    /// on it.
+    pub(super) fn needs_row(&self) -> bool {
+        self.host.is_some()
+            || self.heard.is_some()
+            || self.counted.is_some()
+            || self.upstream == Some(UpstreamStatus::Deleted)
     }
 }
 

@@ -138,10 +138,15 @@ impl Writer {
 
     /// Reads accounts as they are with everything that was sent before.
     pub async fn accounts(&self, dids: &[Did]) -> Result<HashMap<Did, AccountRow>, StoreError> {
+        self.written(dids).await?;
+        self.store.accounts(dids).await
+    }
+
+    /// Waits until every change of these accounts that was sent before is in the database.
+    pub async fn written(&self, dids: &[Did]) -> Result<(), StoreError> {
         let (reply, done) = oneshot::channel();
         self.post(Message::Settle(dids.to_vec(), reply)).await?;
-        done.await.map_err(|_| StoreError::WriterStopped)?;
-        self.store.accounts(dids).await
+        done.await.map_err(|_| StoreError::WriterStopped)
     }
 
     /// The `replay_from` that was written last; 0 before the first.

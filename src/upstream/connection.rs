@@ -336,7 +336,7 @@ impl<S: Sink> Connection<'_, S> {
             Box::pin(self.store_first_cursor(event.seq - 1)).await;
         }
         let permit = progress.begin(event.seq, frame.len());
-        let Ok(did) = Did::normalized(event.did) else {
+        let Ok(did) = Did::canonical(event.did) else {
             self.drop_event(rule::DID_SYNTAX, &event);
             return Ok(());
         };

@@ -187,7 +187,7 @@ impl HostHandle {
         }
     }
 
-    /// Accounts whose host it is, throttled and deleted ones included.
+    /// Accounts that count against its quota: those it has spoken for, throttled ones included, deleted ones not.
     pub fn account_count(&self) -> i64 {
         self.account_count.load(Ordering::Relaxed)
     }
@@ -202,7 +202,12 @@ impl HostHandle {
         self.account_count.fetch_add(1, Ordering::Relaxed) < self.account_limit()
     }
 
-    /// Uncounts an account that moved to another host.
+    /// Whether all accounts that are counted, throttled ones included, are within its quota.
+    pub fn fits_quota(&self) -> bool {
+        self.account_count() <= self.account_limit()
+    }
+
+    /// Uncounts an account that moved to another host, or was deleted.
     pub fn release_account(&self) {
         let lower = |count: i64| (count > 0).then(|| count - 1);
         self.account_count

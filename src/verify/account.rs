@@ -37,10 +37,15 @@ const FIRST_MINUTE: i64 = 1_577_836_800 / 60;
 /// One account, as its shard knows it.
 #[derive(Clone, Debug, Default)]
 pub struct Account {
-    /// Whether the account was seen before: new ones are counted against their host's quota.
+    /// Whether SQL has the account: from the first word of its own PDS on.
     pub known: bool,
-    /// The last known host that was the account's PDS; the account counts against its quota.
+    /// The last known host that was the account's PDS.
     pub host: Option<HostId>,
+    /// Whether the account counts against the quota of that host: its PDS has spoken for it, and it is not deleted.
+    pub counted: bool,
+    /// The number of the move by which the account left a host, while SQL may not have it: until it does, nothing of the
+    /// account goes out, so that no crash gives it back.
+    pub moving: Option<u64>,
     /// Whether the account has left that host, and its PDS is none that this relay knows.
     pub away: bool,
     /// What this relay's operator, or a limit of it, says of the account.
@@ -113,6 +118,7 @@ impl Account {
         Self {
             known: true,
             host: Some(row.host),
+            counted: row.counted,
             local: row.local,
             upstream: row.upstream,
             repo: row.repo.map(Tip::from),
@@ -156,7 +162,8 @@ impl Account {
     /// The account as it rests, unless something about it is unusual. What only memory knows, its counters, is not part
     /// of that.
     pub(super) fn pack(&self) -> Option<Record> {
-        let usual = self.known && !self.away && self.local.is_active() && self.upstream.is_active();
+        let at_home = self.known && self.counted && !self.away && self.moving.is_none();
+        let usual = at_home && self.local.is_active() && self.upstream.is_active();
         let tip = self.repo.filter(|_| usual)?;
         let (key, _) = self.key.as_ref()?;
         let host = within(u64::from(self.host?.0), HOST_BITS)?;
@@ -193,6 +200,7 @@ impl Account {
         key[2..].copy_from_slice(&record[..X_BYTES]);
         Self {
             known: true,
+            counted: true,
             host: Some(HostId(field(HOST_AT, HOST_BITS) as u32)),
             repo: Some(Tip {
                 rev: Tid::from_u64(u64::from_le_bytes(rev)),
@@ -231,6 +239,7 @@ mod tests {
     fn usual(key: &str) -> Account {
         Account {
             known: true,
+            counted: true,
             host: Some(HostId((1 << HOST_BITS) - 1)),
             repo: Some(Tip::from(RepoState {
                 rev: Tid::from_u64(u64::MAX),
@@ -256,7 +265,7 @@ mod tests {
             let (tip, before) = (back.repo.unwrap(), account.repo.unwrap());
             assert_eq!((tip.rev, tip.data), (before.rev, before.data));
             assert_eq!(tip.commit, None);
-            assert!(back.known && !back.away);
+            assert!(back.known && back.counted && !back.away && back.moving.is_none());
             let spare = RECORD_BYTES as u32 * 8 - RECORD_BITS;
             assert_eq!(record[RECORD_BYTES - 1] >> (8 - spare), 0);
         }
@@ -265,8 +274,10 @@ mod tests {
     #[test]
     fn whatever_is_unusual_is_not_packed() {
         type Change = fn(&mut Account);
-        let changes: [(&str, Change); 11] = [
+        let changes: [(&str, Change); 13] = [
             ("new", |account| account.known = false),
+            ("not counted", |account| account.counted = false),
+            ("on its way", |account| account.moving = Some(1)),
             ("away", |account| account.away = true),
             ("taken down", |account| {
                 account.local = LocalStatus::TakenDown;

@@ -11,7 +11,7 @@ use crate::clock::has_passed;
 use crate::config::Validation;
 use crate::identity::Identity;
 use crate::store::{LocalStatus, RepoState, UpstreamStatus};
-use crate::upstream::Received;
+use crate::upstream::{HostHandle, Received};
 
 use super::Tuning;
 use super::account::Account;
@@ -94,6 +94,8 @@ pub(super) enum Question {
     Identity { fresh: bool },
     /// The account's status at its PDS.
     Status,
+    /// Whether SQL has all that is known of the account.
+    Written,
 }
 
 /// An event that broke no rule so far, whose signature must still be checked.
@@ -127,6 +129,8 @@ pub(super) enum Finding {
 pub(super) enum Obstacle {
     /// A look-up must come first.
     Ask(Question),
+    /// The account's PDS speaks for it: the account must first be held against its quota.
+    Admit,
     /// It is refused.
     Drop(Rule),
 }
@@ -141,7 +145,12 @@ type Verdict = Result<Finding, Obstacle>;
 
 /// Judges one event. `account` is `None` while SQL was not asked for it.
 pub(super) fn judge(waiting: &Waiting, account: Option<&Account>, at: &Circumstances) -> Verdict {
+    let Received { kind, frame, .. } = &waiting.received;
+    rules::event_size(*kind, frame.len(), at.tuning.account_event_bytes)?;
     let account = account.ok_or(Obstacle::Ask(Question::Account))?;
+    if account.moving.is_some() {
+        return Err(Obstacle::Ask(Question::Written));
+    }
     // The socket's reader has decoded the frame before; this is the same frame.
     let Ok(frame) = frame::decode(&waiting.received.frame) else {
         return Err(Obstacle::Drop(Rule::Frame));
@@ -205,6 +214,7 @@ fn commit_event(
     rules::commit_size(commit)?;
     let rev = rules::rev(commit.rev, at.now_us)?;
     from_own_host(waiting, account, account.resolved_at.is_none())?;
+    admitted(waiting, account)?;
     let key = signing_key(waiting, account)?;
     active(waiting, account, at, false)?;
     rules::rev_order(rev, account.repo.map(|repo| repo.rev))?;
@@ -241,6 +251,7 @@ fn sync_event(
     rules::sync_size(sync)?;
     let rev = rules::rev(sync.rev, at.now_us)?;
     from_own_host(waiting, account, account.resolved_at.is_none())?;
+    admitted(waiting, account)?;
     let key = signing_key(waiting, account)?;
     active(waiting, account, at, true)?;
     let facts = match &waiting.facts {
@@ -261,6 +272,22 @@ fn sync_event(
         chain: Chain::Intact,
         sync11: false,
     }))
+}
+
+/// What its PDS says of an account counts it against that host's quota, once; and one that the quota holds back comes
+/// free where there is room. A deleted account counts nowhere.
+fn admitted(waiting: &Waiting, account: &Account) -> Result<(), Obstacle> {
+    let host = &waiting.received.host;
+    if account.upstream != UpstreamStatus::Deleted && needs_admission(account, host) {
+        return Err(Obstacle::Admit);
+    }
+    Ok(())
+}
+
+/// Whether the quota of its PDS must be asked for an account that is not deleted.
+pub(super) fn needs_admission(account: &Account, host: &HostHandle) -> bool {
+    let throttled = account.local == LocalStatus::Throttled;
+    !account.counted || throttled && host.fits_quota()
 }
 
 /// The host must be the account's PDS. The identity is asked for first where it is `due`; a host that seems not to be the

@@ -17,6 +17,7 @@ use crate::store::{HostId, UpstreamStatus, Writer};
 use crate::telemetry::{LookupKind, metrics};
 use crate::upstream::HostHandle;
 
+use super::Settlements;
 use super::alarm::{Alarm, Watched};
 use super::judge::{NoIdentity, Question};
 use super::shard::{Answer, Work};
@@ -34,6 +35,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 const RATE_PAUSE: Duration = Duration::from_millis(500);
 /// Whose turns an operator's look-ups are: hosts' numbers begin above it.
 const NO_HOST: HostId = HostId(0);
+/// The wait before it is looked again whether an account's last event is in the log.
+const LOG_PAUSE: Duration = Duration::from_millis(2);
 /// The wait before a database that failed is asked again.
 const DATABASE_PAUSE: Duration = Duration::from_millis(500);
 
@@ -57,6 +60,8 @@ pub(super) struct Lookup {
     pub since: Moment,
     /// No event waits for the answer.
     pub beside: bool,
+    /// What the answer must come behind: the account's last change in its shard, or its last move.
+    pub after: u64,
 }
 
 /// Answers questions until the shards are gone.
@@ -65,6 +70,8 @@ pub(super) struct Lookups {
     pub writer: Writer,
     /// Weak, so that the shards end when the pipeline does.
     pub shards: Vec<WeakUnboundedSender<Work>>,
+    /// What became of what the shards accepted.
+    pub settled: Settlements,
     /// Told of a panic: the events that wait for the answer would wait for ever.
     pub alarm: Alarm,
     /// Look-ups under way at a time.
@@ -78,6 +85,8 @@ struct Desk {
     /// Look-ups that failed and are made again.
     pausing: JoinSet<Try>,
     accounts: Vec<(usize, Did)>,
+    /// Accounts whose moves must be written.
+    moved: Vec<Lookup>,
     reads: JoinSet<()>,
 }
 
@@ -127,6 +136,9 @@ impl Lookups {
         if lookup.question == Question::Account {
             return desk.accounts.push((lookup.shard, lookup.did));
         }
+        if lookup.question == Question::Written {
+            return desk.moved.push(lookup);
+        }
         if lookup.question == (Question::Identity { fresh: false })
             && let Some(identity) = self.resolver.cached(&lookup.did)
         {
@@ -141,6 +153,9 @@ impl Lookups {
             let next = desk.accounts.len().min(ACCOUNTS_PER_READ);
             let read = self.clone().accounts(desk.accounts.drain(..next).collect());
             desk.reads.spawn(read);
+        }
+        if !desk.moved.is_empty() {
+            tokio::spawn(self.clone().written(std::mem::take(&mut desk.moved)));
         }
         let now = Instant::now();
         for kind in LookupKind::ALL {
@@ -180,8 +195,8 @@ impl Lookups {
         let (answered, again) = match now.lookup.question {
             Question::Identity { fresh } => self.identity(now, fresh).await,
             Question::Status => self.status(now).await,
-            // Read in batches, see [`Lookups::take`].
-            Question::Account => (true, None),
+            // Asked in batches, see [`Lookups::take`].
+            Question::Account | Question::Written => (true, None),
         };
         Done {
             kind,
@@ -246,11 +261,32 @@ impl Lookups {
         self.answer(shard, did, asker, answer);
     }
 
-    /// Asks a PDS for the status of an account of its own. Tells as [`Lookups::identity`] does.
+    /// Waits until SQL has what was sent of these accounts.
+    async fn written(self: Arc<Self>, asked: Vec<Lookup>) {
+        let _watched = self.watched();
+        let dids: Vec<Did> = asked.iter().map(|lookup| lookup.did.clone()).collect();
+        // A writer that has ended writes no more; what waits comes again from its host after the restart.
+        if self.writer.written(&dids).await.is_err() {
+            return;
+        }
+        for Lookup {
+            shard, did, after, ..
+        } in asked
+        {
+            self.answer(shard, did, None, Answer::Written(after));
+        }
+    }
+
+    /// Asks a PDS for the status of an account of its own. Tells as [`Lookups::identity`] does. The answer comes behind
+    /// the account's events that are on their way to the log: what they say of its status is older.
     async fn status(&self, now: Try) -> (bool, Option<(Try, Duration)>) {
         let Some(host) = &now.lookup.asker else {
             return (true, None);
         };
+        while self.settled.of(now.lookup.shard) < now.lookup.after {
+            sleep(LOG_PAUSE).await;
+        }
+        let seq = self.settled.seq();
         let status = match self
             .resolver
             .repo_status(host.host(), &now.lookup.did)
@@ -265,7 +301,7 @@ impl Lookups {
                         let Lookup {
                             shard, did, asker, ..
                         } = lookup;
-                        self.answer(shard, did, asker, Answer::Status(None));
+                        self.answer(shard, did, asker, Answer::Status(None, seq));
                         (false, None)
                     }
                 };
@@ -274,7 +310,7 @@ impl Lookups {
         let Lookup {
             shard, did, asker, ..
         } = now.lookup;
-        self.answer(shard, did, asker, Answer::Status(Some(status)));
+        self.answer(shard, did, asker, Answer::Status(Some(status), seq));
         (true, None)
     }
 
@@ -298,6 +334,7 @@ impl Desk {
             running: JoinSet::new(),
             pausing: JoinSet::new(),
             accounts: Vec::new(),
+            moved: Vec::new(),
             reads: JoinSet::new(),
         }
     }
@@ -399,6 +436,7 @@ mod tests {
                 }),
                 writer: Writer::spawn(store),
                 shards: vec![shard.downgrade()],
+                settled: Settlements::new(1, 0),
                 alarm: Alarm::new(|reason| panic!("{reason}")),
                 places: Places {
                     directory: 1,
@@ -423,6 +461,7 @@ mod tests {
             asker: None,
             since: Moment::now(),
             beside: false,
+            after: 0,
         }
     }
 

@@ -77,6 +77,8 @@ pub struct Tuning {
     pub validation: Validation,
     /// How often an account may break its chain before it is throttled.
     pub desync: DesyncLimits,
+    /// Largest `#identity` or `#account` frame, in bytes.
+    pub account_event_bytes: usize,
 }
 
 /// What the pipeline works with.
@@ -91,6 +93,40 @@ pub struct Surroundings {
     pub hosts: KnownHosts,
     /// Told when a shard or a look-up panics.
     pub alarm: Alarm,
+    /// The last sequence number of the log.
+    pub head: u64,
+}
+
+/// Up to where what the shards accepted is in the log, and known to the store's writer. Clones share it.
+#[derive(Clone)]
+struct Settlements {
+    /// Number of the last change of each shard.
+    changes: Arc<[AtomicU64]>,
+    /// The last sequence number.
+    seq: Arc<AtomicU64>,
+}
+
+impl Settlements {
+    fn new(shards: usize, head: u64) -> Self {
+        Self {
+            changes: (0..shards).map(|_| AtomicU64::new(0)).collect(),
+            seq: Arc::new(AtomicU64::new(head)),
+        }
+    }
+
+    /// The last change of a shard.
+    fn of(&self, shard: usize) -> u64 {
+        self.changes[shard].load(Ordering::Acquire)
+    }
+
+    fn note(&self, shard: usize, change: u64) {
+        self.changes[shard].store(change, Ordering::Release);
+    }
+
+    /// The last sequence number: no lower than that of any change that is noted.
+    fn seq(&self) -> u64 {
+        self.seq.load(Ordering::Acquire)
+    }
 }
 
 /// The supervisor of the hosts, once it is there: no event comes before.
@@ -135,7 +171,7 @@ pub enum CommandError {
 pub struct Pipeline {
     shards: Arc<[UnboundedSender<Work>]>,
     memory: Arc<Semaphore>,
-    settled: Arc<[Arc<AtomicU64>]>,
+    settled: Settlements,
     pulses: Arc<[Pulse]>,
 }
 
@@ -152,9 +188,7 @@ impl Pipeline {
         let (senders, inboxes): (Vec<_>, Vec<_>) = (0..options.shards)
             .map(|_| mpsc::unbounded_channel())
             .unzip();
-        let settled: Arc<[Arc<AtomicU64>]> = (0..options.shards)
-            .map(|_| Arc::new(AtomicU64::new(0)))
-            .collect();
+        let settled = Settlements::new(options.shards, surroundings.head);
         let pulses: Arc<[Pulse]> = (0..options.shards).map(|_| Pulse::default()).collect();
         let mut threads = Vec::new();
         for (index, inbox) in inboxes.into_iter().enumerate() {
@@ -168,7 +202,7 @@ impl Pipeline {
                     waiting.wait(|| writer.update(update));
                 }),
                 hosts: surroundings.hosts.clone(),
-                settled: settled[index].clone(),
+                settled: settled.clone(),
                 pulse,
             };
             let shard = Shard::new(index, options, inbox, outlets);
@@ -184,6 +218,7 @@ impl Pipeline {
             resolver: surroundings.resolver,
             writer: surroundings.writer,
             shards,
+            settled: settled.clone(),
             alarm: surroundings.alarm,
             places: options.places,
         };
@@ -280,7 +315,7 @@ impl Pipeline {
 
 /// Settles what the log holds on disk.
 pub struct Settler {
-    settled: Arc<[Arc<AtomicU64>]>,
+    settled: Settlements,
     writer: Writer,
     pulse: Pulse,
 }
@@ -291,7 +326,14 @@ impl Settler {
     pub fn settle(&self, mut durable: Vec<(u64, Settlement)>) -> Vec<Redaction> {
         let accounts: Vec<_> = durable
             .iter_mut()
-            .filter_map(|(_, settlement)| settlement.update.take())
+            .filter_map(|(seq, settlement)| {
+                let update = settlement.update.take()?;
+                let status_seq = update.upstream.is_some().then_some(*seq);
+                Some(AccountUpdate {
+                    status_seq,
+                    ..update
+                })
+            })
             .collect();
         // After a shutdown nothing is written any more: the log still has it.
         let batch = Batch {
@@ -299,9 +341,12 @@ impl Settler {
             ..Batch::default()
         };
         let _ = self.pulse.wait(|| self.writer.send_blocking(batch));
+        if let Some((last, _)) = durable.last() {
+            self.settled.seq.store(*last, Ordering::Release);
+        }
         let mut redact = Vec::new();
         for (seq, settlement) in durable {
-            self.settled[settlement.shard].store(settlement.ticket, Ordering::Release);
+            self.settled.note(settlement.shard, settlement.ticket);
             if let Some(in_flight) = settlement.in_flight {
                 in_flight.settle(Settled::Durable { log_seq: seq });
             }

@@ -111,7 +111,7 @@ impl Residents {
         let rev = |account: &Account| account.repo.map(|tip| tip.rev);
         if rev(account) == rev(&read) {
             account.repo = account.repo.and(read.repo);
-        } else {
+        } else if account.moving.is_none() {
             let ticket = account.ticket;
             *account = Account { ticket, ..read };
         }
@@ -195,6 +195,7 @@ mod tests {
             uid: number as i64,
             did: did(number),
             host: HostId(7),
+            counted: true,
             local: LocalStatus::Active,
             upstream: UpstreamStatus::Active,
             repo: Some(RepoState {

@@ -9,8 +9,10 @@ use std::fmt;
 pub enum Rule {
     /// The frame is none of the four kinds of event.
     Frame,
-    /// The DID does not follow the DID syntax, or its method is not supported.
+    /// The DID does not follow the DID syntax, or is not written in its one canonical form.
     DidSyntax,
+    /// An `#identity` or `#account` is larger than `limits.account_event_bytes`.
+    EventTooLarge,
     /// `blocks` of a `#commit` is larger than 2,000,000 bytes.
     CommitTooLarge,
     /// A `#commit` has more than 200 ops.
@@ -41,10 +43,14 @@ pub enum Rule {
     RevOrder,
     /// The CAR cannot be read: version, header, framing or CID.
     Car,
+    /// A `#commit` has more blocks than its ops can need.
+    TooManyBlocks,
     /// A block does not hash to its CID.
     BlockHash,
     /// The CAR's first root, the envelope's `commit` and the commit block do not belong together.
     CommitBlock,
+    /// The CID of a commit or a record has another codec than dag-cbor.
+    CidCodec,
     /// The signed commit is malformed: version, fields, lengths.
     CommitObject,
     /// DID or rev of the signed commit differ from the envelope's.
@@ -53,6 +59,8 @@ pub enum Rule {
     Signature,
     /// An op's path is not `collection/record-key`.
     OpPath,
+    /// Two ops of one commit have the same path.
+    OpDuplicate,
     /// A create or update op has no CID, or its record block is missing.
     OpRecord,
     /// An update or delete op has no `prev` (sync 1.1).
@@ -65,13 +73,16 @@ pub enum Rule {
     SyncConflict,
     /// The account broke its chain too often.
     Desynchronized,
+    /// What had to be changed of an event, the handle or the status, could not be: it is not forwarded as it came.
+    Edit,
 }
 
 impl Rule {
     /// Every rule, in the order of the event's path; metrics are registered from it.
-    pub const ALL: [Rule; 29] = [
+    pub const ALL: [Rule; 34] = [
         Rule::Frame,
         Rule::DidSyntax,
+        Rule::EventTooLarge,
         Rule::CommitTooLarge,
         Rule::TooManyOps,
         Rule::RecordTooLarge,
@@ -87,18 +98,22 @@ impl Rule {
         Rule::RevFuture,
         Rule::RevOrder,
         Rule::Car,
+        Rule::TooManyBlocks,
         Rule::BlockHash,
         Rule::CommitBlock,
+        Rule::CidCodec,
         Rule::CommitObject,
         Rule::CommitEnvelope,
         Rule::Signature,
         Rule::OpPath,
+        Rule::OpDuplicate,
         Rule::OpRecord,
         Rule::OpPrev,
         Rule::PrevData,
         Rule::Inversion,
         Rule::SyncConflict,
         Rule::Desynchronized,
+        Rule::Edit,
     ];
 
     /// The rule's name in metrics and logs.
@@ -106,6 +121,7 @@ impl Rule {
         match self {
             Rule::Frame => "frame",
             Rule::DidSyntax => "did_syntax",
+            Rule::EventTooLarge => "event_too_large",
             Rule::CommitTooLarge => "commit_too_large",
             Rule::TooManyOps => "too_many_ops",
             Rule::RecordTooLarge => "record_too_large",
@@ -121,18 +137,22 @@ impl Rule {
             Rule::RevFuture => "rev_future",
             Rule::RevOrder => "rev_order",
             Rule::Car => "car",
+            Rule::TooManyBlocks => "too_many_blocks",
             Rule::BlockHash => "block_hash",
             Rule::CommitBlock => "commit_block",
+            Rule::CidCodec => "cid_codec",
             Rule::CommitObject => "commit_object",
             Rule::CommitEnvelope => "commit_envelope",
             Rule::Signature => "signature",
             Rule::OpPath => "op_path",
+            Rule::OpDuplicate => "op_duplicate",
             Rule::OpRecord => "op_record",
             Rule::OpPrev => "op_prev",
             Rule::PrevData => "prev_data",
             Rule::Inversion => "inversion",
             Rule::SyncConflict => "sync_conflict",
             Rule::Desynchronized => "desynchronized",
+            Rule::Edit => "edit",
         }
     }
 }

@@ -3,10 +3,12 @@
 //! No I/O, no clock, no state of their own: the pipeline brings the time and the account. Each function answers
 //! with the [`Rule`] that was broken. Specification: atproto.com/specs/sync, "Firehose validation best practices".
 
-use crate::atproto::car::Car;
-use crate::atproto::cid::Cid;
+use std::collections::HashSet;
+
+use crate::atproto::car::{Car, CarError};
+use crate::atproto::cid::{Cid, Codec};
 use crate::atproto::commit::{self, SignedCommit};
-use crate::atproto::frame::{Action, Commit, Op, Sync};
+use crate::atproto::frame::{Action, Commit, Kind, Op, Sync};
 use crate::atproto::mst::{self, Change, InvertOp};
 use crate::atproto::record_key::RecordPath;
 use crate::atproto::tid::Tid;
@@ -22,6 +24,13 @@ pub const MAX_OPS: usize = 200;
 pub const MAX_RECORD: usize = 1_000_000;
 /// Largest `blocks` of a `#sync`, in bytes (lexicon `com.atproto.sync.subscribeRepos#sync`).
 pub const MAX_SYNC_BLOCKS: usize = 10_000;
+/// Blocks that a `#commit` may have for each of its ops: its record, and the tree's nodes on the way to its path and
+/// to the paths beside it, which a split or a merge needs. A tree of 100 million records has some 14 levels (four
+/// entries a node), so that no op needs more than three times as many; ops of one commit share the upper ones.
+pub const BLOCKS_PER_OP: usize = 44;
+/// Blocks that a `#commit` may have beside: the commit, and what no rule forbids and nobody needs. The reference relay
+/// forwards such blocks, and hosts with small repositories send whole ones.
+pub const SPARE_BLOCKS: usize = 500;
 /// How far a `rev` may be in the future, in microseconds: five minutes.
 pub const REV_FUTURE_TOLERANCE_US: u64 = 5 * 60 * 1_000_000;
 
@@ -59,7 +68,10 @@ pub enum Chain {
 /// All that a `#commit` must be by itself, whoever sent it and whatever is known of its account: what is left is the
 /// signature in [`Facts::signed`], and the order of revs. `rev` is what [`rev()`] made of the commit's.
 pub fn commit(commit: &Commit<'_>, rev: Tid, strictness: Strictness) -> Result<Facts, Rule> {
-    let car = car(commit.blocks)?;
+    let car = car(
+        commit.blocks,
+        SPARE_BLOCKS + BLOCKS_PER_OP * commit.ops.len(),
+    )?;
     let facts = signed_root(&car, commit.repo, rev)?;
     if facts.commit != commit.commit {
         return Err(Rule::CommitBlock);
@@ -71,7 +83,7 @@ pub fn commit(commit: &Commit<'_>, rev: Tid, strictness: Strictness) -> Result<F
 
 /// All that a `#sync` must be by itself; see [`commit()`].
 pub fn sync(sync: &Sync<'_>, rev: Tid) -> Result<Facts, Rule> {
-    signed_root(&car(sync.blocks)?, sync.did, rev)
+    signed_root(&car(sync.blocks, SPARE_BLOCKS)?, sync.did, rev)
 }
 
 /// Sizes and counts, before anything is decoded further.
@@ -81,6 +93,14 @@ pub fn commit_size(commit: &Commit<'_>) -> Result<(), Rule> {
     }
     if commit.ops.len() > MAX_OPS {
         return Err(Rule::TooManyOps);
+    }
+    Ok(())
+}
+
+/// The size of a `#identity` or `#account` frame, unknown fields included: they say little.
+pub fn event_size(kind: Kind, frame_bytes: usize, most: usize) -> Result<(), Rule> {
+    if matches!(kind, Kind::Identity | Kind::Account) && frame_bytes > most {
+        return Err(Rule::EventTooLarge);
     }
     Ok(())
 }
@@ -121,10 +141,16 @@ pub fn sync_order(facts: &Facts, last: Option<(Tid, Cid)>) -> Result<(), Rule> {
     }
 }
 
-/// Every op: its path, its record block, its `prev`.
+/// Every op: its path, its record block, its `prev`. Two ops on one path would leave it to their order what they say.
 fn ops(commit: &Commit<'_>, car: &Car<'_>, strictness: Strictness) -> Result<(), Rule> {
+    let mut paths = HashSet::new();
     for op in &commit.ops {
         RecordPath::parse(op.path).map_err(|_| Rule::OpPath)?;
+        // Nearly every commit has one op.
+        if commit.ops.len() > 1 && !paths.insert(op.path) {
+            return Err(Rule::OpDuplicate);
+        }
+        op.cid.map_or(Ok(()), in_dag_cbor)?;
         if op.action != Action::Delete {
             let record = op
                 .cid
@@ -143,9 +169,21 @@ fn ops(commit: &Commit<'_>, car: &Car<'_>, strictness: Strictness) -> Result<(),
     Ok(())
 }
 
-/// The CAR: version 1, and every block hashes to its CID.
-fn car(blocks: &[u8]) -> Result<Car<'_>, Rule> {
-    let car = Car::parse(blocks).map_err(|_| Rule::Car)?;
+/// Commits and records are dag-cbor (repository specification): a CID that says otherwise names the same bytes by
+/// another name. Links within the tree are held to that where it is read. `prev` and `prevData` are not asked, so that what got in elsewhere can be deleted.
+fn in_dag_cbor(cid: Cid) -> Result<(), Rule> {
+    match cid.codec() {
+        Codec::DagCbor => Ok(()),
+        Codec::Raw => Err(Rule::CidCodec),
+    }
+}
+
+/// The CAR: version 1, no more blocks than may be, and every block hashes to its CID.
+fn car(blocks: &[u8], most: usize) -> Result<Car<'_>, Rule> {
+    let car = Car::parse_within(blocks, most).map_err(|error| match error {
+        CarError::TooManyBlocks { .. } => Rule::TooManyBlocks,
+        _ => Rule::Car,
+    })?;
     car.verify_hashes().map_err(|_| Rule::BlockHash)?;
     Ok(car)
 }
@@ -155,6 +193,7 @@ fn car(blocks: &[u8]) -> Result<Car<'_>, Rule> {
 fn signed_root(car: &Car<'_>, did: &str, rev: Tid) -> Result<Facts, Rule> {
     let root = *car.roots().first().ok_or(Rule::CommitBlock)?;
     let block = car.blocks().get(&root).ok_or(Rule::CommitBlock)?;
+    in_dag_cbor(root)?;
     let signed = SignedCommit::parse(block).map_err(|_| Rule::CommitObject)?;
     if signed.version != commit::VERSION {
         return Err(Rule::CommitObject);

@@ -8,7 +8,6 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Instant;
 
@@ -38,7 +37,7 @@ use super::residents::Residents;
 use super::rule::Rule;
 use super::rules::Chain;
 use super::signature::{self, Job};
-use super::{CommandError, KnownHosts, Options, Tuning};
+use super::{CommandError, KnownHosts, Options, Settlements, Tuning};
 
 /// Most events a shard takes from its queue at once, and most signatures it checks at once.
 pub(super) const BATCH: usize = 64;
@@ -85,9 +84,12 @@ pub(super) enum Answer {
         result: Result<Arc<Identity>, NoIdentity>,
         fresh: bool,
     },
-    Status(Option<UpstreamStatus>),
+    /// What the PDS says, and the log sequence number that all earlier events of the account are below or at.
+    Status(Option<UpstreamStatus>, u64),
     /// The identity of an account that is known, which was past its time; no event waits for it.
     Renewed(Result<Arc<Identity>, NoIdentity>),
+    /// SQL has the account's moves up to the one of this number.
+    Written(u64),
 }
 
 /// What goes with an event through the log and comes back when it is durable.
@@ -139,8 +141,8 @@ pub(super) struct Outlets {
     pub updates: Box<dyn Fn(AccountUpdate) + Send>,
     /// The known hosts.
     pub hosts: KnownHosts,
-    /// Number of the last change of this shard that reached the store's writer.
-    pub settled: Arc<AtomicU64>,
+    /// The changes that reached the store's writer.
+    pub settled: Settlements,
     /// Beats after each round.
     pub pulse: Pulse,
 }
@@ -194,6 +196,8 @@ pub(super) struct Shard {
     /// The sequencer is to be given an empty batch, if there is no other.
     pass_on: bool,
     ticket: u64,
+    /// Accounts that left a host so far.
+    moves: u64,
     at: Circumstances,
 }
 
@@ -217,6 +221,7 @@ impl Shard {
             accepted: Vec::new(),
             pass_on: false,
             ticket: 0,
+            moves: 0,
             at: Circumstances {
                 now_us: 0,
                 tuning: options.tuning,
@@ -242,7 +247,7 @@ impl Shard {
             if stop {
                 return;
             }
-            let settled = self.outlets.settled.load(Ordering::Acquire);
+            let settled = self.outlets.settled.of(self.index);
             let parked = &self.parked;
             self.residents
                 .shrink(settled, |did| parked.contains_key(did));
@@ -359,8 +364,73 @@ impl Shard {
     fn stop(&mut self, event: Event, obstacle: Obstacle) {
         match obstacle {
             Obstacle::Ask(question) => self.ask(event, question),
+            Obstacle::Admit => {
+                let Received { did, host, .. } = &event.waiting.received;
+                let (did, host) = (did.clone(), host.clone());
+                self.admit(&did, &host);
+                self.consider_event(&did, event);
+            }
             Obstacle::Drop(rule) => drop_event(&event.waiting, rule),
         }
+    }
+
+    /// Holds an account, for which its PDS speaks, against the host's quota: over it the account is throttled, and one
+    /// that was throttled comes free where there is room. Consumers who know the account are told.
+    fn admit(&mut self, did: &Did, host: &HostHandle) {
+        let Some(account) = self.residents.get(did) else {
+            return;
+        };
+        let counted = mem::replace(&mut account.counted, true);
+        let room = if counted {
+            host.fits_quota()
+        } else {
+            host.admit_account()
+        };
+        let before = account.local;
+        account.local = match (before, room) {
+            (LocalStatus::Active, false) => LocalStatus::Throttled,
+            (LocalStatus::Throttled, true) => LocalStatus::Active,
+            (other, _) => other,
+        };
+        let local = account.local;
+        if account.known && local != before {
+            self.announce(did, local, None);
+        }
+        self.store_account(did, host.id());
+    }
+
+    /// An account that was deleted counts nowhere.
+    fn dismiss(&mut self, did: &Did, host: &HostHandle) {
+        let Some(account) = self.residents.get(did) else {
+            return;
+        };
+        if mem::take(&mut account.counted) {
+            host.release_account();
+        }
+        if !account.known {
+            self.store_account(did, host.id());
+        }
+    }
+
+    /// Stores that an account counts with its PDS, or no more; one that SQL has not with all that is known of it.
+    fn store_account(&mut self, did: &Did, host: HostId) {
+        let Some(account) = self.residents.get(did) else {
+            return;
+        };
+        let mut update = AccountUpdate {
+            host: Some(host),
+            counted: Some(account.counted),
+            ..AccountUpdate::new(did.clone())
+        };
+        if !account.known {
+            account.known = true;
+            update.local = Some(account.local);
+            update.key = account.resolved_at.map(|resolved_at| KnownKey {
+                signing_key: account.key.as_ref().map(|(key, _)| *key),
+                resolved_at,
+            });
+        }
+        (self.outlets.updates)(update);
     }
 
     fn ask(&mut self, event: Event, question: Question) {
@@ -370,7 +440,8 @@ impl Shard {
         self.park(did, Item::Event(event), question, Some(host), since);
     }
 
-    /// Parks an item before those of its lane, and asks its question. The account is read once for all lanes.
+    /// Parks an item before those of its lane, and asks its question. The account is read, and its move waited for, once for all
+    /// lanes.
     fn park(
         &mut self,
         did: Did,
@@ -380,8 +451,8 @@ impl Shard {
         since: Instant,
     ) {
         let lanes = self.parked.entry(did.clone()).or_default();
-        let is_asked = question == Question::Account
-            && lanes.values().any(|lane| lane.asking == Some(question));
+        let shared = matches!(question, Question::Account | Question::Written);
+        let is_asked = shared && lanes.values().any(|lane| lane.asking == Some(question));
         let parked = lanes.entry(item.lane()).or_default();
         parked.items.push_front(item);
         self.parked_items += 1;
@@ -399,6 +470,11 @@ impl Shard {
         since: Instant,
         beside: bool,
     ) {
+        let account = self.residents.peek(&did);
+        let after = account.map_or(0, |account| match question {
+            Question::Written => account.moving.unwrap_or(0),
+            _ => account.ticket,
+        });
         // The look-ups end only with the process; an answer that never comes is then of no use to anyone.
         let _ = self.outlets.lookups.send(Lookup {
             shard: self.index,
@@ -407,6 +483,7 @@ impl Shard {
             asker,
             since,
             beside,
+            after,
         });
     }
 
@@ -497,38 +574,45 @@ impl Shard {
     }
 
     fn forward_identity(&mut self, event: Event, edited: Option<Vec<u8>>) {
-        let (frame, span) = self.edited(&event, edited);
+        let Some((frame, span)) = outgoing(&event.waiting.received, edited) else {
+            return drop_event(&event.waiting, Rule::Edit);
+        };
         self.emit(event, frame, span, None, false);
     }
 
     fn forward_account(&mut self, event: Event, upstream: UpstreamStatus) {
-        let did = event.waiting.received.did.clone();
+        let received = &event.waiting.received;
+        let (did, host) = (received.did.clone(), received.host.clone());
+        let deleted = upstream == UpstreamStatus::Deleted;
         let Some(account) = self.residents.get(&did) else {
             return;
         };
-        account.upstream = upstream.clone();
-        let edited = if account.local.is_active() {
-            None
-        } else {
-            let (active, status) = combined_status(account.local, &upstream);
-            frame::with_account_status(&event.waiting.received.frame, active, status).ok()
+        if !deleted && judge::needs_admission(account, &host) {
+            self.admit(&did, &host);
+        }
+        let Some(account) = self.residents.get(&did) else {
+            return;
         };
-        let redact = upstream == UpstreamStatus::Deleted;
+        let local = account.local;
+        let edited = (!local.is_active()).then(|| {
+            let (active, status) = combined_status(local, &upstream);
+            frame::with_account_status(&event.waiting.received.frame, active, status)
+        });
+        let edited = edited.transpose().ok();
+        let out = edited.and_then(|edited| outgoing(&event.waiting.received, edited));
+        let Some((frame, span)) = out else {
+            return drop_event(&event.waiting, Rule::Edit);
+        };
+        account.upstream = upstream.clone();
+        if deleted {
+            self.dismiss(&did, &host);
+        }
         let update = AccountUpdate {
             upstream: Some(upstream),
+            counted: deleted.then_some(false),
             ..AccountUpdate::new(did)
         };
-        let (frame, span) = self.edited(&event, edited);
-        self.emit(event, frame, span, Some(update), redact);
-    }
-
-    /// The frame to forward, and where its seq stands.
-    fn edited(&self, event: &Event, edited: Option<Vec<u8>>) -> (Bytes, Range<usize>) {
-        let received = &event.waiting.received;
-        match edited.and_then(|frame| seq_span(&frame).map(|span| (Bytes::from(frame), span))) {
-            Some(edited) => edited,
-            None => (received.frame.clone(), received.seq_span.clone()),
-        }
+        self.emit(event, frame, span, Some(update), deleted);
     }
 
     fn emit(
@@ -680,12 +764,21 @@ impl Shard {
                 self.learn_identity(did, result, asker.as_ref());
                 vec![lane]
             }
-            Answer::Status(status) => {
+            Answer::Status(status, seq) => {
                 if let Some(waiting) = self.first_waiting(did, lane) {
                     waiting.asked_status = true;
                 }
-                self.learn_status(did, status);
+                if let Some(host) = &asker {
+                    self.learn_status(did, host, status, seq);
+                }
                 vec![lane]
+            }
+            Answer::Written(moved) => {
+                let account = self.residents.get(did);
+                if let Some(account) = account.filter(|account| account.moving == Some(moved)) {
+                    account.moving = None;
+                }
+                self.lanes_that_ask(did, Question::Written)
             }
             Answer::Renewed(result) => {
                 self.learn_identity(did, result, asker.as_ref());
@@ -724,42 +817,61 @@ impl Shard {
         }
     }
 
-    /// Takes in the key and the PDS of an identity that was asked for an event of `host`.
+    /// Takes in the key and the PDS of an identity that was asked for an event of `host`. Where the account leaves a
+    /// host, it counts there no more, and with the next one only when that has spoken for it: whoever may write
+    /// documents can name any host in them.
     fn move_to(&mut self, did: &Did, identity: &Identity, host: &Arc<HostHandle>) {
+        let hosts = &self.outlets.hosts;
         let Some(account) = self.residents.get(did) else {
             return;
         };
+        // An answer that was overtaken by a newer one must not give the account back.
+        if account
+            .resolved_at
+            .is_some_and(|known| identity.resolved_at < known)
+        {
+            return;
+        }
         account.set_key(identity.signing_key);
         account.resolved_at = Some(identity.resolved_at);
         let now_at = match identity.pds.as_ref() {
             Some(pds) if pds == host.host() => Some(host.clone()),
-            Some(pds) => self.outlets.hosts.by_name(pds.name()),
+            Some(pds) => hosts.by_name(pds.name()),
             None => None,
         };
+        let leaves = match (&now_at, account.host) {
+            (Some(now_at), before) => before != Some(now_at.id()),
+            (None, before) => before.is_some() && !account.away,
+        };
         account.away = now_at.is_none();
-        let mut update = AccountUpdate {
+        if leaves && mem::take(&mut account.counted) {
+            let before = match account.host {
+                Some(id) if id == host.id() => Some(host.clone()),
+                id => id.and_then(|id| hosts.get(id)),
+            };
+            if let Some(before) = before {
+                before.release_account();
+            }
+        }
+        let new_host = now_at.as_ref().map(|now_at| now_at.id());
+        account.host = new_host.or(account.host);
+        if !account.known {
+            return;
+        }
+        if leaves {
+            self.moves += 1;
+            account.moving = Some(self.moves);
+        }
+        (self.outlets.updates)(AccountUpdate {
+            host: new_host.filter(|_| leaves),
+            counted: leaves.then_some(false),
             key: Some(KnownKey {
                 // Without a key in SQL the identity is asked for again after a restart.
-                signing_key: identity.signing_key.filter(|_| now_at.is_some()),
+                signing_key: identity.signing_key.filter(|_| new_host.is_some()),
                 resolved_at: identity.resolved_at,
             }),
             ..AccountUpdate::new(did.clone())
-        };
-        if let Some(now_at) = now_at.filter(|now_at| account.host != Some(now_at.id())) {
-            update.host = Some(now_at.id());
-            if let Some(before) = account.host.and_then(|id| self.outlets.hosts.get(id)) {
-                before.release_account();
-            }
-            if !now_at.admit_account() && account.local.is_active() {
-                account.local = LocalStatus::Throttled;
-                update.local = Some(LocalStatus::Throttled);
-            }
-            account.host = Some(now_at.id());
-            account.known = true;
-        }
-        if account.known {
-            (self.outlets.updates)(update);
-        }
+        });
     }
 
     /// There is no such identity (any more): the key that was known counts no longer, also after a restart.
@@ -780,19 +892,37 @@ impl Shard {
         }
     }
 
-    fn learn_status(&mut self, did: &Did, status: Option<UpstreamStatus>) {
+    /// Takes in what the PDS `host` says of an account when it is asked. The log does not have it: `seq` is where it
+    /// would stand there. The account may have left the host meanwhile.
+    fn learn_status(
+        &mut self,
+        did: &Did,
+        host: &HostHandle,
+        status: Option<UpstreamStatus>,
+        seq: u64,
+    ) {
         let now = self.at.now();
         let Some(account) = self.residents.get(did) else {
             return;
         };
-        account.asked_status_at = now;
-        if let Some(status) = status.filter(|status| *status != account.upstream) {
-            account.upstream = status.clone();
-            (self.outlets.updates)(AccountUpdate {
-                upstream: Some(status),
-                ..AccountUpdate::new(did.clone())
-            });
+        if !account.is_at(host.id()) {
+            return;
         }
+        account.asked_status_at = now;
+        let Some(status) = status.filter(|status| *status != account.upstream) else {
+            return;
+        };
+        account.upstream = status.clone();
+        let deleted = status == UpstreamStatus::Deleted;
+        if deleted {
+            self.dismiss(did, host);
+        }
+        (self.outlets.updates)(AccountUpdate {
+            upstream: Some(status),
+            status_seq: Some(seq),
+            counted: deleted.then_some(false),
+            ..AccountUpdate::new(did.clone())
+        });
     }
 
     fn first_waiting(&mut self, did: &Did, lane: Lane) -> Option<&mut Waiting> {
@@ -814,6 +944,18 @@ fn drop_event(waiting: &Waiting, rule: Rule) {
         rule = rule.name(),
         "event dropped",
     );
+}
+
+/// The frame to forward, and where its seq stands: the received one, or the edited one where something had to be
+/// changed. `None` where the edited one is none.
+fn outgoing(received: &Received, edited: Option<Vec<u8>>) -> Option<(Bytes, Range<usize>)> {
+    match edited {
+        None => Some((received.frame.clone(), received.seq_span.clone())),
+        Some(frame) => {
+            let span = seq_span(&frame)?;
+            Some((frame.into(), span))
+        }
+    }
 }
 
 /// Where an event's seq stands in its frame.

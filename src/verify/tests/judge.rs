@@ -26,6 +26,7 @@ use crate::verify::rules::Chain;
 const NOW: i64 = (NOW_US / 1_000_000) as i64;
 const TTL: Duration = Duration::from_secs(3_600);
 const STATUS_INTERVAL: Duration = Duration::from_secs(60);
+const ACCOUNT_EVENT_BYTES: usize = 500;
 
 /// An event, and all that is known of its account.
 struct Scene {
@@ -54,6 +55,7 @@ impl Scene {
             waiting: Waiting::new(received),
             account: Account {
                 known: true,
+                counted: true,
                 host: Some(HostId(1)),
                 key: Some((key, VerifyingKey::new(&key).unwrap())),
                 resolved_at: Some(NOW),
@@ -66,6 +68,7 @@ impl Scene {
                     status_interval: STATUS_INTERVAL,
                     validation: Validation::Strict,
                     desync: DesyncLimits::default(),
+                    account_event_bytes: ACCOUNT_EVENT_BYTES,
                 },
             },
         }
@@ -127,6 +130,31 @@ impl Scene {
         self
     }
 
+    /// Makes it an event of this kind and length.
+    fn fill(&mut self, kind: Kind, bytes: usize) {
+        let frame = |filler: &str| match kind {
+            Kind::Identity => frame::encode_identity(&frame::Identity {
+                seq: 1,
+                did: DID,
+                time: filler,
+                handle: None,
+            }),
+            _ => frame::encode_account(&frame::Account {
+                seq: 1,
+                did: DID,
+                time: filler,
+                active: false,
+                status: Some("deactivated"),
+            }),
+        };
+        // A text of 256 characters and more has a head of three bytes, and an empty one of one.
+        let filler = "x".repeat(bytes - frame("").len() - 2);
+        let frame = frame(&filler);
+        assert_eq!(frame.len(), bytes);
+        self.waiting.received.kind = kind;
+        self.waiting.received.frame = frame.into();
+    }
+
     fn unresolved(&mut self, reason: NoIdentity) {
         self.account.resolved_at = None;
         self.account.host = None;
@@ -161,6 +189,11 @@ fn host() -> Arc<HostHandle> {
     Arc::new(HostHandle::fabricated(HostId(1), 100, 0))
 }
 
+/// The same host with more accounts than its quota.
+fn full_host() -> Arc<HostHandle> {
+    Arc::new(HostHandle::fabricated(HostId(1), 100, 101))
+}
+
 /// One thing that is wrong with the account of a good commit, and the rule that refuses it.
 pub struct Case {
     name: &'static str,
@@ -188,6 +221,20 @@ pub const REFUSED: &[Case] = &[
         frame[body] = 0xa2;
         scene.waiting.received.frame = frame.into();
     }),
+    case("an #identity of 501 bytes", Rule::EventTooLarge, |scene| {
+        scene.fill(Kind::Identity, ACCOUNT_EVENT_BYTES + 1);
+    }),
+    case("an #account of 501 bytes", Rule::EventTooLarge, |scene| {
+        scene.fill(Kind::Account, ACCOUNT_EVENT_BYTES + 1);
+    }),
+    case(
+        "its host unknown while the directory is down",
+        Rule::IdentityUnresolved,
+        |scene| {
+            scene.account.resolved_at = None;
+            scene.waiting.identity = Some(Err(NoIdentity::Unresolved));
+        },
+    ),
     case("the directory is down", Rule::IdentityUnresolved, |scene| {
         scene.unresolved(NoIdentity::Unresolved);
     }),
@@ -225,6 +272,7 @@ pub const REFUSED: &[Case] = &[
     }),
     case("throttled here", Rule::AccountInactive, |scene| {
         scene.account.local = LocalStatus::Throttled;
+        scene.waiting.received.host = full_host();
     }),
     case("deactivated at its PDS", Rule::AccountInactive, |scene| {
         scene.account.upstream = UpstreamStatus::Deactivated;
@@ -251,6 +299,59 @@ fn each_fault_of_the_account_is_refused_under_its_rule() {
         (case.spoil)(&mut scene);
         assert_eq!(scene.refused(), Some(case.rule), "{}", case.name);
     }
+}
+
+/// Whatever its kind: it would be all that a crash leaves of the move.
+#[test]
+fn nothing_of_a_moving_account_goes_out_before_the_move_is_written() {
+    for scene in [Scene::commit, Scene::sync, Scene::account, || {
+        Scene::identity(None)
+    }] {
+        let mut scene = scene();
+        scene.account.moving = Some(1);
+        assert_eq!(scene.asks(), Some(Question::Written));
+    }
+}
+
+#[test]
+fn events_of_the_largest_size_pass() {
+    for kind in [Kind::Identity, Kind::Account] {
+        let mut scene = Scene::account();
+        scene.fill(kind, ACCOUNT_EVENT_BYTES);
+        scene.refreshed(None);
+        assert!(scene.passes(), "{kind:?}");
+    }
+}
+
+/// The quota is asked where the own PDS speaks: before the account counts, and while it is held back and has room.
+#[test]
+fn the_own_host_counts_its_accounts_and_no_other_does() {
+    let admits = |scene: &Scene| scene.judged().err() == Some(Obstacle::Admit);
+    for scene in [Scene::commit, Scene::sync] {
+        let uncounted = || {
+            let mut scene = scene();
+            scene.account.counted = false;
+            scene
+        };
+        assert!(admits(&uncounted()));
+        let mut deleted = uncounted();
+        deleted.account.upstream = UpstreamStatus::Deleted;
+        assert_eq!(deleted.asks(), Some(Question::Status));
+        let mut foreign = uncounted();
+        foreign.account.host = Some(HostId(2));
+        let elsewhere = HostHandle::fabricated(HostId(2), 100, 0).host().clone();
+        foreign.refreshed(Some(elsewhere));
+        assert_eq!(foreign.refused(), Some(Rule::WrongHost));
+
+        let mut throttled = scene();
+        throttled.account.local = LocalStatus::Throttled;
+        assert!(admits(&throttled));
+        throttled.waiting.received.host = full_host();
+        assert_eq!(throttled.refused(), Some(Rule::AccountInactive));
+    }
+    let mut scene = Scene::identity(None);
+    scene.account.counted = false;
+    assert!(scene.refreshed(None).passes());
 }
 
 #[test]

@@ -8,8 +8,9 @@ mod shard;
 
 use super::rule::Rule;
 
-/// Rules that are asked elsewhere: the reader of the socket refuses what is no DID (`tests/upstream.rs`).
-const ELSEWHERE: [Rule; 1] = [Rule::DidSyntax];
+/// Rules that are asked elsewhere: the reader of the socket refuses what is no DID (`tests/upstream.rs`), the shard what it
+/// cannot edit (`shard`).
+const ELSEWHERE: [Rule; 2] = [Rule::DidSyntax, Rule::Edit];
 
 #[test]
 fn every_rule_has_a_case_that_breaks_it() {

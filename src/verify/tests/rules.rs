@@ -1,6 +1,7 @@
 //! The rules that an event breaks or keeps by itself.
 
 use super::sample::{DID, Draft, NOW_US, OTHER_DID, Repo, Write, public_key, record, secret};
+use crate::atproto::car::{self, Car};
 use crate::atproto::cid::{Cid, Codec};
 use crate::atproto::frame::{self, Action, Message};
 use crate::atproto::key::VerifyingKey;
@@ -8,8 +9,8 @@ use crate::atproto::mst;
 use crate::atproto::tid::Tid;
 use crate::verify::rule::Rule;
 use crate::verify::rules::{
-    self, Chain, Facts, MAX_COMMIT_BLOCKS, MAX_OPS, MAX_RECORD, MAX_SYNC_BLOCKS,
-    REV_FUTURE_TOLERANCE_US, Strictness,
+    self, BLOCKS_PER_OP, Chain, Facts, MAX_COMMIT_BLOCKS, MAX_OPS, MAX_RECORD, MAX_SYNC_BLOCKS,
+    REV_FUTURE_TOLERANCE_US, SPARE_BLOCKS, Strictness,
 };
 use crate::verify::signature::{self, Job};
 
@@ -205,9 +206,41 @@ pub const COMMITS: &[Case] = &[
         op.path.push('2');
         draft.ops.push(op);
     }),
-    case("an op twice", Rule::Inversion, |draft| {
+    case("an op twice", Rule::OpDuplicate, |draft| {
         let op = draft.ops[1].clone();
         draft.ops.push(op);
+    }),
+    case("two ops on one path", Rule::OpDuplicate, |draft| {
+        let mut op = draft.ops[1].clone();
+        op.action = Action::Delete;
+        (op.prev, op.cid) = (op.cid, None);
+        draft.ops.push(op);
+    }),
+    case("a record's CID of raw bytes", Rule::CidCodec, |draft| {
+        let raw = in_raw(draft.blocks[1].0);
+        draft.ops[1].cid = Some(raw);
+        draft.blocks[1].0 = raw;
+    }),
+    case("a commit's CID of raw bytes", Rule::CidCodec, |draft| {
+        draft.edit_car = |car| {
+            let car = Car::parse(&car).unwrap();
+            let root = car.roots()[0];
+            let spelt = |cid| if cid == root { in_raw(cid) } else { cid };
+            car::write(
+                &[in_raw(root)],
+                car.blocks().iter().map(|(cid, data)| (spelt(cid), data)),
+            )
+        };
+        draft.commit = Some(in_raw(Cid::of(Codec::DagCbor, &draft.commit_block())));
+    }),
+    case("a tree's CID of raw bytes", Rule::CommitObject, |draft| {
+        draft.data = in_raw(draft.data);
+    }),
+    case("more blocks than ops need", Rule::TooManyBlocks, |draft| {
+        let most = SPARE_BLOCKS + BLOCKS_PER_OP * draft.ops.len();
+        draft
+            .blocks
+            .extend((0..most as u32).map(|n| block(n.to_be_bytes().into())));
     }),
     case("a create instead of an update", Rule::Inversion, |draft| {
         draft.ops[0].action = Action::Create;
@@ -248,7 +281,7 @@ pub const SYNCS: &[Case] = &[
     case("blocks over 10,000 bytes", Rule::SyncTooLarge, |draft| {
         draft.edit_car = |mut car| {
             let (cid, data) = filler(MAX_SYNC_BLOCKS);
-            crate::atproto::car::write_block(&cid, &data, &mut car);
+            car::write_block(&cid, &data, &mut car);
             car
         };
     }),
@@ -287,8 +320,15 @@ pub const SYNCS: &[Case] = &[
 ];
 
 fn filler(bytes: usize) -> (Cid, Vec<u8>) {
-    let data = vec![0; bytes];
-    (Cid::of(Codec::Raw, &data), data)
+    block(vec![0; bytes])
+}
+
+fn block(data: Vec<u8>) -> (Cid, Vec<u8>) {
+    (Cid::of(Codec::DagCbor, &data), data)
+}
+
+fn in_raw(cid: Cid) -> Cid {
+    Cid::from_digest(Codec::Raw, cid.digest())
 }
 
 fn set_rev(draft: &mut Draft, rev: Tid) {

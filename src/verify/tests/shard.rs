@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::sample::{DID, Draft, Repo, Write, public_key, secret};
 use crate::atproto::did::Did;
-use crate::atproto::frame::{self, Kind, Message, Peek};
+use crate::atproto::frame::{self, Kind, MAX_FRAME_BYTES, Message, Peek};
 use crate::atproto::key::PublicKey;
 use crate::clock::Clock;
 use crate::config::{DesyncLimits, Validation};
@@ -23,7 +23,7 @@ use crate::upstream::{HostHandle, Received};
 use crate::verify::judge::{NoIdentity, Question};
 use crate::verify::lookup::Lookup;
 use crate::verify::shard::{Answer, Command, Outlets, Shard, Work};
-use crate::verify::{KnownHosts, Options, Places, Settlement, Tuning};
+use crate::verify::{KnownHosts, Options, Places, Settlement, Settlements, Tuning};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const BREAKS_ALLOWED: u32 = 2;
@@ -53,7 +53,7 @@ impl Bench {
             lookups,
             updates: Box::new(move |update| kept.lock().unwrap().push(update)),
             hosts: KnownHosts::default(),
-            settled: Arc::default(),
+            settled: Settlements::new(1, 0),
             pulse: Pulse::default(),
         };
         let options = Options {
@@ -67,6 +67,7 @@ impl Bench {
                     limit: BREAKS_ALLOWED,
                     period: Duration::from_secs(3_600),
                 },
+                account_event_bytes: usize::MAX,
             },
             places: Places {
                 directory: 1,
@@ -125,6 +126,41 @@ impl Bench {
         assert!(self.inbox.send(Work::Event(received, memory)).is_ok());
     }
 
+    fn account(&mut self, active: bool, status: Option<&str>) {
+        let event = frame::Account {
+            seq: 1,
+            did: DID,
+            time: "2026-09-21T14:13:20.000Z",
+            active,
+            status,
+        };
+        self.send(Kind::Account, frame::encode_account(&event));
+    }
+
+    /// An `#account` so long.
+    fn account_of(&mut self, bytes: usize) {
+        let frame = |time: &str| {
+            frame::encode_account(&frame::Account {
+                seq: 1,
+                did: DID,
+                time,
+                active: true,
+                status: None,
+            })
+        };
+        // A text of 65,536 characters and more has a head of five bytes, and an empty one of one.
+        let filler = "x".repeat(bytes - frame("").len() - 4);
+        let frame = frame(&filler);
+        assert_eq!(frame.len(), bytes);
+        self.send(Kind::Account, frame);
+    }
+
+    /// The last host that was stored.
+    fn stored_host(&self) -> Option<HostId> {
+        let updates = self.updates.lock().unwrap();
+        updates.iter().rev().find_map(|update| update.host)
+    }
+
     fn commit(&mut self, draft: &Draft) {
         self.send(Kind::Commit, draft.frame());
     }
@@ -144,6 +180,14 @@ impl Bench {
     async fn asked(&mut self, question: Question) {
         let next = timeout(PATIENCE, self.questions.recv()).await;
         assert_eq!(next.unwrap().unwrap().question, question);
+    }
+
+    /// SQL is asked for the last move, and has it.
+    async fn written(&mut self) {
+        let next = timeout(PATIENCE, self.questions.recv()).await;
+        let next = next.unwrap().unwrap();
+        assert_eq!(next.question, Question::Written);
+        self.answer(Answer::Written(next.after));
     }
 
     fn answer(&self, answer: Answer) {
@@ -219,6 +263,7 @@ fn row(signing_key: Option<PublicKey>) -> Answer {
         uid: 1,
         did: Did::parse(DID).unwrap(),
         host: HostId(1),
+        counted: true,
         local: LocalStatus::Active,
         upstream: UpstreamStatus::Active,
         repo: None,
@@ -313,6 +358,7 @@ async fn an_account_that_left_and_comes_back_is_counted_once() {
             ..bench.document(secret(5))
         };
         bench.identity(FRESH, Ok(moved));
+        bench.written().await;
         let back = repo.commit(&[]);
         bench.commit(&back);
         bench.asked(FRESH).await;
@@ -390,6 +436,8 @@ async fn events_of_another_host_do_not_hold_up_the_accounts_own() {
             fresh: true,
         },
     );
+    // No host is known by its name here: the account seems to have left.
+    bench.written().await;
     assert_eq!(bench.next_out(), "identity");
 }
 
@@ -441,4 +489,132 @@ fn identity_frame() -> Vec<u8> {
         time: "2026-09-21T14:13:20.000Z",
         handle: None,
     })
+}
+
+/// What its PDS said when it was asked is newer than the events before the question, and older than those after it.
+#[tokio::test]
+async fn a_status_that_was_asked_for_is_stored_behind_the_events_before() {
+    let (mut bench, mut repo) = Bench::with_account().await;
+    bench.account(false, Some("deactivated"));
+    bench.commit(&repo.commit(&[]));
+    let question = bench.questions.recv().await.unwrap();
+    assert_eq!((question.question, question.after), (Question::Status, 2));
+    bench.answer(Answer::Status(Some(UpstreamStatus::Active), 17));
+    assert_eq!(bench.next_out(), "account Some(\"deactivated\")");
+    assert!(bench.next_out().starts_with("commit"));
+    let updates = bench.updates.lock().unwrap();
+    let learned = updates.iter().find(|update| update.upstream.is_some());
+    let learned = learned.map(|update| (update.upstream.clone(), update.status_seq));
+    assert_eq!(learned, Some((Some(UpstreamStatus::Active), Some(17))));
+}
+
+/// The frame that says so cannot be made: what came must not leave instead.
+#[tokio::test]
+async fn an_account_event_that_cannot_be_edited_is_dropped() {
+    let (mut bench, mut repo) = Bench::with_account().await;
+    bench.decide(LocalStatus::TakenDown);
+    assert_eq!(bench.next_out(), "account Some(\"takendown\")");
+    bench.account_of(MAX_FRAME_BYTES);
+    bench.decide(LocalStatus::Active);
+    assert_eq!(bench.next_out(), "account None");
+    let next = repo.commit(&[]);
+    bench.commit(&next);
+    assert_eq!(bench.next_out(), out(&next));
+}
+
+/// Only its own PDS's word counts an account, and its deletion uncounts it.
+#[tokio::test]
+async fn an_account_counts_from_the_first_word_of_its_pds_to_its_deletion() {
+    let mut bench = Bench::new();
+    bench.send(Kind::Identity, identity_frame());
+    bench.asked(Question::Account).await;
+    bench.answer(Answer::Account(None));
+    bench.asked(FRESH).await;
+    bench.identity(FRESH, Ok(bench.document(secret(5))));
+    assert_eq!(bench.next_out(), "identity");
+    assert_eq!((bench.host.account_count(), bench.stored_host()), (0, None));
+    for (active, status, count) in [
+        (true, None, 1),
+        (false, Some("deactivated"), 1),
+        (false, Some("deleted"), 0),
+        (false, Some("deleted"), 0),
+        (true, None, 1),
+    ] {
+        bench.account(active, status);
+        assert_eq!(bench.next_out(), format!("account {status:?}"));
+        assert_eq!(bench.host.account_count(), count, "{status:?}");
+        assert_eq!(bench.stored_host(), Some(HostId(1)));
+    }
+}
+
+/// A host that was asked for an account's status, and is no longer its PDS when the answer comes, says nothing of it.
+#[tokio::test]
+async fn the_answer_of_a_host_that_was_left_meanwhile_does_not_count() {
+    let (mut bench, mut repo) = Bench::with_account().await;
+    bench.account(false, Some("deactivated"));
+    assert_eq!(bench.next_out(), "account Some(\"deactivated\")");
+    bench.commit(&repo.commit(&[]));
+    bench.asked(Question::Status).await;
+    let new = Arc::new(HostHandle::fabricated(HostId(2), 100, 0));
+    bench.send_from(new.clone(), Kind::Identity, identity_frame());
+    bench.asked(FRESH).await;
+    let moved = Identity {
+        pds: Some(new.host().clone()),
+        ..bench.document(secret(5))
+    };
+    let answer = Answer::Identity {
+        result: Ok(Arc::new(moved)),
+        fresh: true,
+    };
+    bench.answer_to(&new, answer);
+    bench.written().await;
+    assert_eq!(bench.next_out(), "identity");
+    bench.answer(Answer::Status(Some(UpstreamStatus::Deleted), 9));
+    bench.asked(FRESH).await;
+    let updates = bench.updates.lock().unwrap();
+    assert!(updates.iter().all(|update| update.upstream.is_none()));
+}
+
+/// Events of the account and of strangers wait until SQL has the move, and no answer for an earlier one lets them go.
+#[tokio::test]
+async fn nothing_goes_out_before_the_last_move_is_written() {
+    let (mut bench, _) = Bench::with_account().await;
+    let new = Arc::new(HostHandle::fabricated(HostId(2), 1, 1));
+    bench.send_from(new.clone(), Kind::Identity, identity_frame());
+    bench.asked(FRESH).await;
+    let moved = Identity {
+        pds: Some(new.host().clone()),
+        ..bench.document(secret(5))
+    };
+    let answer = Answer::Identity {
+        result: Ok(Arc::new(moved)),
+        fresh: true,
+    };
+    bench.answer_to(&new, answer);
+    let first = bench.questions.recv().await.unwrap();
+    assert_eq!((first.question, first.after), (Question::Written, 1));
+    bench.answer(Answer::Written(0));
+    let again = bench.questions.recv().await.unwrap();
+    assert_eq!((again.question, again.after), (Question::Written, 1));
+    assert!(bench.log.try_recv().is_err(), "it waits");
+    bench.answer(Answer::Written(1));
+    assert_eq!(bench.next_out(), "identity");
+    assert_eq!(new.account_count(), 1, "the document alone does not count");
+    // The new host is full, and consumers know the account.
+    let active = frame::encode_account(&frame::Account {
+        seq: 1,
+        did: DID,
+        time: "2026-09-21T14:13:20.000Z",
+        active: true,
+        status: None,
+    });
+    bench.send_from(new.clone(), Kind::Account, active.clone());
+    assert_eq!(bench.next_out(), "account Some(\"throttled\")");
+    assert_eq!(bench.next_out(), "account Some(\"throttled\")");
+    assert_eq!(new.account_count(), 2);
+    // With room it comes free.
+    new.release_account();
+    bench.send_from(new, Kind::Account, active);
+    assert_eq!(bench.next_out(), "account None");
+    assert_eq!(bench.next_out(), "account None");
 }
