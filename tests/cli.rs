@@ -630,6 +630,13 @@ fn firehose_reports_what_the_server_refuses() {
         1,
         &["FutureCursor"],
     );
+    refused(
+        relay().args(["firehose", &address, "--cursor", "-1"]),
+        2,
+        &["--cursor", "a whole number from 0 on", "0 is the oldest"],
+    );
+    let help = stdout(&run(&["firehose", "--help"]));
+    assert!(help.contains("Start at this sequence number"), "{help}");
     let elsewhere = format!("http://{address}/nowhere");
     refused(
         relay().args(["firehose", &elsewhere]),
@@ -821,6 +828,169 @@ mod on_a_network {
             "{}",
             stderr(&output)
         );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn firehose_fails_when_nothing_could_be_verified() {
+        let network = network().await;
+        network.plc().set_outage(true);
+        let mut command = relay();
+        command.args(["firehose", &network.pds(0).url(), "--cursor", "0"]);
+        command.args(["--limit", "5", "--verify", "--allow-private-hosts"]);
+        command.args(["--plc-host", &network.plc_url()]);
+        let output = output(command).await;
+        let (text, message) = (stdout(&output), stderr(&output));
+        assert!(text.contains("[not checked: "), "{text}");
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(
+            message.contains("not one event could be checked"),
+            "{message}"
+        );
+        assert!(message.contains("503"), "the reason: {message}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn hosts_pull_adds_through_the_admin_socket_without_a_password() {
+        let network = network().await;
+        let folder = tempfile::tempdir().unwrap();
+        let socket = format!("unix:{}", folder.path().join("admin.sock").display());
+        let plc = network.plc_url();
+        let flags = [
+            "--allow-private-hosts",
+            "--plc-host",
+            &plc,
+            "--admin-listen",
+            &socket,
+        ];
+        let serving = Serving::start(&folder.path().join("data"), &flags);
+        let ready = serving.line("ready");
+        assert_eq!(ready["admin"], socket.as_str());
+        assert_eq!(ready["hosts"], 0);
+        let pds = network.pds(0).host().replace("127.0.0.1", "localhost");
+        let host = serde_json::json!([{ "hostname": pds, "status": "active" }]);
+        let list = other_relay(vec![host]).await;
+        let elsewhere = tempfile::tempdir().unwrap();
+        let pull = async |arguments: &[&str]| {
+            let mut command = relay();
+            command.current_dir(elsewhere.path());
+            command.args(["hosts", "pull", &list, "--allow-private-hosts"]);
+            command.args(arguments);
+            output(command).await
+        };
+        let first = pull(&["--to", &socket]).await;
+        let message = stderr(&first);
+        assert!(first.status.success(), "{message}");
+        assert!(stdout(&first).contains("added"), "{}", stdout(&first));
+        let report =
+            format!("1 added, 0 known before, 0 skipped, 0 refused, by the relay at {socket}");
+        assert!(message.contains(&report), "{message}");
+        // Found by itself, and told as what it is.
+        let again = pull(&["--admin-listen", &socket, "--to"]).await;
+        assert!(
+            stderr(&again).contains("0 added, 1 known before"),
+            "{}",
+            stderr(&again)
+        );
+        let nobody = pull(&["--to", "unix:/nowhere/admin.sock"]).await;
+        assert_eq!(nobody.status.code(), Some(1));
+        let message = stderr(&nobody);
+        assert!(
+            message.contains("unix:/nowhere/admin.sock") && message.contains("No such file"),
+            "{message}"
+        );
+        assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    }
+
+    /// The demo with its temporary files in a folder.
+    fn demo(folder: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_atproto-devnet"));
+        command.env_clear().env("TMPDIR", folder);
+        command.args(["demo", "--rate", "50"]).stdin(Stdio::null());
+        command
+    }
+
+    fn is_empty(folder: &Path) -> bool {
+        fs::read_dir(folder).unwrap().count() == 0
+    }
+
+    #[test]
+    fn the_demo_ends_at_a_signal_and_leaves_nothing() {
+        for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut child = demo(folder.path())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            assert!(lines.any(|line| line.unwrap().starts_with("✓")));
+            assert!(!is_empty(folder.path()), "it has its data there");
+            kill_process(Pid::from_child(&child), signal).unwrap();
+            // Until its end, so that it is no closed pipe that ends it.
+            lines.for_each(drop);
+            assert_eq!(child.wait().unwrap().code(), Some(0), "{signal:?}");
+            assert!(is_empty(folder.path()), "{signal:?}");
+        }
+    }
+
+    #[test]
+    fn the_demo_ends_well_when_nobody_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut command = demo(folder.path());
+        // As with `2>&1 | head`.
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+        let mut child = command.spawn().unwrap();
+        drop(command);
+        let mut lines = BufReader::new(reader).lines();
+        assert!(lines.any(|line| line.unwrap().starts_with("✓")));
+        drop(lines);
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        assert!(is_empty(folder.path()));
+    }
+
+    #[test]
+    fn the_demo_names_its_own_flag_for_a_port_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port().to_string();
+        let output = demo(folder.path())
+            .args(["--port", &port])
+            .output()
+            .unwrap();
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(
+            message.contains(&port) && message.contains("--port"),
+            "{message}"
+        );
+        assert!(!message.contains("--listen"), "{message}");
+        assert!(is_empty(folder.path()));
+    }
+
+    #[test]
+    fn the_demo_has_colours_on_a_terminal_and_none_where_they_are_not_wanted() {
+        for (variable, coloured) in [("NOTHING", true), ("NO_COLOR", false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut command = Command::new("script");
+            let demo = format!("{} demo --rate 50", env!("CARGO_BIN_EXE_atproto-devnet"));
+            command.args(["-qec", &demo, "/dev/null"]);
+            command.stdin(Stdio::null()).stdout(Stdio::piped());
+            command.env("TMPDIR", folder.path()).env(variable, "1");
+            let Ok(mut child) = command.spawn() else {
+                println!("skipped: script(1) is not here to make a terminal");
+                return;
+            };
+            let mut terminal = BufReader::new(child.stdout.take().unwrap());
+            let mut text = String::new();
+            while !text.contains("✓") {
+                assert!(terminal.read_line(&mut text).unwrap() > 0, "{text}");
+            }
+            // With it goes the terminal, and with that the demo.
+            kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+            child.wait().unwrap();
+            assert_eq!(text.contains("\u{1b}["), coloured, "{variable}: {text}");
+        }
     }
 }
 
@@ -1062,6 +1232,41 @@ async fn hosts_pull_adds_what_is_alive_and_public_once() {
         "{}",
         stderr(&again)
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_pull_makes_no_database_that_nobody_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = relay_of_all_sorts().await;
+    let pull = |arguments: &[&str]| {
+        let mut command = relay();
+        command.current_dir(folder.path());
+        command
+            .args(["hosts", "pull", &list, "--add"])
+            .args(arguments);
+        command
+    };
+    let mut unnamed = pull(&[]);
+    tokio::task::spawn_blocking(move || {
+        let parts = ["nothing is added", "data/relay.sqlite", "--config", "--to"];
+        refused(&mut unnamed, 2, &parts);
+    })
+    .await
+    .unwrap();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    // A name is enough, and so is a database that is there. Where they went is told.
+    for arguments in [&["--data-dir", "data"][..], &[]] {
+        let mut named = pull(arguments);
+        let output = tokio::task::spawn_blocking(move || named.output().unwrap())
+            .await
+            .unwrap();
+        let message = stderr(&output);
+        assert!(output.status.success(), "{message}");
+        assert!(
+            message.contains("data/relay.sqlite; a relay takes them up when it starts"),
+            "{message}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,7 +32,7 @@ Examples:
     atproto-relay firehose localhost:2470
 
   Take over the hosts of another relay, then run:
-    atproto-relay hosts pull https://relay1.us-east.bsky.network --add
+    atproto-relay hosts pull https://relay1.us-east.bsky.network --add --data-dir data
     atproto-relay serve
 
   Look at any relay or PDS, and check every signature and every proof:
