@@ -21,6 +21,7 @@ use std::time::Duration;
 use atproto_relay::devnet::network::{Network, NetworkOptions};
 use atproto_relay::devnet::pds::{Write, frames};
 use atproto_relay::devnet::scrape::Samples;
+use futures_util::StreamExt as _;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use service::{Frozen, PATIENCE, Service};
@@ -221,6 +222,100 @@ async fn a_full_disk_is_no_reason_to_stop_the_pings() {
         "{}",
         service.said()
     );
+    let (status, _) = until_problem(&service, "log", false, || {}).await;
+    assert_eq!(status, 200);
+    told_once(&service, "log", " ERROR ").await;
+    assert!(service.end());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_without_the_room_that_is_to_be_free_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount("64m") else {
+        return;
+    };
+    let file = folder.path().join("relay.toml");
+    fs::write(&file, "[log]\nmin_free_bytes = \"64MiB\"").unwrap();
+    let service = Service::start(folder.path(), |command| {
+        command.arg("--config").arg(&file);
+        command.env("RELAY_DATA_DIR", disk.folder.join("data"));
+    });
+    service.until("READY=1");
+    let (status, health) = until_problem(&service, "disk", true, || {}).await;
+    assert_eq!(status, 200, "{health}");
+    fs::write(&file, "[log]\nmin_free_bytes = \"1MiB\"").unwrap();
+    reload(&service);
+    until_problem(&service, "disk", false, || {}).await;
+    told_once(&service, "disk", " WARN ").await;
+    assert!(service.end());
+}
+
+/// Consumers at these addresses of this machine take an event, sleep while more come than the log keeps, and go on
+/// reading: they are cut.
+async fn oversleep(service: &Service, addresses: &[[u8; 4]], write: impl AsyncFn()) {
+    let mut consumers = Vec::new();
+    for address in addresses {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        // What lies in it is not lost to the consumer.
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.bind((*address, 0).into()).unwrap();
+        let stream = socket.connect(([127, 0, 0, 1], service.port).into());
+        let url = format!(
+            "ws://127.0.0.1:{}/xrpc/com.atproto.sync.subscribeRepos?cursor=0",
+            service.port
+        );
+        let (mut consumer, _) = tokio_tungstenite::client_async(url, stream.await.unwrap())
+            .await
+            .unwrap();
+        consumer.next().await.unwrap().unwrap();
+        consumers.push(consumer);
+    }
+    write().await;
+    for mut consumer in consumers {
+        while let Some(Ok(_)) = consumer.next().await {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumers_that_fall_out_are_a_problem_where_they_are_on_several_networks() {
+    let network = network().await;
+    let folder = tempfile::tempdir().unwrap();
+    let service = Service::start(folder.path(), |command| {
+        join(&network, command).arg("--log-max-bytes=16MiB");
+    });
+    service.until("READY=1");
+    until_status(&service, &["1 of 1 hosts connected"]);
+    let pds = network.pds(0);
+    let alice = pds.create_account("alice.pds1.test").unwrap().did;
+    let scrape = async || Samples::scrape(&service.metrics_url()).await.unwrap();
+    while scrape().await.get("relay_log_seq") < 4.0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let long = "x".repeat(700_000);
+    let write = async || {
+        let head = scrape().await.get("relay_log_seq");
+        for _ in 0..40 {
+            pds.create_record(&alice, POSTS, post(&long)).unwrap();
+        }
+        while scrape().await.get("relay_log_oldest_seq") < head + 15.0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    // However many there are on one network: they are slow themselves.
+    let [one, other] = [[127, 0, 0, 2], [127, 0, 0, 3]];
+    oversleep(&service, &[one, one, one], write).await;
+    assert_eq!(scrape().await.get("relay_consumers_too_slow_total"), 3.0);
+    for _ in 0..25 {
+        let (_, health) = health(&service).await;
+        assert!(named(&health, "consumers_cut").is_none(), "{health}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    oversleep(&service, &[other], write).await;
+    let (status, health) = until_problem(&service, "consumers_cut", true, || {}).await;
+    assert_eq!(status, 200);
+    let problem = named(&health, "consumers_cut").unwrap();
+    let message = problem["message"].as_str().unwrap();
+    assert!(message.starts_with("consumers on 2 networks"), "{message}");
     assert!(service.end());
 }
 

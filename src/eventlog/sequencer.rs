@@ -319,19 +319,16 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
         if failing {
             self.log.shared.lacks_room.store(false, Ordering::Release);
             self.log.shared.health.send_replace(Health::Good);
-            tracing::info!("the event log writes again; no event was lost");
+            tracing::debug!("the event log writes again; no event was lost");
         }
         Ok(())
     }
 
+    /// Who looks at the log's health tells it: here it would be told twice.
     fn report_failure(&self, error: &io::Error) {
         let shared = &self.log.shared;
         let reason = error.to_string();
-        tracing::error!(
-            folder = %shared.dir.display(), %error,
-            "the event log cannot write: taking no events until it can, serving what it has; \
-             make room on the disk or replace it"
-        );
+        tracing::debug!(folder = %shared.dir.display(), %error, "the event log cannot write");
         let since = SystemTime::now();
         shared
             .health

@@ -68,8 +68,8 @@ const TRAITS: [Traits; ProblemName::ALL.len()] = [
     Traits {
         name: "disk",
         outage: false,
-        starts_after: 60,
-        ends_after: 60,
+        starts_after: 10,
+        ends_after: 10,
         what_to_do: "find what else fills the log's disk, or give the log one of its own: its oldest events are removed to \
                      make room",
     },

@@ -123,10 +123,13 @@ impl Examiner {
     fn log(&self) -> Option<Finding> {
         match self.running.log.health() {
             eventlog::Health::Good => None,
-            eventlog::Health::Failing { reason, .. } => Some(Finding::because(
-                "the event log cannot be written, events wait",
-                reason,
-            )),
+            eventlog::Health::Failing { reason, .. } => {
+                let folder = self.running.log.options().dir.display();
+                Some(Finding::because(
+                    "the event log cannot be written, events wait",
+                    format!("{folder}: {reason}"),
+                ))
+            }
         }
     }
 
