@@ -15,6 +15,22 @@ use super::fixed;
 
 /// Longest frame, in bytes (<https://atproto.com/specs/event-stream>: 5 MB).
 pub const MAX_FRAME_BYTES: usize = 5_000_000;
+/// Longest frame that a log of an earlier version may hold: a host's longest, with a `seq` of nine bytes in place of one.
+pub const MAX_STORED_FRAME_BYTES: usize = MAX_FRAME_BYTES + MAX_SEQ_BYTES - 1;
+/// Longest encoded `seq` (RFC 8949 section 3: a head and eight bytes).
+const MAX_SEQ_BYTES: usize = 9;
+/// Longest `time` that an ended account's own word is kept of: a datetime with nanoseconds and a zone has 35.
+const MAX_PLAIN_TIME_BYTES: usize = 40;
+
+/// What the lexicon knows as `status` of an `#account` event.
+const STATUS_WORDS: [&str; 6] = [
+    "takendown",
+    "suspended",
+    "deleted",
+    "deactivated",
+    "desynchronized",
+    "throttled",
+];
 
 /// `op` of a header before a message.
 const OP_MESSAGE: i64 = 1;
@@ -26,8 +42,8 @@ const USUAL_OPS: usize = 4;
 /// Why a frame was not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    #[error("the frame has {length} bytes, at most {MAX_FRAME_BYTES} are allowed")]
-    TooLong { length: usize },
+    #[error("the frame has {length} bytes, at most {most} are allowed")]
+    TooLong { length: usize, most: usize },
     #[error("the frame is not two canonical CBOR objects: {0}")]
     NotCanonical(#[from] CborError),
     #[error("the frame lacks the field {field:?}")]
@@ -240,7 +256,15 @@ pub struct PeekedEvent {
 /// Too long, not canonical, or a required field missing or of the wrong type. The canonical form comes first: a
 /// frame that breaks it is never reported as merely lacking a field.
 pub fn decode(frame: &[u8]) -> Result<Frame<'_>, FrameError> {
-    canonical_first(frame, decode_in_order(frame))
+    canonical_first(frame, decode_in_order(frame, MAX_FRAME_BYTES))
+}
+
+/// [`decode`] for a frame of the log, which an earlier version may have let grow to [`MAX_STORED_FRAME_BYTES`].
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_stored(frame: &[u8]) -> Result<Frame<'_>, FrameError> {
+    canonical_first(frame, decode_in_order(frame, MAX_STORED_FRAME_BYTES))
 }
 
 /// Checks the canonical form of a whole frame and gives what routing needs, without allocating.
@@ -248,7 +272,22 @@ pub fn decode(frame: &[u8]) -> Result<Frame<'_>, FrameError> {
 /// # Errors
 /// As [`decode`], but of the body's fields only the sequence number and the DID are looked at.
 pub fn peek(frame: &[u8]) -> Result<Peek, FrameError> {
-    canonical_first(frame, peek_in_order(frame))
+    canonical_first(frame, peek_in_order(frame, MAX_FRAME_BYTES))
+}
+
+/// [`peek`] for a frame of the log, as [`decode_stored`].
+///
+/// # Errors
+/// As [`peek`].
+pub fn peek_stored(frame: &[u8]) -> Result<Peek, FrameError> {
+    canonical_first(frame, peek_in_order(frame, MAX_STORED_FRAME_BYTES))
+}
+
+/// Whether a frame of `length` bytes, whose `seq` lies at `seq_span`, stays within [`MAX_FRAME_BYTES`] with any other
+/// `seq` in its place.
+#[must_use]
+pub fn fits_any_seq(length: usize, seq_span: &Range<usize>) -> bool {
+    length - seq_span.len() + MAX_SEQ_BYTES <= MAX_FRAME_BYTES
 }
 
 /// An error about a field stops reading before the end, so what follows is still unchecked.
@@ -266,8 +305,8 @@ fn canonical_first<T>(frame: &[u8], outcome: Result<T, FrameError>) -> Result<T,
     }
 }
 
-fn decode_in_order(frame: &[u8]) -> Result<Frame<'_>, FrameError> {
-    let mut reader = start(frame)?;
+fn decode_in_order(frame: &[u8], most: usize) -> Result<Frame<'_>, FrameError> {
+    let mut reader = start(frame, most)?;
     let decoded = match read_header(&mut reader)? {
         Header::Event(kind) => read_event(kind, &mut reader)?,
         other => {
@@ -295,8 +334,8 @@ fn decode_in_order(frame: &[u8]) -> Result<Frame<'_>, FrameError> {
     Ok(decoded)
 }
 
-fn peek_in_order(frame: &[u8]) -> Result<Peek, FrameError> {
-    let mut reader = start(frame)?;
+fn peek_in_order(frame: &[u8], most: usize) -> Result<Peek, FrameError> {
+    let mut reader = start(frame, most)?;
     let peeked = match read_header(&mut reader)? {
         Header::Event(kind) => Peek::Event(peek_event(kind, &mut reader)?),
         other => {
@@ -335,10 +374,11 @@ fn peek_event(kind: Kind, reader: &mut Reader<'_>) -> Result<PeekedEvent, FrameE
     })
 }
 
-fn start(frame: &[u8]) -> Result<Reader<'_>, FrameError> {
-    if frame.len() > MAX_FRAME_BYTES {
+fn start(frame: &[u8], most: usize) -> Result<Reader<'_>, FrameError> {
+    if frame.len() > most {
         return Err(FrameError::TooLong {
             length: frame.len(),
+            most,
         });
     }
     Ok(Reader::new(frame))
@@ -644,9 +684,68 @@ pub fn with_account_status(
     )
 }
 
+/// Whether an `#account` frame carries nothing of its sender's choice: the lexicon's fields and no other, a status of the
+/// lexicon's words, a time that looks like one.
+#[must_use]
+pub fn is_plain_account(frame: &[u8]) -> bool {
+    let Ok(Message::Account(account)) = decode_stored(frame).map(|frame| frame.message) else {
+        return false;
+    };
+    let worded = |status| STATUS_WORDS.contains(&status);
+    account.status.is_none_or(worded)
+        && is_plain_time(account.time)
+        && encode_account(&account) == frame
+}
+
+/// The `#account` frame with this `active` and `status`, and of the others only the lexicon's fields; `now` in place of
+/// a `time` that does not look like one. Spans must be taken anew.
+///
+/// # Errors
+/// Not an `#account` frame.
+pub fn plain_account(
+    frame: &[u8],
+    active: bool,
+    status: Option<&str>,
+    now: &str,
+) -> Result<Vec<u8>, FrameError> {
+    let Message::Account(account) = decode(frame)?.message else {
+        return Err(FrameError::WrongType { field: "t" });
+    };
+    Ok(encode_account(&Account {
+        time: plain_time(account.time, now),
+        active,
+        status,
+        ..account
+    }))
+}
+
+/// The `#identity` frame with the lexicon's fields only, as [`plain_account`].
+///
+/// # Errors
+/// Not an `#identity` frame.
+pub fn plain_identity(frame: &[u8], now: &str) -> Result<Vec<u8>, FrameError> {
+    let Message::Identity(identity) = decode(frame)?.message else {
+        return Err(FrameError::WrongType { field: "t" });
+    };
+    Ok(encode_identity(&Identity {
+        time: plain_time(identity.time, now),
+        ..identity
+    }))
+}
+
+fn plain_time<'a>(time: &'a str, now: &'a str) -> &'a str {
+    if is_plain_time(time) { time } else { now }
+}
+
+fn is_plain_time(time: &str) -> bool {
+    let mut bytes = time.bytes();
+    time.len() <= MAX_PLAIN_TIME_BYTES
+        && bytes.all(|byte| byte.is_ascii_digit() || b"-:.+TZ".contains(&byte))
+}
+
 /// Sets (`Some`, encoded) or removes (`None`) entries of the body map, in canonical order.
 fn edit_body(frame: &[u8], edits: &[(&str, Option<&[u8]>)]) -> Result<Vec<u8>, FrameError> {
-    let mut reader = start(frame)?;
+    let mut reader = start(frame, MAX_FRAME_BYTES)?;
     reader.skip()?;
     let body_at = reader.position();
     let mut keys = field("body", reader.map())?;
@@ -990,9 +1089,85 @@ mod tests {
     #[test]
     fn length_is_bounded() {
         let length = MAX_FRAME_BYTES + 1;
-        let error = FrameError::TooLong { length };
+        let most = MAX_FRAME_BYTES;
+        let error = FrameError::TooLong { length, most };
         assert_eq!(decode(&vec![0; length]), Err(error));
         assert_eq!(peek(&vec![0; length]).map(drop), Err(error));
+    }
+
+    #[test]
+    fn the_log_may_hold_frames_that_grew_by_a_longer_seq() {
+        for (length, fits) in [
+            (MAX_STORED_FRAME_BYTES, true),
+            (MAX_STORED_FRAME_BYTES + 1, false),
+        ] {
+            let body = |padding| {
+                let body = with(body(Kind::Account), "padding", Value::Bytes(padding));
+                frame_of(
+                    header("#account"),
+                    with(body, "seq", Value::Unsigned(1 << 40)),
+                )
+            };
+            let least = body(&[0; 100_000]).len() - 100_000;
+            let padding = vec![0; length - least];
+            let frame = body(Vec::leak(padding));
+            assert_eq!(frame.len(), length);
+            assert_eq!(decode_stored(&frame).is_ok(), fits);
+            assert_eq!(peek_stored(&frame).is_ok(), fits);
+            assert!(decode(&frame).is_err() && peek(&frame).is_err());
+        }
+        assert!(fits_any_seq(MAX_FRAME_BYTES - 8, &(7..8)));
+        assert!(!fits_any_seq(MAX_FRAME_BYTES - 7, &(7..8)));
+        assert!(fits_any_seq(MAX_FRAME_BYTES, &(7..16)));
+    }
+
+    #[test]
+    fn a_plain_event_carries_nothing_of_its_senders_choice() {
+        let now = "2026-11-21T02:16:43.469Z";
+        let deleted = |body: Entries| {
+            let body = with(body, "active", Value::Bool(false));
+            with(body, "status", Value::Text("deleted"))
+        };
+        let account = |body| frame_of(header("#account"), body);
+        let plain = account(deleted(body(Kind::Account)));
+        assert!(is_plain_account(&plain));
+        assert!(is_plain_account(&sample(Kind::Account)));
+        let strange = with(header("#account"), "x", Value::Null);
+        for carrier in [
+            account(with(deleted(body(Kind::Account)), "secret", Value::Null)),
+            account(with(body(Kind::Account), "status", Value::Text("secret"))),
+            account(with(body(Kind::Account), "status", Value::Null)),
+            account(with(body(Kind::Account), "time", Value::Text("secret"))),
+            account(with(
+                body(Kind::Account),
+                "time",
+                Value::Text("2026-01-01T00:00:00.0000000000000000000000"),
+            )),
+            frame_of(strange, body(Kind::Account)),
+        ] {
+            assert!(!is_plain_account(&carrier));
+            let made = plain_account(&carrier, false, Some("deleted"), now).unwrap();
+            assert!(is_plain_account(&made));
+            let (before, after) = (decode(&carrier).unwrap(), decode(&made).unwrap());
+            let (Message::Account(before), Message::Account(after)) =
+                (before.message, after.message)
+            else {
+                panic!("not an account");
+            };
+            assert_eq!((before.seq, before.did), (after.seq, after.did));
+            assert!(after.time == TIME || after.time == now);
+            assert_eq!((after.active, after.status), (false, Some("deleted")));
+        }
+        assert!(!is_plain_account(&sample(Kind::Identity)));
+        let identity = with(body(Kind::Identity), "handle", Value::Text("a.example"));
+        let carrier = frame_of(
+            header("#identity"),
+            with(identity.clone(), "x", Value::Null),
+        );
+        let made = plain_identity(&carrier, now).unwrap();
+        assert_eq!(made, frame_of(header("#identity"), identity));
+        assert!(plain_identity(&plain, now).is_err());
+        assert!(plain_account(&carrier, true, None, now).is_err());
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub struct Account {
     pub asked_status_at: i64,
     /// When an old identity was last asked for again, Unix time in seconds.
     pub asked_identity_at: i64,
+    /// Whether all that the log holds of the account is being taken out of it: nothing was emitted since that was asked.
+    pub redacted: bool,
     /// Number of the last change: it stays resident until the store's writer knows of it.
     pub ticket: u64,
 }

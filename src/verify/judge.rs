@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::atproto::datetime;
 use crate::atproto::frame::{self, Message};
 use crate::atproto::key::VerifyingKey;
 use crate::clock::has_passed;
@@ -30,6 +31,11 @@ impl Circumstances {
     /// Unix time in seconds.
     pub fn now(&self) -> i64 {
         (self.now_us / 1_000_000) as i64
+    }
+
+    /// As events write it.
+    pub fn time(&self) -> String {
+        datetime::format_utc(self.now_us)
     }
 }
 
@@ -145,14 +151,18 @@ type Verdict = Result<Finding, Obstacle>;
 
 /// Judges one event. `account` is `None` while SQL was not asked for it.
 pub(super) fn judge(waiting: &Waiting, account: Option<&Account>, at: &Circumstances) -> Verdict {
-    let Received { kind, frame, .. } = &waiting.received;
-    rules::event_size(*kind, frame.len(), at.tuning.account_event_bytes)?;
+    let received = &waiting.received;
+    let length = received.frame.len();
+    if !frame::fits_any_seq(length, &received.seq_span) {
+        return Err(Obstacle::Drop(Rule::FrameTooLarge));
+    }
+    rules::event_size(received.kind, length, at.tuning.account_event_bytes)?;
     let account = account.ok_or(Obstacle::Ask(Question::Account))?;
     if account.moving.is_some() {
         return Err(Obstacle::Ask(Question::Written));
     }
     // The socket's reader has decoded the frame before; this is the same frame.
-    let Ok(frame) = frame::decode(&waiting.received.frame) else {
+    let Ok(frame) = frame::decode(&received.frame) else {
         return Err(Obstacle::Drop(Rule::Frame));
     };
     match frame.message {

@@ -9,6 +9,8 @@ use std::fmt;
 pub enum Rule {
     /// The frame is none of the four kinds of event.
     Frame,
+    /// The frame would exceed 5,000,000 bytes with a `seq` of this relay.
+    FrameTooLarge,
     /// The DID does not follow the DID syntax, or is not written in its one canonical form.
     DidSyntax,
     /// An `#identity` or `#account` is larger than `limits.account_event_bytes`.
@@ -79,8 +81,9 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule, in the order of the event's path; metrics are registered from it.
-    pub const ALL: [Rule; 34] = [
+    pub const ALL: [Rule; 35] = [
         Rule::Frame,
+        Rule::FrameTooLarge,
         Rule::DidSyntax,
         Rule::EventTooLarge,
         Rule::CommitTooLarge,
@@ -120,6 +123,7 @@ impl Rule {
     pub const fn name(self) -> &'static str {
         match self {
             Rule::Frame => "frame",
+            Rule::FrameTooLarge => "frame_too_large",
             Rule::DidSyntax => "did_syntax",
             Rule::EventTooLarge => "event_too_large",
             Rule::CommitTooLarge => "commit_too_large",

@@ -16,9 +16,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::debug;
 
-use crate::atproto::datetime;
 use crate::atproto::did::Did;
-use crate::atproto::frame::{self, Kind, Peek};
+use crate::atproto::frame::{self, FrameError, Kind, Peek};
 use crate::clock::Clock;
 use crate::eventlog::{Append, UNKNOWN_HOST};
 use crate::identity::Identity;
@@ -116,6 +115,11 @@ pub struct Redaction {
 }
 
 impl Redaction {
+    /// Whether an operator waits for it.
+    pub fn is_awaited(&self) -> bool {
+        self.reply.is_some()
+    }
+
     /// Answers the operator, if one asked: the account's events are no longer served.
     pub fn done(self) {
         answer(self.reply);
@@ -574,7 +578,15 @@ impl Shard {
     }
 
     fn forward_identity(&mut self, event: Event, edited: Option<Vec<u8>>) {
-        let Some((frame, span)) = outgoing(&event.waiting.received, edited) else {
+        let received = &event.waiting.received;
+        let account = self.residents.get(&received.did);
+        let edited = if account.is_some_and(|it| has_ended(it.local, &it.upstream)) {
+            let frame = edited.as_deref().unwrap_or(&received.frame);
+            frame::plain_identity(frame, &self.at.time()).map(Some)
+        } else {
+            Ok(edited)
+        };
+        let Some((frame, span)) = outgoing(received, edited) else {
             return drop_event(&event.waiting, Rule::Edit);
         };
         self.emit(event, frame, span, None, false);
@@ -593,26 +605,32 @@ impl Shard {
         let Some(account) = self.residents.get(&did) else {
             return;
         };
-        let local = account.local;
-        let edited = (!local.is_active()).then(|| {
-            let (active, status) = combined_status(local, &upstream);
-            frame::with_account_status(&event.waiting.received.frame, active, status)
-        });
-        let edited = edited.transpose().ok();
-        let out = edited.and_then(|edited| outgoing(&event.waiting.received, edited));
-        let Some((frame, span)) = out else {
+        let (active, status) = combined_status(account.local, &upstream);
+        let edited = if has_ended(account.local, &upstream) {
+            frame::plain_account(&received.frame, active, status, &self.at.time()).map(Some)
+        } else if account.local.is_active() {
+            Ok(None)
+        } else {
+            frame::with_account_status(&received.frame, active, status).map(Some)
+        };
+        let Some((frame, span)) = outgoing(received, edited) else {
             return drop_event(&event.waiting, Rule::Edit);
         };
         account.upstream = upstream.clone();
+        // A host may repeat itself as often as it likes: only what came since is there to be taken out.
+        let redact = deleted && !account.redacted;
         if deleted {
             self.dismiss(&did, &host);
         }
         let update = AccountUpdate {
             upstream: Some(upstream),
             counted: deleted.then_some(false),
-            ..AccountUpdate::new(did)
+            ..AccountUpdate::new(did.clone())
         };
-        self.emit(event, frame, span, Some(update), deleted);
+        self.emit(event, frame, span, Some(update), redact);
+        if let Some(account) = self.residents.get(&did) {
+            account.redacted = deleted;
+        }
     }
 
     fn emit(
@@ -628,6 +646,9 @@ impl Shard {
             memory,
         } = event;
         let ticket = self.touch(&received.did);
+        if let Some(account) = self.residents.get(&received.did) {
+            account.redacted = false;
+        }
         let redact = redact.then(|| received.did.clone());
         self.accepted.push(Append {
             frame,
@@ -690,13 +711,13 @@ impl Shard {
             local: Some(local),
             ..AccountUpdate::new(did.clone())
         });
-        let upstream = self
-            .residents
-            .get(did)
-            .map(|account| account.upstream.clone())
-            .unwrap_or_default();
+        let mut upstream = UpstreamStatus::default();
+        if let Some(account) = self.residents.get(did) {
+            account.redacted |= local == LocalStatus::TakenDown;
+            upstream = account.upstream.clone();
+        }
         let (active, status) = combined_status(local, &upstream);
-        let time = datetime::format_utc(self.at.now_us);
+        let time = self.at.time();
         let event = frame::Account {
             seq: 0,
             did: did.as_str(),
@@ -946,16 +967,23 @@ fn drop_event(waiting: &Waiting, rule: Rule) {
     );
 }
 
+/// Whether the operator or its PDS has ended the account: what is said of it then leaves with the lexicon's fields only.
+fn has_ended(local: LocalStatus, upstream: &UpstreamStatus) -> bool {
+    let banned = matches!(local, LocalStatus::TakenDown | LocalStatus::Suspended);
+    banned || *upstream == UpstreamStatus::Deleted
+}
+
 /// The frame to forward, and where its seq stands: the received one, or the edited one where something had to be
-/// changed. `None` where the edited one is none.
-fn outgoing(received: &Received, edited: Option<Vec<u8>>) -> Option<(Bytes, Range<usize>)> {
-    match edited {
-        None => Some((received.frame.clone(), received.seq_span.clone())),
-        Some(frame) => {
-            let span = seq_span(&frame)?;
-            Some((frame.into(), span))
-        }
-    }
+/// changed. `None` where the edited one is none, or too long.
+fn outgoing(
+    received: &Received,
+    edited: Result<Option<Vec<u8>>, FrameError>,
+) -> Option<(Bytes, Range<usize>)> {
+    let Some(frame) = edited.ok()? else {
+        return Some((received.frame.clone(), received.seq_span.clone()));
+    };
+    let span = seq_span(&frame)?;
+    frame::fits_any_seq(frame.len(), &span).then(|| (frame.into(), span))
 }
 
 /// Where an event's seq stands in its frame.

@@ -244,6 +244,11 @@ pub const REFUSED: &[Case] = &[
     case("a DID given up", Rule::Tombstoned, |scene| {
         scene.unresolved(NoIdentity::Tombstoned);
     }),
+    case("no room for a longer seq", Rule::FrameTooLarge, |scene| {
+        let received = &mut scene.waiting.received;
+        let length = frame::MAX_FRAME_BYTES - 8 + received.seq_span.len();
+        received.frame = vec![0; length].into();
+    }),
     case("no key in the document", Rule::NoSigningKey, |scene| {
         scene.account.key = None;
         let host = scene.waiting.received.host.host().clone();

@@ -512,11 +512,16 @@ async fn a_status_that_was_asked_for_is_stored_behind_the_events_before() {
 #[tokio::test]
 async fn an_account_event_that_cannot_be_edited_is_dropped() {
     let (mut bench, mut repo) = Bench::with_account().await;
-    bench.decide(LocalStatus::TakenDown);
-    assert_eq!(bench.next_out(), "account Some(\"takendown\")");
-    bench.account_of(MAX_FRAME_BYTES);
-    bench.decide(LocalStatus::Active);
-    assert_eq!(bench.next_out(), "account None");
+    for (local, bytes) in [
+        (LocalStatus::TakenDown, MAX_FRAME_BYTES),
+        (LocalStatus::Throttled, MAX_FRAME_BYTES - 8),
+    ] {
+        bench.decide(local);
+        assert_eq!(bench.next_out(), format!("account Some({:?})", local.as_str()));
+        bench.account_of(bytes);
+        bench.decide(LocalStatus::Active);
+        assert_eq!(bench.next_out(), "account None");
+    }
     let next = repo.commit(&[]);
     bench.commit(&next);
     assert_eq!(bench.next_out(), out(&next));
