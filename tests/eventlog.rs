@@ -1362,9 +1362,11 @@ fn a_redaction_survives_the_end_of_the_process() {
             .redact(&Did::parse(&did(1)).expect("a DID"), 61)
             .expect("redacts");
         let copy = quick_folder();
-        copy_folder(folder.path(), copy.path(), ["idx", "seg"]);
+        // First: what it says is then true of whatever is copied after it.
         let journal = folder.path().join("redactions");
-        fs::copy(journal, copy.path().join("redactions")).expect("the journal");
+        let noted = fs::read(journal).expect("the journal");
+        copy_folder(folder.path(), copy.path(), ["idx", "seg"]);
+        fs::write(copy.path().join("redactions"), noted).expect("the journal");
         log.close();
         for dir in [folder.path(), copy.path()] {
             let reopened = EventLog::open(options(dir, 4096)).expect("opens");
@@ -1463,6 +1465,296 @@ fn a_redaction_reaches_what_the_index_has_lost() {
     let reopened = EventLog::open(options(folder.path(), 4096)).expect("opens");
     assert!(!contains(&read_all(&reopened, 1, 1000), b"secret-of-1"));
     assert_eq!(reopened.head(), 61);
+}
+
+/// Puts a folder in place of a file: who opens it cannot read it, and does not take it for one that retention removed.
+fn bar(path: &Path) {
+    fs::remove_file(path).expect("a file");
+    fs::create_dir(path).expect("a folder");
+}
+
+/// Waits until every segment but the last has its account index.
+fn await_account_indexes(dir: &Path) {
+    eventually("the account indexes", || {
+        files(dir, "acc").len() == files(dir, "seg").len() - 1
+    });
+}
+
+/// Events of account 9 are the 50th and the 51st of 400, and account 8's are the last ones.
+fn rare_accounts() -> Vec<Event> {
+    let mut all = events(1, 400);
+    for (at, account) in [(49, 9), (50, 9), (398, 8), (399, 8)] {
+        all[at].did = did(account);
+        all[at].filler = format!("secret-of-{account}");
+    }
+    all
+}
+
+#[test]
+fn a_redaction_reads_only_segments_that_hold_the_account() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 4096));
+    let all = rare_accounts();
+    log.append(&all);
+    await_account_indexes(folder.path());
+    let segments = files(folder.path(), "seg");
+    let of_nine = segments
+        .iter()
+        .map(|path| first_seq(path))
+        .rev()
+        .find(|first| *first <= 50);
+    let (of_nine, of_eight) = (
+        of_nine.expect("a segment"),
+        first_seq(&segments[segments.len() - 1]),
+    );
+    assert!(segments.len() > 20 && of_nine < of_eight);
+    for path in files(folder.path(), "idx") {
+        if ![of_nine, of_eight].contains(&first_seq(&path)) {
+            bar(&path);
+        }
+    }
+    // In an ended segment, in the one that is written to, and nowhere.
+    for account in [9, 8, 7] {
+        redact(&log.log, account, 400);
+        eventually("the punching", || log.log.redactions_pending() == 0);
+        let secret = format!("secret-of-{account}");
+        assert!(!contains(&raw(folder.path()), secret.as_bytes()));
+    }
+}
+
+#[test]
+fn an_account_index_that_is_lost_or_damaged_hides_nothing_from_a_redaction() {
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 5] = [
+        ("none", |_| {}),
+        ("lost", |path| fs::remove_file(path).expect("a file")),
+        ("emptied", |path| fs::write(path, b"").expect("a file")),
+        ("zeros", |path| {
+            let length = fs::metadata(path).expect("a file").len() as usize;
+            fs::write(path, vec![0; length]).expect("a file");
+        }),
+        ("a flipped bit", |path| {
+            let mut bytes = fs::read(path).expect("a file");
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 4;
+            fs::write(path, bytes).expect("a file");
+        }),
+    ];
+    for (name, damage) in damages {
+        let folder = quick_folder();
+        let log = RunningLog::open(options(folder.path(), 4096));
+        log.append(&rare_accounts());
+        await_account_indexes(folder.path());
+        let before: Vec<_> = files(folder.path(), "acc");
+        let sound: Vec<_> = before
+            .iter()
+            .map(|it| fs::read(it).expect("a file"))
+            .collect();
+        before.iter().for_each(|path| damage(path));
+        redact(&log.log, 9, 400);
+        eventually("the punching", || log.log.redactions_pending() == 0);
+        let left = raw(folder.path());
+        assert!(!contains(&left, b"secret-of-9"), "{name}");
+        assert!(contains(&left, b"secret-of-8"), "{name}");
+        // What was looked through is indexed again; a flipped bit may lie where nobody looked.
+        let after: Vec<_> = before
+            .iter()
+            .map(|it| fs::read(it).expect("a file"))
+            .collect();
+        assert!(after == sound || name == "a flipped bit", "{name}");
+        log.close();
+        // And the next process finds what this one wrote.
+        let reopened = EventLog::open(options(folder.path(), 4096)).expect("opens");
+        redact(&reopened, 8, 400);
+        eventually("the punching", || reopened.redactions_pending() == 0);
+        assert!(!contains(&raw(folder.path()), b"secret-of-8"), "{name}");
+    }
+}
+
+#[test]
+fn what_a_repair_brings_back_is_redacted_as_well() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 4096));
+    let all = rare_accounts();
+    log.append(&all);
+    await_account_indexes(folder.path());
+    let holder = files(folder.path(), "idx")
+        .into_iter()
+        .rev()
+        .find(|path| first_seq(path) <= 50);
+    let holder = holder.expect("a segment");
+    log.close();
+    // Both its entries are lost when the account index is made.
+    let sound = fs::read(&holder).expect("an index");
+    let mut bytes = sound.clone();
+    let at = 64 * (1 + 50 - first_seq(&holder)) as usize;
+    bytes[at..at + 128].fill(0x33);
+    fs::write(&holder, &bytes).expect("an index");
+    fs::remove_file(holder.with_extension("acc")).expect("an account index");
+    let log = RunningLog::open(options(folder.path(), 4096));
+    redact(&log.log, 5, 400);
+    eventually("the punching", || log.log.redactions_pending() == 0);
+    log.close();
+    assert!(contains(&raw(folder.path()), b"secret-of-9"));
+    atproto_relay::eventlog::repair(folder.path(), false, &mut || {}).expect("repairs");
+    let log = RunningLog::open(options(folder.path(), 4096));
+    redact(&log.log, 9, 400);
+    eventually("the punching", || log.log.redactions_pending() == 0);
+    assert!(!contains(&raw(folder.path()), b"secret-of-9"));
+}
+
+#[test]
+fn retention_does_not_wait_for_a_redaction() {
+    let folder = quick_folder();
+    let faults = Arc::new(Faults::default());
+    let log = RunningLog::open(LogOptions {
+        faults: Some(faults.clone()),
+        max_bytes: 100_000,
+        ..options(folder.path(), 4096)
+    });
+    log.append(&two_accounts());
+    faults.hold_punches();
+    redact(&log.log, 1, 61);
+    for batch in events(1, 1000).chunks(10) {
+        log.append(batch);
+    }
+    eventually("the removal", || log.log.bytes() <= 100_000);
+    assert_eq!(log.log.redactions_pending(), 1, "it is still under way");
+    faults.heal();
+    eventually("the punching", || log.log.redactions_pending() == 0);
+}
+
+/// A sync fails, so what was not synced is written once more; meanwhile an account of it is redacted.
+#[test]
+fn what_is_written_again_after_a_failed_sync_does_not_bring_back_what_was_punched_out() {
+    let folder = quick_folder();
+    let faults = Arc::new(Faults::default());
+    let log = RunningLog::open(LogOptions {
+        faults: Some(faults.clone()),
+        durability: Durability::Interval(Duration::from_millis(1)),
+        ..options(folder.path(), 1 << 20)
+    });
+    faults.hold_rewrites();
+    faults.fail_syncs(1);
+    log.send(&two_accounts());
+    eventually("the rewrite", || faults.held_rewrites() > 0);
+    redact(&log.log, 1, 61);
+    // Where nothing kept it from that, it would be done before the rewrite goes on.
+    let start = Instant::now();
+    while log.log.redactions_pending() > 0 && start.elapsed() < Duration::from_millis(500) {
+        std::thread::yield_now();
+    }
+    faults.heal();
+    log.await_durable(61);
+    eventually("the punching", || log.log.redactions_pending() == 0);
+    log.close();
+    let left = raw(folder.path());
+    assert!(!contains(&left, b"secret-of-1") && contains(&left, b"secret-of-2"));
+    let reopened = EventLog::open(options(folder.path(), 1 << 20)).expect("opens");
+    assert!(!contains(&read_all(&reopened, 1, 1000), b"secret-of-1"));
+}
+
+/// A redaction that could not be noted is begun, then the process dies. The next one repeats it, and must not take the
+/// marks for the deed; what is marked and done is not done again.
+#[test]
+fn a_redaction_that_was_begun_and_not_noted_is_carried_out_when_it_is_repeated() {
+    let folder = quick_folder();
+    let faults = Arc::new(Faults::default());
+    let with_faults = || LogOptions {
+        faults: Some(faults.clone()),
+        ..options(folder.path(), 4096)
+    };
+    let log = RunningLog::open(with_faults());
+    log.append(&two_accounts());
+    faults.fail_punches_after(0);
+    redact(&log.log, 1, 61);
+    eventually("the marks", || faults.refused() > 0);
+    log.close();
+    fs::remove_file(folder.path().join("redactions")).expect("the journal");
+    assert!(contains(&raw(folder.path()), b"secret-of-1"));
+    faults.heal();
+    let log = RunningLog::open(with_faults());
+    let account = Did::parse(&did(1)).expect("a DID");
+    log.log
+        .redact_again([(account.clone(), 61)])
+        .expect("redacts");
+    eventually("the punching", || log.log.redactions_pending() == 0);
+    assert!(!contains(&raw(folder.path()), b"secret-of-1"));
+    // Whoever would punch again would fail.
+    faults.fail_punches_after(0);
+    let refused = faults.refused();
+    redact(&log.log, 1, 61);
+    eventually("the pass", || log.log.redactions_pending() == 0);
+    assert_eq!(faults.refused(), refused);
+}
+
+#[test]
+fn many_accounts_are_redacted_together() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 64 * 1024));
+    let all: Vec<_> = (0..4000)
+        .map(|n| Event {
+            did: did(n % 1000),
+            filler: format!("secret-of-{:03}", n % 1000),
+            ..Event::identity(0, 0, n as i64)
+        })
+        .collect();
+    log.append(&all);
+    let accounts = (0..999).map(|n| (Did::parse(&did(n)).expect("a DID"), 4000));
+    log.log.redact_all(accounts).expect("redacts");
+    assert_eq!(log.log.entries(1).count(), 4);
+    eventually("the punching", || log.log.redactions_pending() == 0);
+    assert_eq!(log.log.entries(1).count(), 4);
+    let left = raw(folder.path());
+    let secrets = left.windows(10).filter(|it| *it == b"secret-of-");
+    assert_eq!(secrets.count(), 4);
+}
+
+#[test]
+fn of_an_ended_account_only_plain_status_events_stay() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 4096));
+    let says = |word: &str, n| Event {
+        did: did(1),
+        kind: Kind::Account,
+        filler: word.to_owned(),
+        upstream_seq: n,
+    };
+    let all = [
+        says("deactivated", 1),
+        says("forbidden", 2),
+        Event::identity(1, 10, 3),
+        says("deleted", 4),
+    ];
+    log.append(&all);
+    redact(&log.log, 1, 3);
+    let kept = [all[0].wire(1), all[3].wire(4)].concat();
+    assert!(read_all(&log.log, 1, 1000) == kept, "at once");
+    eventually("the punching", || log.log.redactions_pending() == 0);
+    assert!(read_all(&log.log, 1, 1000) == kept, "after the punching");
+    assert!(!contains(&raw(folder.path()), b"forbidden"));
+}
+
+/// An `#identity` whose frame has this many bytes with `seq` 1.
+fn of_length(length: usize, upstream_seq: i64) -> Event {
+    let event = Event::identity(1, 100_000, upstream_seq);
+    let (frame, _) = event.frame(1);
+    Event::identity(1, length + 100_000 - frame.len(), upstream_seq)
+}
+
+#[test]
+fn the_log_takes_no_frame_that_no_consumer_would_take() {
+    let folder = quick_folder();
+    let log = RunningLog::open(options(folder.path(), 64 << 20));
+    let all = [
+        of_length(frame::MAX_FRAME_BYTES, 1),
+        of_length(frame::MAX_FRAME_BYTES + 1, 2),
+        Event::identity(1, 10, 3),
+    ];
+    log.send(&all);
+    assert_eq!(log.await_durable(2), [(1, 1), (2, 3)]);
+    let kept = [all[0].wire(1), all[2].wire(2)].concat();
+    assert!(read_all(&log.log, 1, 1000) == kept);
 }
 
 #[test]

@@ -215,7 +215,7 @@ fn change(path: &Path, damage: impl FnOnce(&mut Vec<u8>)) {
 fn every_damage_is_found_and_mended_and_costs_no_other_event() {
     type Damage = fn(&Path);
     // What is done to the second of several segments, what is said of it, and how many events are lost.
-    let cases: [(&str, Damage, &str, u64); 10] = [
+    let cases: [(&str, Damage, &str, u64); 12] = [
         (
             "a frame's content",
             |data| change(&files(data, "seg")[1], |it| it[100] ^= 1),
@@ -268,6 +268,25 @@ fn every_damage_is_found_and_mended_and_costs_no_other_event() {
             "more than the frames",
             |data| change(&files(data, "seg")[1], |it| it.extend(b"more")),
             "4 bytes lie behind the last event",
+            0,
+        ),
+        (
+            "an account index",
+            |data| {
+                change(&files(data, "acc")[1], |it| {
+                    *it.last_mut().expect("bytes") ^= 1
+                })
+            },
+            "not that of the segment's events",
+            0,
+        ),
+        (
+            "another segment's account index",
+            |data| {
+                let files = files(data, "acc");
+                fs::copy(&files[0], &files[1]).expect("a file");
+            },
+            "not that of the segment's events",
             0,
         ),
         (

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use atproto_relay::atproto::did::Did;
+use atproto_relay::atproto::frame::{self, Kind};
 use atproto_relay::devnet::load::{ProcessError, RelayProcess};
 use atproto_relay::devnet::pds::Pds;
 use atproto_relay::store::Store;
@@ -120,7 +122,7 @@ fn contains(frame: &[u8], text: &[u8]) -> bool {
 }
 
 /// A record of its own text, so that its event is known when it comes.
-fn write(pds: &Pds, did: &atproto_relay::atproto::did::Did, text: &str) {
+fn write(pds: &Pds, did: &Did, text: &str) {
     pds.create_record(did, POSTS, post(text)).unwrap();
 }
 
@@ -414,6 +416,78 @@ fn cut(path: &Path, len: u64) {
         .unwrap()
         .set_len(len)
         .unwrap();
+}
+
+/// Appends an event to the log of a relay that is down, as a version before this one would have: a frame of more than
+/// 5,000,000 bytes.
+fn append_oversize(log: &Path, account: &frame::Account<'_>) {
+    let [(frames, mut end), (index, entries)] = ["seg", "idx"].map(|kind| written(log, kind));
+    let bytes = fs::read(&index).unwrap();
+    let mut entry = bytes[entries as usize - 64..entries as usize].to_vec();
+    let word = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap());
+    let seq = word(0) + 1;
+    let length = u32::from_le_bytes(entry[40..44].try_into().unwrap());
+    end = end.max(word(8) + u64::from(length));
+    let plain = frame::encode_account(&frame::Account {
+        seq: seq as i64,
+        ..*account
+    });
+    let body = plain.iter().position(|byte| *byte == 0xa5).unwrap();
+    let head = b"\x67padding\x5a".len() + 4;
+    let padding = vec![0x2a; frame::MAX_FRAME_BYTES + 4 - plain.len() - head];
+    let size = u32::try_from(padding.len()).unwrap().to_be_bytes();
+    let field = [b"\x67padding\x5a", &size[..], &padding].concat();
+    let frame = [&plain[..body], b"\xa6", &plain[body + 1..], &field].concat();
+    let wire = [
+        &[0x82, 127][..],
+        &(frame.len() as u64).to_be_bytes(),
+        &frame,
+    ]
+    .concat();
+    entry[..8].copy_from_slice(&seq.to_le_bytes());
+    entry[8..16].copy_from_slice(&end.to_le_bytes());
+    let hash = Did::parse(account.did).unwrap().hash64();
+    entry[24..32].copy_from_slice(&hash.to_le_bytes());
+    entry[40..44].copy_from_slice(&(wire.len() as u32).to_le_bytes());
+    entry[48..52].copy_from_slice(&crc32fast::hash(&wire).to_le_bytes());
+    entry[52] = Kind::Account as u8;
+    let sum = crc32fast::hash(&entry[..60]);
+    entry[60..].copy_from_slice(&sum.to_le_bytes());
+    for (path, bytes, at) in [(frames, &wire, end), (index, &entry, entries)] {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_older_log_holds_is_applied_also_where_no_consumer_would_take_it() {
+    let (network, mut relay, folder) = start(1, None).await;
+    let consumer = Consumer::start(relay.firehose());
+    let pds = network.pds(0);
+    let [alice, bob] = ["alice", "bob"].map(|name| {
+        pds.create_account(&format!("{name}.pds1.test"))
+            .unwrap()
+            .did
+    });
+    consumer.has(8).await;
+    until_counted(&folder, 8).await;
+    relay.kill().unwrap();
+    let account = frame::Account {
+        seq: 0,
+        did: alice.as_str(),
+        time: "2026-01-01T00:00:00.000Z",
+        active: false,
+        status: Some("deactivated"),
+    };
+    append_oversize(&log(&folder), &account);
+    relay.restart(PATIENCE).await.unwrap();
+    let answer = status_of(&relay, alice.as_str()).await;
+    assert_eq!(answer["status"], json!("deactivated"), "{answer}");
+    write(pds, &bob, "the next one");
+    let (events, _) = read_until(&relay, 0, "the next one").await;
+    assert!(!events.contains_key(&9) && events.contains_key(&10));
+    let longest = events.values().map(Bytes::len).max();
+    assert!(longest < Some(frame::MAX_FRAME_BYTES));
 }
 
 /// Bytes that were synced are gone: damage, which no order of writes prevents. The relay starts, says what it lost, and

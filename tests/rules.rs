@@ -7,13 +7,14 @@ mod support;
 
 use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
-use atproto_relay::atproto::frame::{self, Commit, Message};
-use atproto_relay::devnet::pds::{Pds, frames};
+use atproto_relay::atproto::frame::{self, Commit, MAX_FRAME_BYTES, Message, Peek};
+use atproto_relay::devnet::pds::{AccountStatus, Pds, frames};
 use atproto_relay::devnet::scrape::Samples;
 use bytes::Bytes;
 use serde_json::{Value, json};
-use support::{Bench, Consumer};
+use support::{Bench, Consumer, PATIENCE, until};
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 /// Counters are the process's, so that tests that count must take turns.
 static COUNTERS: Mutex<()> = Mutex::const_new(());
@@ -188,6 +189,198 @@ async fn unknown_fields_of_the_envelope_are_kept() {
     send(pds, &extended);
     let out = consumer.next_frame().await;
     assert!(same_but_for_seq(&out, &last(pds)));
+    bench.relay.shutdown().await;
+}
+
+/// The frame with an unknown field of this text before the others of its body, whose first one is `did`.
+fn with_field(frame: &[u8], text: &str) -> Vec<u8> {
+    let Ok(Peek::Event(event)) = frame::peek(frame) else {
+        panic!("not an event");
+    };
+    // A head, the key `did` and the head of its value.
+    let body = event.did_span.start - 7;
+    let fields = frame[body] + 1;
+    let length = u8::try_from(text.len()).unwrap();
+    let field = [b"\x61x\x78", &[length][..], text.as_bytes()].concat();
+    [&frame[..body], &[fields], &field, &frame[body + 1..]].concat()
+}
+
+/// A `#sync` of this sequence number that an unknown field makes `length` bytes long.
+fn padded(sync: &[u8], seq: u64, length: usize) -> Bytes {
+    let sync = numbered(sync, seq);
+    let body = sync.iter().position(|byte| *byte == 0xa5).unwrap();
+    let head = b"\x67padding\x5a".len() + 4;
+    let padding = vec![0; length - sync.len() - head];
+    let size = u32::try_from(padding.len()).unwrap().to_be_bytes();
+    let field = [b"\x67padding\x5a", &size[..], &padding].concat();
+    [&sync[..body], b"\xa6", &sync[body + 1..], &field]
+        .concat()
+        .into()
+}
+
+/// Our numbers are longer than the host's, and no consumer takes more than 5,000,000 bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_frame_grows_over_the_limit_on_its_way() {
+    let _turn = COUNTERS.lock().await;
+    let bench = Bench::start_with(1, |config, _| {
+        let log = config.data_dir.join("log");
+        std::fs::create_dir_all(&log).unwrap();
+        std::fs::write(log.join("00000000000000070001.seg"), b"").unwrap();
+    })
+    .await;
+    let pds = bench.network.pds(0);
+    create(&bench, 0, "alice");
+    bench.until_settled().await;
+    let mut consumer = bench.consumer(bench.relay.log().head() + 1).await;
+    let sync = last(pds);
+    let before = samples(&bench).await;
+    let longest = MAX_FRAME_BYTES - 8;
+    for length in [MAX_FRAME_BYTES, longest + 1, longest] {
+        pds.emit_with(|stamp| padded(&sync, stamp.seq, length));
+        assert_eq!(last(pds).len(), length);
+        bench.until_settled().await;
+    }
+    let out = consumer.next_frame().await;
+    assert_eq!(
+        out.len(),
+        longest + 4,
+        "a number of one byte became one of five"
+    );
+    assert!(same_but_for_seq(&out, &last(pds)));
+    let dropped = samples(&bench).await.since(&before).drops();
+    assert_eq!(dropped, [("frame_too_large".to_owned(), 2)].into());
+    bench.relay.shutdown().await;
+}
+
+async fn redactions(bench: &Bench) -> u64 {
+    samples(bench).await.get("relay_log_redactions_total") as u64
+}
+
+/// Waits until so many redactions were asked for, and none is left to be done; there must not be more.
+async fn until_redacted(bench: &Bench, expected: u64) {
+    let asked = async { while redactions(bench).await < expected {} };
+    timeout(PATIENCE, asked).await.expect("the redactions");
+    let log = bench.relay.log();
+    until("it is punched out", || log.redactions_pending() == 0).await;
+    assert_eq!(redactions(bench).await, expected);
+}
+
+/// Everything in the files of the relay's log.
+fn on_disk(bench: &Bench) -> Vec<u8> {
+    let files = std::fs::read_dir(bench.config.data_dir.join("log")).unwrap();
+    let read = files.map(|file| std::fs::read(file.unwrap().path()).unwrap());
+    read.collect::<Vec<_>>().concat()
+}
+
+fn holds(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|it| it == text.as_bytes())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_that_is_repeated_takes_out_only_what_came_since() {
+    let _turn = COUNTERS.lock().await;
+    let bench = Bench::start(1).await;
+    let pds = bench.network.pds(0);
+    let did = create(&bench, 0, "alice");
+    let says = |status| pds.emit_with(|stamp| frames::account(stamp, &did, status));
+    write(pds, &did);
+    bench.until_settled().await;
+    let before = redactions(&bench).await;
+    let delete = async |expected: u64| {
+        for _ in 0..20 {
+            says(AccountStatus::Deleted);
+        }
+        bench.until_settled().await;
+        until_redacted(&bench, before + expected).await;
+        let log = bench.relay.log();
+        let seen = bench.consumer(0).await.up_to(log.head()).await;
+        let others = seen.iter().filter(|(_, text)| !text.starts_with("account"));
+        assert_eq!(others.count(), 0, "{seen:#?}");
+        seen.len()
+    };
+    // The PDS says once that the account is there, when it is created.
+    assert_eq!(delete(1).await, 1 + 20);
+    says(AccountStatus::Active);
+    let written = write(pds, &did);
+    bench.until_settled().await;
+    let head = bench.relay.log().head();
+    let seen = bench.consumer(head).await.up_to(head).await;
+    assert_eq!(seen, [(head, written)], "it came back");
+    assert_eq!(delete(2).await, 1 + 20 + 1 + 20);
+    // Nothing is known of that after a restart, so it costs one more.
+    let bench = bench.restarted(|_| {}).await;
+    let pds = bench.network.pds(0);
+    let before = redactions(&bench).await;
+    for _ in 0..20 {
+        pds.emit_with(|stamp| frames::account(stamp, &did, AccountStatus::Deleted));
+    }
+    bench.until_settled().await;
+    until_redacted(&bench, before + 1).await;
+    let log = bench.relay.log();
+    assert_eq!(bench.consumer(0).await.up_to(log.head()).await.len(), 62);
+    bench.relay.shutdown().await;
+}
+
+/// Neither in what it wrote before, nor in what its PDS says of it afterwards; others keep their unknown fields.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_an_ended_account_chose_is_served_or_on_disk() {
+    const FORBIDDEN: &str = "forbidden-content-in-an-unknown-field";
+    const ALLOWED: &str = "allowed-content-in-an-unknown-field";
+    let _turn = COUNTERS.lock().await;
+    let bench = Bench::start(1).await;
+    let pds = bench.network.pds(0);
+    let [taken_down, deleted, bystander] =
+        ["alice", "bob", "carol"].map(|name| create(&bench, 0, name));
+    let send_all = |did: &Did, text: &str, active: bool| {
+        let account = frame::Account {
+            seq: 0,
+            did: did.as_str(),
+            time: "2026-01-01T00:00:00.000Z",
+            active,
+            status: (!active).then_some("deleted"),
+        };
+        send(pds, &with_field(&frame::encode_account(&account), text));
+        let time = frame::Account {
+            time: text,
+            ..account
+        };
+        send(pds, &frame::encode_account(&time));
+        let identity = frame::encode_identity(&frame::Identity {
+            seq: 0,
+            did: did.as_str(),
+            time: text,
+            handle: None,
+        });
+        send(pds, &with_field(&identity, text));
+    };
+    for did in [&taken_down, &deleted] {
+        send_all(did, FORBIDDEN, true);
+    }
+    send_all(&bystander, ALLOWED, true);
+    bench.until_settled().await;
+    assert!(holds(&on_disk(&bench), FORBIDDEN));
+    let body = json!({"did": taken_down.as_str()});
+    bench.admin("/admin/repo/takeDown", body).await;
+    send_all(&taken_down, FORBIDDEN, true);
+    send_all(&deleted, FORBIDDEN, false);
+    bench.until_settled().await;
+    until("it is off the disk", || !holds(&on_disk(&bench), FORBIDDEN)).await;
+    let log = bench.relay.log();
+    let mut consumer = bench.consumer(0).await;
+    let (mut events, mut allowed) = (Vec::new(), 0);
+    while events.last().is_none_or(|(seq, _)| *seq < log.head()) {
+        let out = consumer.next_frame().await;
+        assert!(!holds(&out, FORBIDDEN), "served");
+        allowed += usize::from(holds(&out, ALLOWED));
+        events.push(support::describe(&out));
+    }
+    assert_eq!(allowed, 3, "the others keep what they send");
+    assert!(holds(&on_disk(&bench), ALLOWED));
+    for (did, status) in [(&taken_down, "takendown"), (&deleted, "deleted")] {
+        let ended = format!("account {did} false Some(\"{status}\")");
+        let said = events.iter().filter(|(_, text)| *text == ended).count();
+        assert!(said >= 2, "{events:#?}");
+    }
     bench.relay.shutdown().await;
 }
 

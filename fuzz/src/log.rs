@@ -230,8 +230,8 @@ impl Sound {
         files.insert("redactions".into(), Vec::new());
         assert_eq!(
             files.len(),
-            8,
-            "three segments, the mark and the redactions"
+            10,
+            "three segments, two account indexes, the mark and the redactions"
         );
         Sound { files, frames }
     }

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::account_index::{self, short_hash};
 use super::disk::{read_up_to, written_bytes};
 use super::entry::{self, Entry, HEADER_BYTES, State};
 use super::inspect::{Folder, Part, Slots, end_of_entries};
@@ -69,6 +70,8 @@ pub enum Wrong {
     NotPunched,
     #[error("{0} bytes lie behind the last event")]
     Leftover(u64),
+    #[error("the account index is not that of the segment's events")]
+    AccountIndex,
 }
 
 impl fmt::Display for Flaw {
@@ -167,12 +170,14 @@ impl Work<'_> {
         }
         let mut slots = part.slots(files.clone(), first)?;
         let mut at = Some(0);
+        let mut accounts = Some(Vec::new());
         while let Some((seq, entry)) = slots.next()? {
             self.audit.events += 1;
             let Some(entry) = entry else {
                 let offset = entry::position(first, seq);
                 self.flaw(index.clone(), Some(seq), Some(offset), Wrong::Entry);
                 at = None;
+                accounts = None;
                 continue;
             };
             let Some(entry) = self.event(part, &slots, entry, at)? else {
@@ -180,6 +185,15 @@ impl Work<'_> {
                 break;
             };
             at = Some(entry.end());
+            if let Some(accounts) = &mut accounts {
+                accounts.push(short_hash(entry.did_hash));
+            }
+        }
+        if let (Some(accounts), Some(_)) = (accounts, part.until)
+            && !account_index::fits(self.dir, first, accounts.into_iter())?
+        {
+            let file = account_index::path(self.dir, first);
+            self.flaw(file, None, None, Wrong::AccountIndex);
         }
         match part.until {
             Some(until) if end < until => {

@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, fdatasync, statvfs};
 use rustix::io::{Errno, pwritev};
@@ -31,6 +31,7 @@ pub(super) fn is_disk_error(error: &io::Error) -> bool {
 #[derive(Debug, Default)]
 pub struct Faults {
     plan: Mutex<Plan>,
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +46,12 @@ struct Plan {
     bad_sector: Option<(u64, u64)>,
     /// Holes that may still be punched before that fails with EIO.
     punches_left: Option<u64>,
+    /// Nothing is punched out.
+    holds_punches: bool,
+    /// What is rewritten after a failed sync has been read, and is not yet written.
+    holds_rewrites: bool,
+    /// Rewrites that were held.
+    held_rewrites: u64,
     /// Operations refused so far.
     refused: u64,
 }
@@ -75,13 +82,37 @@ impl Faults {
         self.plan().punches_left = Some(count);
     }
 
+    /// Whoever would punch a hole waits until everything works again.
+    pub fn hold_punches(&self) {
+        self.plan().holds_punches = true;
+    }
+
+    /// Whoever writes bytes once more after a failed sync waits with them, between reading and writing, until everything
+    /// works again.
+    pub fn hold_rewrites(&self) {
+        self.plan().holds_rewrites = true;
+    }
+
+    /// How many rewrites have been held.
+    pub fn held_rewrites(&self) -> u64 {
+        self.plan().held_rewrites
+    }
+
     /// Every operation works again.
     pub fn heal(&self) {
-        let refused = self.refused();
-        *self.plan() = Plan {
-            refused,
+        let mut plan = self.plan();
+        *plan = Plan {
+            refused: plan.refused,
+            held_rewrites: plan.held_rewrites,
             ..Plan::default()
         };
+        self.changed.notify_all();
+    }
+
+    /// Waits while the plan holds this.
+    fn wait_while(&self, holds: impl Fn(&Plan) -> bool) {
+        let waited = self.changed.wait_while(self.plan(), |plan| holds(plan));
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Gives back the room of a removed file.
@@ -265,18 +296,27 @@ impl LogFile {
         )?)
     }
 
+    /// Where tests hold what is written once more after a failed sync.
+    pub fn meet_held_rewrite(&self) {
+        if let Some(faults) = &self.faults
+            && faults.plan().holds_rewrites
+        {
+            faults.plan().held_rewrites += 1;
+            faults.wait_while(|plan| plan.holds_rewrites);
+        }
+    }
+
     pub fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
     }
 
     /// Makes a range read as zeros, and gives its space back where the file system can.
     pub fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        if self
-            .faults
-            .as_ref()
-            .is_some_and(|faults| faults.punch_fails())
-        {
-            return Err(Errno::IO.into());
+        if let Some(faults) = &self.faults {
+            faults.wait_while(|plan| plan.holds_punches);
+            if faults.punch_fails() {
+                return Err(Errno::IO.into());
+            }
         }
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(&self.file, mode, offset, len) {

@@ -2,7 +2,7 @@
 //! Promises that no damaged entry reads as a good one; what the frame holds is not its business.
 
 use super::wire;
-use crate::atproto::frame::{Kind, MAX_FRAME_BYTES};
+use crate::atproto::frame::{Kind, MAX_FRAME_BYTES, MAX_STORED_FRAME_BYTES};
 use crate::clock;
 
 /// Bytes of an index entry. A power of two, so that no entry crosses a disk sector.
@@ -14,9 +14,10 @@ pub const UNKNOWN_HOST: u32 = 0;
 
 /// Longest segment: far more than anyone configures, and still a length that files can have.
 pub(super) const MAX_SEGMENT_BYTES: u64 = 1 << 40;
-/// Longest WebSocket frame of the log: one from a host, whose sequence number may have grown by eight
-/// bytes.
-const LONGEST_FRAME: u32 = (MAX_FRAME_BYTES + 8 + wire::MAX_HEADER_BYTES) as u32;
+/// Longest WebSocket frame that the log may hold; an earlier version let a host's grow by eight bytes.
+const LONGEST_FRAME: u32 = (MAX_STORED_FRAME_BYTES + wire::MAX_HEADER_BYTES) as u32;
+/// Longest WebSocket frame that consumers are sent.
+const LONGEST_SENT_FRAME: u32 = (MAX_FRAME_BYTES + wire::MAX_HEADER_BYTES) as u32;
 
 const MAGIC: [u8; 8] = *b"ATRELOG\x01";
 const KIND_AT: usize = 52;
@@ -70,6 +71,11 @@ impl Entry {
     /// Whether its frame was lost on the disk.
     pub fn is_lost(&self) -> bool {
         self.state == State::Damaged
+    }
+
+    /// False where consumers would close the connection over the length of its frame, and again each time they come to it.
+    pub(super) fn may_be_sent(&self) -> bool {
+        self.len <= LONGEST_SENT_FRAME
     }
 
     /// Where the next frame begins.

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::account_index::short_hash;
 use super::entry::{Entry, State, now_us};
 use super::wire;
 use crate::atproto::did::Did;
@@ -36,6 +37,7 @@ pub(super) struct Group<T> {
     frames: Vec<(Range<usize>, Bytes)>,
     bytes: u64,
     entries: Vec<u8>,
+    accounts: Vec<u32>,
     payloads: Vec<(u64, T)>,
     next_seq: u64,
 }
@@ -48,6 +50,7 @@ impl<T> Group<T> {
             frames: Vec::new(),
             bytes: 0,
             entries: Vec::new(),
+            accounts: Vec::new(),
             payloads: Vec::new(),
             next_seq,
         }
@@ -100,6 +103,7 @@ impl<T> Group<T> {
             state: State::Served,
         };
         self.entries.extend_from_slice(&entry.encode());
+        self.accounts.push(short_hash(entry.did_hash));
         self.frames.push((head, rest));
         self.bytes += len as u64;
         self.payloads.push((seq, event.payload));
@@ -121,11 +125,17 @@ impl<T> Group<T> {
         &self.entries
     }
 
+    /// Their accounts, as an account index has them.
+    pub fn accounts(&self) -> &[u32] {
+        &self.accounts
+    }
+
     /// Empties the group and gives what its events' owners want back.
     pub fn take(&mut self) -> Vec<(u64, T)> {
         self.heads.clear();
         self.frames.clear();
         self.entries.clear();
+        self.accounts.clear();
         self.bytes = 0;
         std::mem::take(&mut self.payloads)
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use super::account_index;
 use super::disk::read_up_to;
 use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES, State};
 use super::reader::read_frame;
@@ -100,7 +101,7 @@ pub struct Summary {
     pub frame_bytes: u64,
     /// Bytes of the index entries.
     pub index_bytes: u64,
-    /// Bytes that both kinds of files take on disk: with what is reserved, without holes.
+    /// Bytes that all files of segments take on disk: with what is reserved, without holes.
     pub allocated_bytes: u64,
     /// Redactions that hold, but are not yet punched out.
     pub redactions_pending: u64,
@@ -336,6 +337,11 @@ impl Summary {
         self.segments += 1;
         for file in [&files.frames, &files.index] {
             self.allocated_bytes += file.metadata()?.blocks() * STAT_BLOCK;
+        }
+        let (dir, first) = (&part.segment.dir, part.segment.first);
+        // It may be on its way.
+        if let Ok(accounts) = fs::metadata(account_index::path(dir, first)) {
+            self.allocated_bytes += accounts.blocks() * STAT_BLOCK;
         }
         let mut slots = part.slots(files, part.segment.first)?;
         while let Some((seq, entry)) = slots.next()? {

@@ -4,20 +4,21 @@
 //!
 //! A data folder holds segments, named for their first sequence number: `<first>.seg` is complete
 //! server-side WebSocket frames back to back and nothing else, so that any stretch of it can be sent
-//! as it lies; `<first>.idx` is a header and 64-byte entries. Both are preallocated while they are
-//! written to. `lock` keeps a second relay out; `redactions` lists what must yet be punched out.
+//! as it lies; `<first>.idx` is a header and 64-byte entries (`entry.rs`). Both are preallocated while they are
+//! written to. `<first>.acc` tells where in an ended segment an account's events are (`account_index.rs`). `lock` keeps
+//! a second relay out; `redactions` lists what must yet be punched out.
 
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
 use tokio::sync::watch;
 
+mod account_index;
 mod audit;
 mod disk;
 mod entry;
@@ -55,7 +56,7 @@ use retention::Clock;
 use segment::{Segment, Writer};
 use stretch::Stretches;
 use unreadable::Suspects;
-use upkeep::Upkeep;
+use upkeep::{Bells, Upkeep};
 
 use crate::pulse::Pulse;
 
@@ -201,7 +202,7 @@ pub enum Health {
 /// The event log. Clones share it; the last one that goes releases the folder.
 #[derive(Debug, Clone)]
 pub struct EventLog {
-    // Field order: the thread must be gone before the folder's lock is released.
+    // Field order: the threads must be gone before the folder's lock is released.
     _upkeep: Arc<Upkeep>,
     shared: Arc<Shared>,
 }
@@ -232,8 +233,8 @@ struct Shared {
     stretches: Stretches,
     /// The sequencer's.
     pulse: Pulse,
-    /// Wakes the upkeep thread.
-    wake: mpsc::SyncSender<upkeep::Call>,
+    /// Wake the upkeep threads.
+    bells: Bells,
     _lock: FolderLock,
 }
 
@@ -253,7 +254,7 @@ impl EventLog {
             Mark::open(&dir).map_err(LogError::io("reading the mark in", &dir))?;
         let recovered = recovery::recover(&dir, &options, published)?;
         let redactions = Redactions::load(&dir)?;
-        let (wake, calls) = upkeep::channel();
+        let (bells, calls) = upkeep::bells();
         let clock = Clock::new(
             options.window,
             Instant::now(),
@@ -273,7 +274,7 @@ impl EventLog {
             suspects: Suspects::default(),
             stretches: Stretches::default(),
             pulse: Pulse::default(),
-            wake,
+            bells,
             limits: RwLock::new(Limits {
                 group_window: options.group_window,
                 window: options.window,
@@ -284,7 +285,7 @@ impl EventLog {
             dir,
             _lock: lock,
         });
-        let upkeep = Upkeep::start(shared.clone(), calls)?;
+        let upkeep = Upkeep::start(&shared, calls)?;
         Ok(EventLog {
             _upkeep: Arc::new(upkeep),
             shared,
@@ -396,7 +397,7 @@ impl EventLog {
             .limits
             .write()
             .unwrap_or_else(PoisonError::into_inner) = limits;
-        self.shared.call(upkeep::Call::Look);
+        self.shared.bells.retention.ring();
     }
 
     /// Gives back the memory of frames that were read for several readers; the next ones read them again.

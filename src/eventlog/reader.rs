@@ -438,7 +438,7 @@ impl Reader {
             }
             let (entries, _) = block.as_chunks::<{ ENTRY_BYTES as usize }>();
             for bytes in entries {
-                let served = self.served(files, decode(bytes, place.next))?;
+                let served = self.sent(files, decode(bytes, place.next))?;
                 if !place.take(served, max) {
                     return Ok(place);
                 }
@@ -447,7 +447,12 @@ impl Reader {
         Ok(place)
     }
 
-    /// The entry, where its frame may be read and sent.
+    /// The entry, where its frame may be sent.
+    pub(super) fn sent(&self, files: &Files, entry: Option<Entry>) -> io::Result<Option<Entry>> {
+        self.served(files, entry.filter(Entry::may_be_sent))
+    }
+
+    /// The entry, where its frame may be read.
     pub(super) fn served(&self, files: &Files, entry: Option<Entry>) -> io::Result<Option<Entry>> {
         let Some(entry) = entry.filter(|entry| entry.state == State::Served) else {
             return Ok(None);

@@ -24,13 +24,14 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use super::account_index::{self, short_hash};
 use super::disk::{LogFile, read_up_to, sync_folder};
 use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES, State, UNKNOWN_HOST, now_us};
 use super::segment::{Segment, Writer, frames_path, index_path};
 use super::{LogError, LogOptions, wire};
 use crate::atproto::car::Car;
 use crate::atproto::did::Did;
-use crate::atproto::frame::{self, Kind, MAX_FRAME_BYTES, Message, Peek};
+use crate::atproto::frame::{self, Kind, MAX_STORED_FRAME_BYTES, Message, Peek};
 use crate::telemetry::metrics;
 
 /// File whose lock says that a relay uses the folder; holds its process id.
@@ -148,10 +149,15 @@ pub(super) fn recover(
         end = End {
             next_seq: last,
             offset: 0,
+            accounts: Vec::new(),
             ..end
         };
     }
-    let mut segments = VecDeque::from([Arc::new(Segment::new(dir.clone(), last, u64::MAX))]);
+    // Others come behind those that it tells of.
+    account_index::remove(dir, last)
+        .map_err(LogError::io("removing", &account_index::path(dir, last)))?;
+    let open = Segment::open_with(dir.clone(), last, std::mem::take(&mut end.accounts));
+    let mut segments = VecDeque::from([Arc::new(open)]);
     let mut next = last;
     for first in firsts.into_iter().rev() {
         metrics().recovery_steps.inc();
@@ -206,6 +212,8 @@ pub(super) struct Listed {
     frames: Vec<u64>,
     /// Of indexes without frames, ascending.
     indexes: Vec<u64>,
+    /// Of account indexes.
+    account_indexes: Vec<u64>,
 }
 
 /// Looks for the segments of a folder; foreign files do not count.
@@ -223,6 +231,7 @@ pub(super) fn list(dir: &Path) -> io::Result<Listed> {
             _ if stem.len() != NAME_DIGITS || !(1..SEQ_LIMIT).contains(&first) => {}
             "seg" => listed.frames.push(first),
             "idx" => listed.indexes.push(first),
+            "acc" | "acc.new" => listed.account_indexes.push(first),
             _ => {}
         }
     }
@@ -266,7 +275,12 @@ impl Listed {
         self.frames.first().is_some_and(|oldest| first < *oldest)
     }
 
+    /// Removes them, and account indexes that are left without a segment, or half written.
     pub fn remove_leftovers(&self, dir: &Path) -> io::Result<()> {
+        for first in &self.account_indexes {
+            let is_held = self.frames.binary_search(first).is_ok();
+            account_index::remove_leftovers(dir, *first, is_held)?;
+        }
         self.leftovers()
             .try_for_each(|first| fs::remove_file(index_path(dir, first)))
     }
@@ -320,6 +334,8 @@ pub(super) struct End {
     pub offset: u64,
     /// The latest time of its entries.
     pub newest_us: u64,
+    /// The accounts of its entries, as an account index has them.
+    pub accounts: Vec<u32>,
 }
 
 /// How a segment's index differs from the entries that stand.
@@ -395,6 +411,11 @@ impl Checked {
             next_seq: self.first + self.entries.len() as u64,
             offset: self.entries.last().map_or(0, Entry::end),
             newest_us: self.entries.iter().map(|it| it.time_us).max().unwrap_or(0),
+            accounts: self
+                .entries
+                .iter()
+                .map(|it| short_hash(it.did_hash))
+                .collect(),
         }
     }
 
@@ -444,6 +465,8 @@ impl Checked {
             self.entries
                 .iter()
                 .for_each(|entry| bytes.extend_from_slice(&entry.encode()));
+            // What is brought back was not in it.
+            account_index::remove(dir, self.first)?;
             index.write_all_at(&bytes, 0)?;
         }
         index.set_len(entry::position(self.first, end.next_seq))?;
@@ -709,7 +732,7 @@ impl Check<'_> {
             return Ok(None);
         };
         let end = at + header_len as u64 + length;
-        if length > MAX_FRAME_BYTES as u64 || end > self.len {
+        if length > MAX_STORED_FRAME_BYTES as u64 || end > self.len {
             return Ok(None);
         }
         let mut bytes = vec![0; (end - at) as usize];
@@ -765,7 +788,7 @@ pub(super) struct Facts {
 impl Facts {
     /// Reads the frame of an event; `None` where it is none.
     pub fn of(frame: &[u8]) -> Option<Facts> {
-        let Peek::Event(event) = frame::peek(frame).ok()? else {
+        let Peek::Event(event) = frame::peek_stored(frame).ok()? else {
             return None;
         };
         let did = std::str::from_utf8(frame.get(event.did_span)?).ok()?;
@@ -779,7 +802,7 @@ impl Facts {
 
 /// True where the frame vouches for its own bytes: whole, and its blocks hash to their CIDs.
 fn is_sound(frame: &[u8]) -> bool {
-    let Ok(frame) = frame::decode(frame) else {
+    let Ok(frame) = frame::decode_stored(frame) else {
         return false;
     };
     let blocks = match frame.message {

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::LogError;
+use super::account_index::{self, short_hash};
 use super::disk::written_bytes;
 use super::mark;
 use super::recovery::{self, Changes, Checked, Unreadable, Until};
@@ -20,6 +21,8 @@ pub struct Repair {
     pub index: Changes,
     /// Bytes cut behind the last event.
     pub cut_bytes: u64,
+    /// The account index is not that of its events, and is removed.
+    pub accounts: bool,
 }
 
 /// What became of a folder.
@@ -77,11 +80,16 @@ pub fn repair(dir: &Path, dry_run: bool, step: &mut dyn FnMut()) -> Result<Repai
         }
         repaired.segments += 1;
         repaired.events += checked.entries.len() as u64;
+        let accounts = checked.entries.iter().map(|it| short_hash(it.did_hash));
+        let fits = account_index::fits(dir, first, accounts).map_err(&failed)?;
         repaired
             .repairs
-            .extend(due(&checked, path.clone()).map_err(&failed)?);
+            .extend(due(&checked, path.clone(), !fits).map_err(&failed)?);
         if !dry_run {
             checked.apply(dir).map_err(&failed)?;
+        }
+        if !dry_run && !fits {
+            account_index::remove(dir, first).map_err(&failed)?;
         }
         until = Until::Next(first);
         step();
@@ -92,7 +100,7 @@ pub fn repair(dir: &Path, dry_run: bool, step: &mut dyn FnMut()) -> Result<Repai
 }
 
 /// What is to be mended, if that is more than to give back reserved space.
-fn due(checked: &Checked, segment: PathBuf) -> io::Result<Option<Repair>> {
+fn due(checked: &Checked, segment: PathBuf, accounts: bool) -> io::Result<Option<Repair>> {
     let cut_bytes = match File::open(&segment) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         other => written_bytes(&other?, checked.end().offset)?,
@@ -104,10 +112,11 @@ fn due(checked: &Checked, segment: PathBuf) -> io::Result<Option<Repair>> {
         damaged: Vec::new(),
         cut: 0,
     };
-    let is_whole = checked.is_new() || (index == none && cut_bytes == 0);
+    let is_whole = checked.is_new() || (index == none && cut_bytes == 0 && !accounts);
     Ok((!is_whole).then_some(Repair {
         segment,
         index,
         cut_bytes,
+        accounts,
     }))
 }

@@ -85,6 +85,6 @@ fn known(log: &EventLog, reader: &mut Reader, seq: u64) -> Result<(Entry, bool),
     }
     let entry = segment.entry(&files, seq).map_err(failed)?;
     let entry = entry.ok_or(ResumeError::Unknown { seq })?;
-    let served = reader.served(&files, Some(entry)).map_err(failed)?;
+    let served = reader.sent(&files, Some(entry)).map_err(failed)?;
     Ok((entry, served.is_some()))
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::io::Errno;
 
+use super::account_index;
 use super::disk::{Faults, LogFile, sync_folder};
 use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES};
 use super::group::Group;
@@ -65,11 +66,19 @@ pub(super) struct Segment {
     ended_us: AtomicU64,
     /// Nothing is left to read, also where the files are open still. Changes under the gate.
     emptied: AtomicBool,
+    /// Removed, or about to be.
+    removed: AtomicBool,
+    /// The accounts of its events, in order, from the segment's beginning until its account index is written. `None` where
+    /// they are not kept.
+    accounts: Mutex<Option<Vec<u32>>>,
     /// Open files, shared by all readers that are in this segment now.
     files: Mutex<Weak<Files>>,
     /// Held for reading from the look into the index until the frames are copied; redaction takes it
     /// for writing between marking frames and punching them out, so no reader sees a hole.
     pub gate: RwLock<()>,
+    /// Held where bytes below the head are changed in place: marked, punched out, or written once more after a failed
+    /// sync. So none of these takes another one back.
+    pub changes: Mutex<()>,
 }
 
 /// A segment's files, open for reading. They stay readable after the segment was removed.
@@ -88,9 +97,66 @@ impl Segment {
             bytes: AtomicU64::new(0),
             ended_us: AtomicU64::new(0),
             emptied: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
+            accounts: Mutex::default(),
             files: Mutex::default(),
             gate: RwLock::default(),
+            changes: Mutex::default(),
         }
+    }
+
+    /// The segment that is written to, which has events of these accounts so far.
+    pub fn open_with(dir: Arc<Path>, first: u64, accounts: Vec<u32>) -> Segment {
+        Segment {
+            accounts: Mutex::new(Some(accounts)),
+            ..Segment::new(dir, first, u64::MAX)
+        }
+    }
+
+    /// Takes in the accounts of the next events, before anybody sees those.
+    pub fn note_accounts(&self, accounts: &[u32]) {
+        let mut slot = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        match slot.as_mut() {
+            Some(kept) if kept.len() as u64 >= account_index::MAX_EVENTS => *slot = None,
+            Some(kept) => kept.extend_from_slice(accounts),
+            None => {}
+        }
+    }
+
+    /// Places of the events of these accounts, which are sorted, among those whose accounts are kept in memory.
+    pub fn places_in_memory(&self, accounts: &[u32]) -> Option<Vec<u64>> {
+        let slot = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = slot.as_ref()?.iter().zip(0..);
+        let found = kept.filter(|(account, _)| accounts.binary_search(account).is_ok());
+        Some(found.map(|(_, place)| place).collect())
+    }
+
+    /// Writes the account index of a segment that has ended, if the accounts are kept in memory. True where they were.
+    pub fn index_accounts(&self) -> io::Result<bool> {
+        if !self.has_ended() {
+            return Ok(false);
+        }
+        let mut slot = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(accounts) = slot.take() else {
+            return Ok(false);
+        };
+        drop(slot);
+        self.write_account_index(&accounts).map(|()| true)
+    }
+
+    /// Writes the account index of an ended segment with events of these accounts.
+    pub fn write_account_index(&self, accounts: &[u32]) -> io::Result<()> {
+        account_index::write(&self.dir, self.first, accounts)?;
+        if self.removed.load(Ordering::Acquire) {
+            return account_index::remove(&self.dir, self.first);
+        }
+        self.bytes.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// True where no more events come.
+    pub fn has_ended(&self) -> bool {
+        self.last.load(Ordering::Acquire) != u64::MAX
     }
 
     /// Last sequence number that can be read, with `head` the log's.
@@ -126,7 +192,7 @@ impl Segment {
         Ok(Entry::decode(&bytes).filter(|entry| entry.seq == seq))
     }
 
-    /// Bytes of both files on disk, preallocated ones included; 0 where they are gone.
+    /// Bytes of its files on disk, preallocated ones included; 0 where they are gone.
     pub fn bytes(&self) -> u64 {
         let known = self.bytes.load(Ordering::Relaxed);
         if known > 0 {
@@ -135,10 +201,11 @@ impl Segment {
         let paths = [
             frames_path(&self.dir, self.first),
             index_path(&self.dir, self.first),
+            account_index::path(&self.dir, self.first),
         ];
         let lengths = paths.iter().filter_map(|path| std::fs::metadata(path).ok());
         let bytes = lengths.map(|file| file.len()).sum();
-        if self.last.load(Ordering::Acquire) != u64::MAX {
+        if self.has_ended() {
             self.bytes.store(bytes, Ordering::Relaxed);
         }
         bytes
@@ -164,11 +231,13 @@ impl Segment {
         self.emptied.load(Ordering::Acquire)
     }
 
-    /// Removes both files; readers that have them open keep them.
+    /// Removes its files; readers that have them open keep them.
     pub fn remove(&self) -> io::Result<()> {
+        self.removed.store(true, Ordering::Release);
         // Frames first: recovery takes frames without an index for a segment, not the reverse.
         for path in [
             frames_path(&self.dir, self.first),
+            account_index::path(&self.dir, self.first),
             index_path(&self.dir, self.first),
         ] {
             match std::fs::remove_file(path) {
@@ -179,7 +248,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Removes both files and gives their space back at once, also where a reader that stands still has
+    /// Removes its files and gives their space back at once, also where a reader that stands still has
     /// them open.
     pub fn empty(&self) -> io::Result<()> {
         let frames = OpenOptions::new()
@@ -324,7 +393,7 @@ impl Writer {
     }
 
     /// After a failed sync the kernel may hold the pages for clean: writes what was appended since the
-    /// last good sync once more, so that the next sync means something. Hold the segment's gate.
+    /// last good sync once more, so that the next sync means something. Hold the segment's `changes`.
     pub fn rewrite_unsynced(&self) -> io::Result<()> {
         rewrite(&self.frames, self.synced.0, self.offset)?;
         let from = entry::position(self.first, self.synced.1);
@@ -386,6 +455,7 @@ fn rewrite(file: &LogFile, mut from: u64, to: u64) -> io::Result<()> {
     while from < to {
         bytes.resize((to - from).min(REWRITE_BYTES) as usize, 0);
         file.read_exact_at(&mut bytes, from)?;
+        file.meet_held_rewrite();
         file.write_all_at(&bytes, from)?;
         from += bytes.len() as u64;
     }

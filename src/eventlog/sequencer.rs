@@ -12,7 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use super::group::{Append, Group};
 use super::segment::{Segment, Writer};
 use super::syncer::Syncer;
-use super::{Durability, EventLog, Health, LogError, is_lack_of_room, upkeep, wire};
+use super::{Durability, EventLog, Health, LogError, is_lack_of_room, wire};
+use crate::atproto::frame::MAX_FRAME_BYTES;
 use crate::pulse::Pulse;
 use crate::telemetry::metrics;
 
@@ -184,6 +185,13 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
                 continue;
             }
             let length = spliced_len(&event, self.group.next_seq());
+            if length > MAX_FRAME_BYTES {
+                tracing::error!(
+                    did = %event.did, host = event.host, length,
+                    "event with a frame above {MAX_FRAME_BYTES} bytes, left out: no consumer takes it"
+                );
+                continue;
+            }
             let total = (wire::header_len(length) + length) as u64;
             if self.writer().is_full(self.group.bytes(), total) {
                 let turned = self.commit().and_then(|()| self.rotate());
@@ -224,6 +232,10 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
                 }
             })
         })?;
+        let segment = self.log.shared.segments().back().cloned();
+        if let Some(segment) = segment {
+            segment.note_accounts(self.group.accounts());
+        }
         self.log.shared.publish(self.group.next_seq() - 1);
         metrics()
             .log_write_seconds
@@ -258,7 +270,7 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
             let segment = worker.log.shared.segment_of(first);
             let writer = worker.writer_mut();
             writer.sync_appended().inspect_err(|_| {
-                let _gate = segment.as_ref().map(|segment| segment.gate.write());
+                let _changes = segment.as_ref().map(|segment| segment.changes.lock());
                 if let Err(error) = writer.rewrite_unsynced() {
                     tracing::debug!(%error, "rewriting after a failed sync");
                 }
@@ -281,14 +293,15 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
         })?;
         let shared = &self.log.shared;
         let first = self.writer().first;
-        let segment = Arc::new(Segment::new(shared.dir.clone(), first, u64::MAX));
+        let segment = Arc::new(Segment::open_with(shared.dir.clone(), first, Vec::new()));
         let mut segments = shared.segments_mut();
         if let Some(ended) = segments.back() {
             ended.close(first - 1);
         }
         segments.push_back(segment);
         drop(segments);
-        shared.call(upkeep::Call::Look);
+        shared.bells.retention.ring();
+        shared.bells.redaction.ring();
         Ok(())
     }
 
@@ -309,7 +322,7 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
                 self.report_failure(&error);
             }
             // Retention may make the room that is lacking.
-            self.log.shared.call(upkeep::Call::Look);
+            self.log.shared.bells.retention.ring();
             if self.stop.load(Ordering::Acquire) {
                 return Err(GaveUp);
             }

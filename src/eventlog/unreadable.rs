@@ -8,11 +8,11 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::Shared;
 use super::disk::{LogFile, is_disk_error};
 use super::entry::{self, Entry, State};
 use super::reader::read_frame;
 use super::segment::{Files, Segment, index_path};
-use super::{Shared, upkeep};
 
 /// How often a frame is read before it is given up, and the pause in between.
 const READS: u32 = 3;
@@ -40,7 +40,7 @@ impl Shared {
     /// Has events looked at, one of which the disk did not give.
     pub(super) fn suspect(&self, seqs: Range<u64>) {
         self.suspects.add(seqs);
-        self.call(upkeep::Call::Look);
+        self.bells.retention.ring();
     }
 
     /// Marks those of the suspects that cannot be read.
@@ -67,6 +67,10 @@ impl Shared {
         }
         let path = index_path(&segment.dir, segment.first);
         let index = LogFile::open_existing(&path, self.options.faults.clone())?;
+        let _changes = segment
+            .changes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let _gate = segment.gate.write().unwrap_or_else(PoisonError::into_inner);
         index.write_all_at(
             &[State::Damaged as u8],

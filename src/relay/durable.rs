@@ -3,13 +3,21 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use tracing::error;
 
 use crate::eventlog::EventLog;
 use crate::verify::{Redaction, Settlement, Settler, Watched};
+
+/// Deletions wait so long for others after the last ones, to share a write of the journal: each of them costs the
+/// consumers the frames that they share in memory. An operator's takedown waits for nothing.
+const GATHER: Duration = Duration::from_millis(100);
+/// Most redactions noted at a time.
+const MAX_BATCH: usize = 10_000;
 
 /// Up to where everything that follows from an event is done or handed on. Clones share it.
 #[derive(Clone)]
@@ -53,10 +61,12 @@ pub(super) fn on_durable(
 ) -> impl FnMut(Vec<(u64, Settlement)>) + Send {
     let (redactions, queue) = mpsc::channel::<Redaction>();
     let redacting = position.clone();
+    let mut noted = Instant::now();
     // A thread of its own rather than one of the runtime's, whose end would wait for it.
     thread::spawn(move || {
-        for redaction in queue {
-            redact(&log, &redacting, redaction);
+        while let Some(batch) = gather(&queue, noted) {
+            redact(&log, &redacting, batch);
+            noted = Instant::now();
         }
     });
     move |durable| {
@@ -73,18 +83,44 @@ pub(super) fn on_durable(
     }
 }
 
-/// Readers follow a redaction at once, also where it cannot be noted; then the position stays before it, so that
-/// recovery does it again.
-fn redact(log: &EventLog, position: &Position, redaction: Redaction) {
-    match log.redact(&redaction.did, redaction.seq.saturating_sub(1)) {
+/// The redactions that are due, at least one; `None` when no more come. `noted`: when the last ones were.
+fn gather(queue: &Receiver<Redaction>, noted: Instant) -> Option<Vec<Redaction>> {
+    let mut awaited = false;
+    let mut batch = Vec::new();
+    let mut next = queue.recv().ok();
+    while let Some(redaction) = next {
+        awaited |= redaction.is_awaited();
+        batch.push(redaction);
+        if batch.len() == MAX_BATCH {
+            break;
+        }
+        next = match GATHER.saturating_sub(noted.elapsed()) {
+            left if awaited || left.is_zero() => queue.try_recv().ok(),
+            left => queue.recv_timeout(left).ok(),
+        };
+    }
+    (!batch.is_empty()).then_some(batch)
+}
+
+/// Readers follow redactions at once, also where they cannot be noted; then the position stays before them, so that
+/// recovery does them again.
+fn redact(log: &EventLog, position: &Position, batch: Vec<Redaction>) {
+    let accounts = batch
+        .iter()
+        .map(|redaction| (redaction.did.clone(), redaction.seq.saturating_sub(1)));
+    match log.redact_all(accounts) {
         Ok(()) => {
-            position.redacting().remove(&redaction.seq);
+            let mut redacting = position.redacting();
+            for redaction in &batch {
+                redacting.remove(&redaction.seq);
+            }
         }
         Err(failure) => {
-            error!(did = %redaction.did, %failure, "a redaction holds, but could not be noted; the next start repeats it");
+            let accounts = batch.len();
+            error!(accounts, %failure, "redactions hold, but could not be noted; the next start repeats them");
         }
     }
-    redaction.done();
+    batch.into_iter().for_each(Redaction::done);
 }
 
 #[cfg(test)]

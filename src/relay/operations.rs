@@ -152,6 +152,9 @@ impl Observed for Running {
             .set(self.log.oldest().unwrap_or(0) as i64);
         metrics.log_bytes.set(self.log.bytes() as i64);
         metrics
+            .log_redactions_pending
+            .set(self.log.redactions_pending() as i64);
+        metrics
             .log_failing
             .set(i64::from(self.log.health() != eventlog::Health::Good));
         let (entries, _) = self.resolver.sizes();

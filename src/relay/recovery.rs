@@ -127,6 +127,7 @@ pub(super) async fn replay(
     let mut tail = Tail::begin(log, store, roster, config, from).await?;
     let from = from_the_window(log, from);
     let mut accounts = Vec::with_capacity(BATCH);
+    let mut ended = Vec::new();
     let mut count = 0_u64;
     for entry in log.entries(from).and_redacted() {
         let (entry, frame) = entry?;
@@ -139,7 +140,10 @@ pub(super) async fn replay(
             &frame,
             tail.hosts_of_redacted.get(&entry.did_hash).copied(),
         ));
-        redact_again(log, &entry, &frame)?;
+        ended.extend(ended_before(&entry, &frame));
+        if ended.len() >= BATCH {
+            log.redact_again(ended.drain(..))?;
+        }
         if accounts.len() >= BATCH {
             write(store, &mut accounts).await?;
         }
@@ -152,6 +156,7 @@ pub(super) async fn replay(
         }
     }
     write(store, &mut accounts).await?;
+    log.redact_again(ended)?;
     if count > 0 {
         info!(
             from,
@@ -352,7 +357,7 @@ fn from_the_window(log: &EventLog, from: u64) -> u64 {
 /// it is not known.
 fn own_update(entry: &Entry, frame: &[u8], host: Option<HostId>) -> Option<AccountUpdate> {
     let local = announced(entry)?;
-    let Message::Account(account) = frame::decode(frame).ok()?.message else {
+    let Message::Account(account) = frame::decode_stored(frame).ok()?.message else {
         return None;
     };
     Some(AccountUpdate {
@@ -368,22 +373,20 @@ fn announced(entry: &Entry) -> Option<LocalStatus> {
     LocalStatus::from_code(code).filter(|_| ours)
 }
 
-/// Repeats the redaction that follows from an event, in case the crash came before it was noted.
-fn redact_again(log: &EventLog, entry: &Entry, frame: &[u8]) -> Result<(), RecoveryError> {
+/// The redaction that follows from an event, to be repeated in case the crash came before it was noted: the account,
+/// and up to where.
+fn ended_before(entry: &Entry, frame: &[u8]) -> Option<(Did, u64)> {
     if entry.kind != Kind::Account {
-        return Ok(());
+        return None;
     }
-    let Ok(Message::Account(account)) = frame::decode(frame).map(|frame| frame.message) else {
-        return Ok(());
+    let Message::Account(account) = frame::decode_stored(frame).ok()?.message else {
+        return None;
     };
     let upstream = UpstreamStatus::from_event(account.active, account.status);
     let deleted = entry.host != UNKNOWN_HOST && upstream == UpstreamStatus::Deleted;
-    if (deleted || announced(entry) == Some(LocalStatus::TakenDown))
-        && let Ok(did) = Did::normalized(account.did)
-    {
-        log.redact(&did, entry.seq.saturating_sub(1))?;
-    }
-    Ok(())
+    let ends = deleted || announced(entry) == Some(LocalStatus::TakenDown);
+    let did = Did::normalized(account.did).ok()?;
+    ends.then(|| (did, entry.seq.saturating_sub(1)))
 }
 
 async fn write(store: &Store, accounts: &mut Vec<AccountUpdate>) -> Result<(), StoreError> {
@@ -397,7 +400,7 @@ async fn write(store: &Store, accounts: &mut Vec<AccountUpdate>) -> Result<(), S
 /// What an event of the log says of its account's state. Every event of the log was verified before it went there: it
 /// came from the account's PDS, and a commit or `#sync` passes only while the PDS has the account active.
 fn account_update(entry: &Entry, frame: &[u8], host: Option<HostId>) -> Option<AccountUpdate> {
-    let message = frame::decode(frame).ok()?.message;
+    let message = frame::decode_stored(frame).ok()?.message;
     let (did, repo, upstream) = match message {
         Message::Commit(commit) => (
             commit.repo,

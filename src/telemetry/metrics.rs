@@ -170,6 +170,10 @@ pub struct Metrics {
     pub log_oldest_seq: IntGauge,
     /// Bytes of the log on disk, sampled.
     pub log_bytes: IntGauge,
+    /// Redactions that were asked for.
+    pub log_redactions: IntCounter,
+    /// Accounts whose redaction holds and is not yet off the disk, sampled.
+    pub log_redactions_pending: IntGauge,
     /// Bytes that the log may take.
     pub log_max_bytes: IntGauge,
     /// How long events are to stay in the log, in seconds.
@@ -443,6 +447,14 @@ impl Metrics {
             log_seq: r.gauge("relay_log_seq", "Last durable sequence number"),
             log_oldest_seq: r.gauge("relay_log_oldest_seq", "Oldest sequence number in the log"),
             log_bytes: r.gauge("relay_log_bytes", "Bytes of the log on disk"),
+            log_redactions: r.counter(
+                "relay_log_redactions_total",
+                "Accounts whose events were taken out of the log, at each deletion or takedown that had any",
+            ),
+            log_redactions_pending: r.gauge(
+                "relay_log_redactions_pending",
+                "Accounts whose events are not served any more and are not yet off the disk",
+            ),
             log_failing: r.gauge(
                 "relay_log_failing",
                 "1 while the log cannot be written and takes no events",

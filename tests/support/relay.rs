@@ -189,7 +189,8 @@ impl Consumer {
     }
 }
 
-fn describe(bytes: &[u8]) -> (u64, String) {
+/// An event as `kind did rev-or-status`.
+pub fn describe(bytes: &[u8]) -> (u64, String) {
     let (seq, text) = match frame::decode(bytes).unwrap().message {
         Message::Commit(c) => (c.seq, format!("commit {} {}", c.repo, c.rev)),
         Message::Sync(s) => (s.seq, format!("sync {} {}", s.did, s.rev)),

@@ -517,7 +517,10 @@ async fn an_account_event_that_cannot_be_edited_is_dropped() {
         (LocalStatus::Throttled, MAX_FRAME_BYTES - 8),
     ] {
         bench.decide(local);
-        assert_eq!(bench.next_out(), format!("account Some({:?})", local.as_str()));
+        assert_eq!(
+            bench.next_out(),
+            format!("account Some({:?})", local.as_str())
+        );
         bench.account_of(bytes);
         bench.decide(LocalStatus::Active);
         assert_eq!(bench.next_out(), "account None");

@@ -95,6 +95,9 @@ fn describe(repair: &Repair, dry_run: bool) -> String {
             repair.cut_bytes
         ));
     }
+    if repair.accounts {
+        parts.push("remove the account index, which is not that of its events".to_owned());
+    }
     let did = if dry_run { "would" } else { "did" };
     format!("{}: {did} {}", repair.segment.display(), parts.join(", "))
 }
