@@ -21,7 +21,7 @@ let
 
   # The relay's own default, where the settings are silent.
   connections =
-    if cfg.settings.database_connections == null then 40 else cfg.settings.database_connections;
+    if cfg.settings.database_connections == null then 12 else cfg.settings.database_connections;
 in
 {
   options.services.atproto-relay.database = {

@@ -2,7 +2,9 @@
 //! relay at work is played by a recorder.
 
 use atproto_relay::api::listener::{self, ListenerOptions};
-use atproto_relay::api::{self, AdminPassword, HostActivity, OperationError, Operations};
+use atproto_relay::api::{
+    self, AdminPassword, HostActivity, HostStanding, OperationError, Operations,
+};
 use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::tid::Tid;
@@ -127,6 +129,10 @@ impl Operations for Recorder {
             per_hour: 2_600.0,
             per_day: 21_000.0,
         })
+    }
+
+    fn standing(&self, _: HostId) -> Option<HostStanding> {
+        None
     }
 
     fn consumers(&self) -> Vec<ConsumerInfo> {

@@ -239,6 +239,59 @@ async fn a_wrong_password_of_the_database_is_named_and_not_shown() {
     assert!(relay.end(PATIENCE).await.unwrap());
 }
 
+/// Whoever meets it: the writer, the look-ups of every account, the check of health, a stranger's read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_away_is_told_in_one_line_with_its_cause() {
+    let Some(server) = postgres::server() else {
+        return;
+    };
+    let mut gate = postgres::Gate::open(server).await;
+    let network = Network::start(NetworkOptions::default()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let database = gate.url(&server.database().await);
+    let argument = format!("--database-url={database}");
+    let relay = start(&network, folder.path(), &argument).await;
+    let pds = network.pds(0);
+    let metric = async |name: &str| {
+        let metrics = Samples::scrape(&relay.metrics_url()).await.unwrap();
+        metrics.sum(name)
+    };
+    let pause = || tokio::time::sleep(Duration::from_millis(20));
+    pds.create_account("alice.pds1.test").unwrap();
+    while metric("relay_events_forwarded_total").await < 4.0 {
+        pause().await;
+    }
+    gate.close();
+    for number in 0..20 {
+        pds.create_account(&format!("bob{number}.pds1.test"))
+            .unwrap();
+    }
+    let health = format!("{}/xrpc/_health", relay.url());
+    let listing = format!("{}/xrpc/com.atproto.sync.listRepos", relay.url());
+    while metric("relay_store_flush_errors_total").await < 1.0 {
+        assert_eq!(reqwest::get(&listing).await.unwrap().status(), 503);
+    }
+    assert_eq!(reqwest::get(&health).await.unwrap().status(), 503);
+    let said = relay.said_in_all();
+    let complaints = said.lines().filter(|line| {
+        // Of the password in the arguments it warns too.
+        (line.contains("ERROR") || line.contains("WARN")) && !line.contains("--database-url")
+    });
+    let complaints: Vec<&str> = complaints.collect();
+    assert_eq!(complaints.len(), 1, "{said}");
+    assert!(complaints[0].contains("Connection refused"), "{said}");
+    assert!(complaints[0].contains("start the server"), "{said}");
+    assert!(!said.contains("sqlx"), "{said}");
+    gate.reopen().await;
+    while metric("relay_events_forwarded_total").await < 84.0 {
+        pause().await;
+    }
+    while reqwest::get(&health).await.unwrap().status() != 200 {
+        pause().await;
+    }
+    assert!(relay.end(PATIENCE).await.unwrap());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_limit_of_open_files_is_raised_to_what_the_system_allows() {
     let network = Network::start(NetworkOptions::default()).await.unwrap();

@@ -13,10 +13,14 @@ use atproto_relay::store::{
     AccountRow, AccountUpdate, Batch, HostId, HostRow, HostStatus, KnownKey, LocalStatus, NewHost,
     RateOverrides, RepoState, Store, StoreError, UpstreamStatus, Writer,
 };
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqliteConnection};
 use std::collections::HashMap;
 use std::future::Future;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::str::FromStr as _;
 use std::time::Duration;
 
 /// Longest time a test waits for a condition.
@@ -133,7 +137,7 @@ fn a_new_database_is_empty_and_opens_again() {
             assert_eq!(store.replay_from().await.unwrap(), 1);
             assert_eq!(store.log_head().await.unwrap(), 0);
             assert_eq!(store.hosts().await.unwrap(), []);
-            assert_eq!(store.list_accounts(0, 10).await.unwrap(), []);
+            assert_eq!(store.list_accounts(0, 10).await.unwrap().rows, []);
             assert_eq!(store.domain_bans().await.unwrap(), Vec::<String>::new());
             assert_eq!(store.account(&did(1)).await.unwrap(), None);
             assert_eq!(store.count_accounts(HostId(1)).await.unwrap(), 0);
@@ -292,17 +296,14 @@ fn lists_of_hosts_come_in_pages() {
             .await
             .unwrap();
         let seen: Vec<HostId> = store
-            .list_seen_hosts(None, 10)
+            .list_hosts(None, 10)
             .await
             .unwrap()
             .iter()
+            .filter(|host| host.cursor.is_some())
             .map(|host| host.id)
             .collect();
         assert_eq!(seen, [ids[1], ids[4]]);
-        assert_eq!(
-            store.list_seen_hosts(Some(ids[1]), 1).await.unwrap()[0].id,
-            ids[4]
-        );
         store.close().await;
     });
 }
@@ -578,7 +579,9 @@ fn batches_of_any_size_are_written_and_read() {
         let mut after = 0;
         loop {
             let page = store.list_accounts(after, 1_000).await.unwrap();
+            let (next, page) = (page.next, page.rows);
             let Some(last) = page.last() else { break };
+            assert!(next.is_none_or(|next| next == last.uid));
             assert!(page.is_sorted_by_key(|row| row.uid) && page[0].uid > after);
             after = last.uid;
             seen.extend(page.into_iter().map(|row| row.did));
@@ -792,7 +795,10 @@ fn takedowns_are_listed() {
             .await
             .unwrap();
         let first = store.list_taken_down(0, 1).await.unwrap();
-        let second = store.list_taken_down(first[0].uid, 9).await.unwrap();
+        assert_eq!(first.next, Some(first.rows[0].uid));
+        let second = store.list_taken_down(first.rows[0].uid, 9).await.unwrap();
+        assert_eq!(second.next, None);
+        let (first, second) = (first.rows, second.rows);
         let dids: Vec<Did> = [first, second]
             .concat()
             .into_iter()
@@ -919,32 +925,533 @@ fn the_writer_waits_for_a_database_that_fails() {
     });
 }
 
+/// Notes a migration that no release so far has.
+async fn note_migration(url: &str, version: i64) {
+    let blob = if url.starts_with("sqlite:") {
+        "x'00'"
+    } else {
+        "''::bytea"
+    };
+    let note = format!(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES ({version}, 'from the future', TRUE, {blob}, 0)"
+    );
+    execute(url, &note).await;
+}
+
+/// Writes and reads everything that the relay writes and reads.
+async fn work(store: &Store, name: &str, first: u32) {
+    let host = host_with_limit(store, name, 2).await.id;
+    let writer = Writer::spawn(store.clone());
+    let update = AccountUpdate {
+        repo: Some(repo(1)),
+        key: Some(key(1_790_000_000)),
+        upstream: Some(UpstreamStatus::Deactivated),
+        ..created(first, host)
+    };
+    writer
+        .send(Batch {
+            accounts: vec![update, created(first + 1, host), created(first + 2, host)],
+            cursors: vec![(host, 7)],
+            replay_from: Some(3),
+            head: Some(9),
+        })
+        .await
+        .unwrap();
+    writer.flush().await.unwrap();
+    assert_eq!(account(store, first).await.repo, Some(repo(1)));
+    assert_eq!(
+        account(store, first + 2).await.local,
+        LocalStatus::Throttled
+    );
+    let listed = store.list_accounts(0, 1_000).await.unwrap().rows;
+    assert!(listed.iter().any(|row| row.did == did(first)));
+    store
+        .set_local_status(&did(first), LocalStatus::TakenDown)
+        .await
+        .unwrap();
+    let taken_down = store.list_taken_down(0, 1_000).await.unwrap().rows;
+    assert!(taken_down.iter().any(|row| row.did == did(first)));
+    assert_eq!(
+        store.set_account_limit(host, 3).await.unwrap(),
+        [did(first + 2)]
+    );
+    assert_eq!(store.host(host).await.unwrap().unwrap().cursor, Some(7));
+    assert_eq!(store.log_head().await.unwrap(), 9);
+    writer.shutdown(PATIENCE).await.unwrap();
+}
+
+/// The rule for a rollback: the release before runs on what the next one made of its tables.
 #[test]
-fn a_schema_of_a_newer_version_is_refused() {
+fn a_later_release_that_only_added_to_the_tables_is_no_obstacle() {
     on_both(|url| async move {
         open(&url).await.close().await;
-        let blob = if url.starts_with("sqlite:") {
-            "x'00'"
-        } else {
-            "''::bytea"
-        };
+        execute(&url, "ALTER TABLE accounts ADD COLUMN mood TEXT").await;
         execute(
             &url,
-            &format!(
-                "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-                 VALUES (9999, 'from the future', TRUE, {blob}, 0)"
-            ),
+            "ALTER TABLE hosts ADD COLUMN weight INTEGER NOT NULL DEFAULT 1",
         )
         .await;
-        let error = Store::open(&url)
-            .await
-            .err()
-            .expect("the schema is refused");
-        assert!(
-            matches!(error, StoreError::Newer { version: 9999, .. }),
-            "{error}"
-        );
+        execute(&url, "CREATE TABLE moods (mood TEXT PRIMARY KEY)").await;
+        note_migration(&url, 9999).await;
+        let store = open(&url).await;
+        work(&store, "pds.example.com", 1).await;
+        store.close().await;
+        open(&url).await.close().await;
+    });
+}
+
+#[test]
+fn tables_that_need_a_later_release_are_refused_with_its_name() {
+    on_both(|url| async move {
+        open(&url).await.close().await;
+        note_migration(&url, 9999).await;
+        execute(
+            &url,
+            "UPDATE schema_level SET level = level + 1, release = '7.5.0'",
+        )
+        .await;
+        let error = refused(&url).await;
+        assert!(matches!(error, StoreError::Newer { .. }), "{error}");
         assert_clear(&error, "newer version of atproto-relay");
+        assert_clear(&error, "7.5.0");
+    });
+}
+
+#[test]
+fn tables_with_migrations_of_another_program_are_refused() {
+    on_both(|url| async move {
+        open(&url).await.close().await;
+        note_migration(&url, 9999).await;
+        execute(&url, "DROP TABLE schema_level").await;
+        let error = refused(&url).await;
+        assert!(matches!(error, StoreError::Schema { .. }), "{error}");
+        assert_clear(&error, "9999");
+    });
+}
+
+/// The first release's tables, with rows of it.
+#[test]
+fn the_tables_of_the_first_release_are_brought_up_to_date_with_what_they_hold() {
+    const ROWS: [&str; 4] = [
+        "INSERT INTO hosts (hostname, tls, last_seq, account_limit, account_count, trusted, created_at) \
+         VALUES ('old.example.com', TRUE, 41, 100, 2, FALSE, 1790000000)",
+        "INSERT INTO accounts (host_id, did, local_status, upstream_status) VALUES (1, 'did:web:a.example', 1, NULL)",
+        "INSERT INTO accounts (host_id, did, rev, data_cid, commit_cid) VALUES (1, 'did:web:B.example', 77, @, @)",
+        "UPDATE log_position SET replay_from = 2, head = 8",
+    ];
+    on_both(|url| async move {
+        let cid = repo(1).commit.to_bytes();
+        let hex: String = cid.iter().map(|byte| format!("{byte:02x}")).collect();
+        let sqlite = url.starts_with("sqlite:");
+        let folder = format!("migrations/{}", if sqlite { "sqlite" } else { "postgres" });
+        let migrations = Migrator::new(Path::new(&folder)).await.unwrap();
+        if sqlite {
+            let file = SqliteConnectOptions::from_str(&url).unwrap();
+            let file = file.create_if_missing(true);
+            let mut connection = SqliteConnection::connect_with(&file).await.unwrap();
+            migrations.run_to(2, &mut connection).await.unwrap();
+            connection.close().await.unwrap();
+        } else {
+            let mut connection = PgConnection::connect(&url).await.unwrap();
+            migrations.run_to(2, &mut connection).await.unwrap();
+        }
+        let blob = if sqlite {
+            format!("x'{hex}'")
+        } else {
+            format!("'\\x{hex}'")
+        };
+        for row in ROWS {
+            execute(&url, &row.replace('@', &blob)).await;
+        }
+        let store = open(&url).await;
+        let host = store
+            .host_by_name("old.example.com")
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!((host.cursor, host.account_count), (Some(41), 2));
+        let taken_down = store.list_taken_down(0, 9).await.unwrap().rows;
+        assert_eq!(taken_down[0].did.as_str(), "did:web:a.example");
+        let listed = store.list_accounts(0, 9).await.unwrap().rows;
+        assert_eq!(listed[0].did.as_str(), "did:web:B.example");
+        assert_eq!(listed[0].repo.unwrap().rev, Tid::from_u64(77));
+        assert_eq!(store.replay_from().await.unwrap(), 2);
+        work(&store, "new.example.com", 1).await;
+        store.close().await;
+    });
+}
+
+/// Names are compared by their bytes, whatever the locale of the cluster.
+#[test]
+fn names_are_compared_by_their_bytes_on_postgres() {
+    let Some(server) = postgres::server() else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let url = server.database().await;
+        open(&url).await.close().await;
+        let mut connection = PgConnection::connect(&url).await.unwrap();
+        let columns: Vec<(String, String)> = sqlx::query_as(
+            "SELECT table_name::text, column_name::text FROM information_schema.columns \
+             WHERE collation_name = 'C' AND table_schema = 'public' ORDER BY 1",
+        )
+        .fetch_all(&mut connection)
+        .await
+        .unwrap();
+        let expected = [
+            ("accounts", "did"),
+            ("domain_bans", "domain"),
+            ("hosts", "hostname"),
+        ];
+        assert_eq!(
+            columns,
+            expected.map(|(table, column)| (table.to_owned(), column.to_owned()))
+        );
+    });
+}
+
+#[test]
+fn a_list_goes_past_any_number_of_accounts_without_a_repository() {
+    on_both(|url| async move {
+        let store = open(&url).await;
+        let series = if url.starts_with("sqlite:") {
+            "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 25000)"
+        } else {
+            "WITH n (i) AS (SELECT generate_series(1, 25000))"
+        };
+        let fill = format!(
+            "{series} INSERT INTO accounts (host_id, did, rev, data_cid, commit_cid) SELECT 1, 'did:web:' || i, \
+             CASE WHEN i IN (3, 24000) THEN i END, CASE WHEN i IN (3, 24000) THEN (SELECT cid FROM seed) END, \
+             CASE WHEN i IN (3, 24000) THEN (SELECT cid FROM seed) END FROM n ORDER BY i"
+        );
+        let hex: String = repo(1)
+            .commit
+            .to_bytes()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let seed = if url.starts_with("sqlite:") {
+            format!("CREATE TABLE seed AS SELECT x'{hex}' AS cid")
+        } else {
+            format!("CREATE TABLE seed AS SELECT '\\x{hex}'::bytea AS cid")
+        };
+        execute(&url, &seed).await;
+        execute(&url, &fill).await;
+        let (mut after, mut found, mut pages) = (0, Vec::new(), 0);
+        loop {
+            let page = store.list_accounts(after, 10).await.unwrap();
+            pages += 1;
+            found.extend(page.rows.into_iter().map(|row| row.did.to_string()));
+            match page.next {
+                Some(next) => after = next,
+                None => break,
+            }
+        }
+        assert_eq!(found, ["did:web:3", "did:web:24000"]);
+        assert_eq!(pages, 3, "each looks at ten thousand accounts");
+        store.close().await;
+    });
+}
+
+/// Sessions of the relay on a PostgreSQL database.
+async fn sessions(connection: &mut PgConnection) -> i64 {
+    let (count,) = sqlx::query_as(
+        "SELECT COUNT(*) FROM pg_stat_activity WHERE application_name = 'atproto-relay' AND datname = current_database()",
+    )
+    .fetch_one(connection)
+    .await
+    .unwrap();
+    count
+}
+
+/// Strangers hold all their connections: the relay's own reads go on, and all together are as many as were allowed.
+#[test]
+fn public_reads_take_no_connection_from_the_relay_and_all_stay_within_their_number() {
+    let Some(server) = postgres::server() else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        for (connections, public) in [(5, 1), (9, 3), (12, 4)] {
+            let url = server.database().await;
+            let store = Store::open_with(&url, connections).await.unwrap();
+            let _hold = store.hold().await.unwrap();
+            let host = host_with_limit(&store, "pds.example.com", 100).await.id;
+            store.apply(&batch(vec![created(1, host)])).await.unwrap();
+            // The one that writes, and the one that holds.
+            let mut outside = PgConnection::connect(&url).await.unwrap();
+            let others = sessions(&mut outside).await;
+            let mut lock = PgConnection::connect(&url).await.unwrap();
+            let mut lock = lock.begin().await.unwrap();
+            sqlx::query("LOCK TABLE domain_bans IN ACCESS EXCLUSIVE MODE")
+                .execute(&mut *lock)
+                .await
+                .unwrap();
+            let strangers: Vec<_> = (0..40)
+                .map(|_| {
+                    let store = store.public();
+                    tokio::spawn(async move { store.domain_bans().await })
+                })
+                .collect();
+            while sessions(&mut outside).await < others + public {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let started = std::time::Instant::now();
+            assert_eq!(store.accounts(&[did(1)]).await.unwrap().len(), 1);
+            assert!(
+                started.elapsed() < Duration::from_secs(2),
+                "it waited for strangers"
+            );
+            // The relay's own reads take the rest, and no more.
+            let own: Vec<_> = (0..40)
+                .map(|_| {
+                    let store = store.clone();
+                    tokio::spawn(async move { store.domain_bans().await })
+                })
+                .collect();
+            // The connection for a look at the server is not made here.
+            let all = i64::from(connections) - 1;
+            while sessions(&mut outside).await < all {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            lock.rollback().await.unwrap();
+            for read in strangers.into_iter().chain(own) {
+                read.await.unwrap().unwrap();
+            }
+            assert_eq!(sessions(&mut outside).await, all);
+            store.close().await;
+        }
+    });
+}
+
+/// What was handed to the writer, or announced, is read at once; what the database has by then, too.
+#[test]
+fn a_read_has_what_waits_to_be_written() {
+    on_both(|url| async move {
+        let store = open(&url).await;
+        let host = host_with_limit(&store, "pds.example.com", 100).await.id;
+        store
+            .apply(&batch((0..5).map(|n| created(n, host)).collect()))
+            .await
+            .unwrap();
+        let writer = Writer::spawn(store.clone());
+        // The database does not get on.
+        execute(&url, "ALTER TABLE log_position RENAME TO elsewhere").await;
+        let head = Batch {
+            head: Some(1),
+            ..Batch::default()
+        };
+        writer.send(head).await.unwrap();
+        let commit = |n, rev| AccountUpdate {
+            repo: Some(repo(rev)),
+            ..AccountUpdate::new(did(n))
+        };
+        writer.announce([&commit(1, 5)]);
+        assert_eq!(account(&store, 1).await.repo, Some(repo(5)));
+        let down = AccountUpdate {
+            local: Some(LocalStatus::TakenDown),
+            ..AccountUpdate::new(did(1))
+        };
+        writer.send(batch(vec![down])).await.unwrap();
+        writer.send(batch(vec![commit(1, 4)])).await.unwrap();
+        let row = account(&store.public(), 1).await;
+        assert_eq!(
+            (row.repo, row.local),
+            (Some(repo(5)), LocalStatus::TakenDown)
+        );
+        let taken_down = store.list_taken_down(0, 9).await.unwrap().rows;
+        assert_eq!(taken_down, [row]);
+        // A new account is there, and has no place in lists yet.
+        writer
+            .send(batch(vec![AccountUpdate {
+                repo: Some(repo(9)),
+                ..created(7, host)
+            }]))
+            .await
+            .unwrap();
+        let row = account(&store, 7).await;
+        assert_eq!((row.repo, row.uid), (Some(repo(9)), AccountRow::UNNUMBERED));
+        execute(&url, "ALTER TABLE elsewhere RENAME TO log_position").await;
+        writer.flush().await.unwrap();
+        let row = account(&store, 7).await;
+        assert_eq!(row.repo, Some(repo(9)));
+        assert_ne!(row.uid, AccountRow::UNNUMBERED);
+        let listed = store.list_accounts(0, 9).await.unwrap().rows;
+        let listed: Vec<_> = listed.iter().map(|row| row.did.clone()).collect();
+        assert_eq!(listed, [did(1), did(7)]);
+        writer.shutdown(PATIENCE).await.unwrap();
+        store.close().await;
+    });
+}
+
+/// Ends the session that holds a database for a relay.
+const END_HOLDER: &str = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' \
+     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
+#[test]
+fn a_relay_that_was_followed_by_another_one_writes_nothing() {
+    let Some(server) = postgres::server() else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let url = server.database().await;
+        let first = open(&url).await;
+        let hold = first.hold().await.unwrap();
+        let host = host_with_limit(&first, "pds.example.com", 100).await.id;
+        let second = open(&url).await;
+        let error = second.hold().await.err().expect("it is in use");
+        assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+
+        execute(&url, END_HOLDER).await;
+        // Nobody has the database: the first one may still write.
+        first.apply(&batch(vec![created(1, host)])).await.unwrap();
+        let _second = second.hold().await.unwrap();
+        let error = first
+            .apply(&batch(vec![created(2, host)]))
+            .await
+            .unwrap_err();
+        assert!(matches!(error, StoreError::TakenOver { .. }), "{error}");
+        assert_clear(&error, "taken over by another relay");
+        let error = first.ban_domain("example.com").await.unwrap_err();
+        assert!(matches!(error, StoreError::TakenOver { .. }), "{error}");
+        assert_eq!(second.account(&did(2)).await.unwrap(), None);
+        assert_eq!(second.domain_bans().await.unwrap(), Vec::<String>::new());
+        // Who holds it for the first one learns of it at once, and the second one goes on.
+        let lost = tokio::time::timeout(Duration::from_secs(1), hold.keep()).await;
+        let lost = lost.expect("it is told");
+        assert!(matches!(lost, StoreError::TakenOver { .. }), "{lost}");
+        second.apply(&batch(vec![created(3, host)])).await.unwrap();
+        first.close().await;
+        second.close().await;
+    });
+}
+
+/// Also where the other relay has come and gone before this one looked.
+#[test]
+fn a_relay_does_not_take_back_a_database_that_another_one_had() {
+    let Some(server) = postgres::server() else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let url = server.database().await;
+        let first = open(&url).await;
+        let hold = first.hold().await.unwrap();
+        execute(&url, END_HOLDER).await;
+        let second = open(&url).await;
+        drop(second.hold().await.unwrap());
+        second.close().await;
+        let lost = tokio::time::timeout(PATIENCE, hold.keep()).await;
+        let lost = lost.expect("it is told");
+        assert!(matches!(lost, StoreError::TakenOver { .. }), "{lost}");
+        first.close().await;
+    });
+}
+
+#[test]
+fn a_relay_takes_its_database_back_after_a_loss_of_its_session() {
+    let Some(server) = postgres::server() else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let url = server.database().await;
+        let store = open(&url).await;
+        let keeping = tokio::spawn(store.hold().await.unwrap().keep());
+        let mut outside = PgConnection::connect(&url).await.unwrap();
+        let mut holder = None;
+        for _ in 0..2 {
+            let holds = async {
+                loop {
+                    let found: Option<(i32,)> = sqlx::query_as(
+                        "SELECT pid FROM pg_locks WHERE locktype = 'advisory' \
+                         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+                    )
+                    .fetch_optional(&mut outside)
+                    .await
+                    .unwrap();
+                    if found.is_some() && found != holder {
+                        return found;
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            holder = tokio::time::timeout(PATIENCE, holds).await.unwrap();
+            execute(&url, END_HOLDER).await;
+        }
+        assert!(!keeping.is_finished());
+        let host = host_with_limit(&store, "pds.example.com", 100).await.id;
+        store.apply(&batch(vec![created(1, host)])).await.unwrap();
+        keeping.abort();
+        store.close().await;
+    });
+}
+
+/// A server that refuses connections, and one that takes none back for a while.
+#[test]
+fn an_outage_is_told_with_its_cause() {
+    let Some(server) = postgres::server() else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut gate = postgres::Gate::open(server).await;
+        let store = open(&gate.url(&server.database().await)).await;
+        host_with_limit(&store, "pds.example.com", 100).await;
+        store.check().await.unwrap();
+        gate.close();
+        let (own, public) = (store.clone(), store.public());
+        let unknown = did(1);
+        let (own, public, check) = tokio::join!(
+            own.account(&unknown),
+            public.account(&unknown),
+            store.check()
+        );
+        for error in [own.unwrap_err(), public.unwrap_err(), check.unwrap_err()] {
+            assert!(matches!(error, StoreError::Unreachable { .. }), "{error}");
+            assert_clear(&error, "Connection refused");
+        }
+        gate.reopen().await;
+        // A cause that was found counts for a moment.
+        while store.check().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(store.account(&did(1)).await.unwrap(), None);
+        store.close().await;
+    });
+}
+
+/// Whose tables may be made: PostgreSQL 15 lets only the owner of a database make some in the schema `public`.
+#[test]
+fn a_user_without_rights_is_told_which_ones_it_needs() {
+    let Some(server) = postgres::server() else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let url = server.database().await;
+        let name = url.split('?').next().unwrap().rsplit('/').next().unwrap();
+        execute(&url, "CREATE ROLE guest LOGIN PASSWORD 'correct-horse'").await;
+        execute(&url, "REVOKE CREATE ON SCHEMA public FROM PUBLIC").await;
+        let guest = url.replace("//relay:", "//guest:");
+        let error = refused(&guest).await;
+        assert!(matches!(error, StoreError::Privilege { .. }), "{error}");
+        assert_clear(&error, "permission denied for schema public");
+        assert_clear(&error, "GRANT CREATE ON SCHEMA public TO \"guest\"");
+        let remedy = format!("ALTER DATABASE \"{name}\" OWNER TO \"guest\"");
+        assert_clear(&error, &remedy);
+        execute(&url, &remedy).await;
+        open(&guest).await.close().await;
+
+        // A relay's tables that are another user's.
+        let url = server.database().await;
+        open(&url).await.close().await;
+        let error = refused(&url.replace("//relay:", "//guest:")).await;
+        assert!(matches!(error, StoreError::Privilege { .. }), "{error}");
+        assert_clear(&error, "REASSIGN OWNED");
     });
 }
 

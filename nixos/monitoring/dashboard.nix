@@ -298,10 +298,11 @@ let
           (query "waiting" (metric "relay_store_queue"))
           (query "failing" (metric "relay_store_failing"))
         ])
-        (graph "Batches" "Time of one batch; batches that were repeated." "s" [
+        (graph "Batches" "Time of one batch; batches that were repeated; public reads that found no free connection." "s" [
           (query "p50" (quantile 0.5 "relay_store_flush_seconds"))
           (query "p99" (quantile 0.99 "relay_store_flush_seconds"))
           (query "repeated a minute" "60 * ${per (metric "relay_store_flush_errors_total")}")
+          (query "public reads refused a minute" "60 * ${per (metric "relay_store_reads_refused_total")}")
         ])
         (graph "Accounts read from the database"
           "Share of the events whose account was not in memory: raise account_cache."

@@ -7,6 +7,7 @@ use super::deeds::Deed;
 use super::error::ApiError;
 use super::input::{Parameters, operator_json, parse_did, parse_hostname, quoted, read};
 use super::operations::{HostActivity, OperationError};
+use super::sync::current;
 use crate::atproto::datetime;
 use crate::atproto::did::Did;
 use crate::config::Validation;
@@ -141,7 +142,7 @@ pub(super) async fn list_hosts(
     let rows = state.store.hosts().await?;
     let info = |row: HostRow| {
         let activity = state.operations.activity(row.id);
-        HostInfo::of(row, activity)
+        HostInfo::of(current(&state, row), activity)
     };
     Ok(Json(rows.into_iter().map(info).collect()))
 }
@@ -464,11 +465,11 @@ pub(super) async fn list_takedowns(
     uri: Uri,
 ) -> Result<Json<Takedowns>, ApiError> {
     let after = Parameters::of(&uri).account_cursor()?;
-    let rows = state.store.list_taken_down(after, TAKEDOWNS_PAGE).await?;
-    let full = rows.len() == TAKEDOWNS_PAGE as usize;
+    let page = state.store.list_taken_down(after, TAKEDOWNS_PAGE).await?;
+    let dids = page.rows.into_iter().map(|row| row.did.to_string());
     Ok(Json(Takedowns {
-        cursor: rows.last().filter(|_| full).map(|row| row.uid),
-        dids: rows.into_iter().map(|row| row.did.to_string()).collect(),
+        cursor: page.next,
+        dids: dids.collect(),
     }))
 }
 

@@ -74,12 +74,22 @@ impl From<StoreError> for ApiError {
             StoreError::UnknownHost(host) => {
                 Self::host_not_found(format!("the host {host} is not known here"))
             }
+            StoreError::Busy => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "Busy", error.to_string())
+            }
+            // The store has said so in the log.
+            StoreError::Unreachable { .. } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "DatabaseAway",
+                "the relay's database is away; try again later",
+            ),
             StoreError::Url { .. }
-            | StoreError::Unreachable { .. }
             | StoreError::Login { .. }
             | StoreError::NoDatabase { .. }
             | StoreError::Newer { .. }
             | StoreError::Schema { .. }
+            | StoreError::Privilege { .. }
+            | StoreError::TakenOver { .. }
             | StoreError::ReadOnly { .. }
             | StoreError::Open { .. }
             | StoreError::NotADatabase { .. }

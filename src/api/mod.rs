@@ -13,7 +13,7 @@ mod pages;
 mod sync;
 
 pub use auth::AdminPassword;
-pub use operations::{HostActivity, OperationError, Operations};
+pub use operations::{HostActivity, HostStanding, OperationError, Operations};
 
 use crate::dial::PRODUCT;
 use crate::store::Store;

@@ -5,7 +5,7 @@ use crate::atproto::did::Did;
 use crate::config::Validation;
 use crate::discovery::{CrawlError, Requester};
 use crate::firehose::ConsumerInfo;
-use crate::store::{HostId, RateOverrides, StoreError};
+use crate::store::{HostId, HostStatus, RateOverrides, StoreError};
 use crate::telemetry::Health;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
@@ -63,11 +63,25 @@ pub trait Operations: Send + Sync + 'static {
     /// What a host's connection is doing; `None` for a host that is not known.
     fn activity(&self, host: HostId) -> Option<HostActivity>;
 
+    /// How the relay stands to a host now; `None` where only the database knows.
+    fn standing(&self, host: HostId) -> Option<HostStanding>;
+
     /// Who is connected to the firehose, the oldest first.
     fn consumers(&self) -> Vec<ConsumerInfo>;
 
     /// The state of the relay when it was last looked at.
     fn health(&self) -> Arc<Health>;
+}
+
+/// How the relay stands to a host. The database has it a moment later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostStanding {
+    /// Its last settled sequence number; `None` before the first event.
+    pub cursor: Option<i64>,
+    /// Whether it is read.
+    pub status: HostStatus,
+    /// Accounts whose host it is.
+    pub account_count: i64,
 }
 
 /// What a host's connection is doing.

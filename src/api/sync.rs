@@ -1,5 +1,6 @@
-//! The public XRPC methods of `com.atproto.sync`, as their lexicons have them. Answers come from the
-//! database, which may be a moment behind the firehose.
+//! The public XRPC methods of `com.atproto.sync`, as their lexicons have them. An answer is never older than an event
+//! that a consumer has, or than an operator's request that was answered. All reads are public ones: they wait for no
+//! others, and no others for them.
 
 use super::State;
 use super::error::ApiError;
@@ -7,7 +8,7 @@ use super::input::{Parameters, json, quoted};
 use crate::atproto::tid::Tid;
 use crate::client::Client;
 use crate::discovery::{CrawlError, Requester};
-use crate::store::{AccountRow, HostRow, LocalStatus, UpstreamStatus};
+use crate::store::{AccountRow, HostId, HostRow, LocalStatus, UpstreamStatus};
 use axum::body::Bytes;
 use axum::extract::State as Extract;
 use axum::extract::rejection::BytesRejection;
@@ -21,6 +22,8 @@ use std::ops::RangeInclusive;
 /// Pages of `listHosts` and `listRepos` (their lexicons).
 const PAGE: RangeInclusive<u32> = 1..=1_000;
 const HOSTS_DEFAULT: u32 = 200;
+/// Most reads of the database for one page of hosts, each of the largest page.
+const HOST_READS: u32 = 10;
 const REPOS_DEFAULT: u32 = 500;
 
 #[derive(Serialize)]
@@ -58,15 +61,48 @@ pub(super) async fn list_hosts(
 ) -> Result<Json<HostPage>, ApiError> {
     let parameters = Parameters::of(&uri);
     let limit = parameters.limit(PAGE, HOSTS_DEFAULT)?;
-    let mut rows = state
-        .store
-        .list_seen_hosts(parameters.host_cursor()?, limit + 1)
-        .await?;
-    let cursor = cut_page(&mut rows, limit).map(|last| last.id.to_string());
-    Ok(Json(HostPage {
-        cursor,
-        hosts: rows.into_iter().map(Host::from).collect(),
-    }))
+    let mut after = parameters.host_cursor()?;
+    let mut hosts = Vec::new();
+    let mut next = None;
+    // More than a page where hosts never sent an event.
+    for _ in 0..HOST_READS {
+        let rows = state.store.public().list_hosts(after, *PAGE.end()).await?;
+        let last = rows.len() < *PAGE.end() as usize;
+        after = rows.last().map(|row| row.id).or(after);
+        for row in rows {
+            let row = current(&state, row);
+            if row.cursor.is_none() {
+                continue;
+            }
+            if hosts.len() == limit as usize {
+                return Ok(host_page(hosts, next));
+            }
+            next = Some(row.id);
+            hosts.push(Host::from(row));
+        }
+        if last {
+            return Ok(host_page(hosts, None));
+        }
+    }
+    Ok(host_page(hosts, after))
+}
+
+fn host_page(hosts: Vec<Host>, next: Option<HostId>) -> Json<HostPage> {
+    let cursor = next.map(|next| next.to_string());
+    Json(HostPage { cursor, hosts })
+}
+
+/// A host as it is now: the database has its cursor, its status and the number of its accounts a moment later.
+pub(super) fn current(state: &State, row: HostRow) -> HostRow {
+    match state.operations.standing(row.id) {
+        Some(now) => HostRow {
+            cursor: now.cursor.or(row.cursor),
+            status: now.status,
+            account_count: now.account_count,
+            ..row
+        },
+        None => row,
+    }
 }
 
 /// `com.atproto.sync.getHostStatus`.
@@ -75,10 +111,11 @@ pub(super) async fn get_host_status(
     uri: Uri,
 ) -> Result<Json<Host>, ApiError> {
     let hostname = Parameters::of(&uri).hostname("hostname")?;
-    let row = state.store.host_by_name(&hostname).await?;
-    row.map(|row| Json(Host::from(row))).ok_or_else(|| {
-        ApiError::host_not_found(format!("the host {} is not known here", quoted(&hostname)))
-    })
+    let row = state.store.public().host_by_name(&hostname).await?;
+    row.map(|row| Json(Host::from(current(&state, row))))
+        .ok_or_else(|| {
+            ApiError::host_not_found(format!("the host {} is not known here", quoted(&hostname)))
+        })
 }
 
 #[derive(Serialize)]
@@ -105,14 +142,11 @@ pub(super) async fn list_repos(
 ) -> Result<Json<RepoPage>, ApiError> {
     let parameters = Parameters::of(&uri);
     let limit = parameters.limit(PAGE, REPOS_DEFAULT)?;
-    let mut rows = state
-        .store
-        .list_accounts(parameters.account_cursor()?, limit + 1)
-        .await?;
-    let cursor = cut_page(&mut rows, limit).map(|last| last.uid.to_string());
+    let after = parameters.account_cursor()?;
+    let page = state.store.public().list_accounts(after, limit).await?;
     Ok(Json(RepoPage {
-        cursor,
-        repos: rows.iter().filter_map(repo).collect(),
+        cursor: page.next.map(|next| next.to_string()),
+        repos: page.rows.iter().filter_map(repo).collect(),
     }))
 }
 
@@ -126,16 +160,6 @@ fn repo(row: &AccountRow) -> Option<Repo> {
         active,
         status: status.map(str::to_owned),
     })
-}
-
-/// Cuts what was read beyond the page; gives the page's last row if there was more.
-fn cut_page<T>(rows: &mut Vec<T>, limit: u32) -> Option<&T> {
-    let limit = limit as usize;
-    if rows.len() <= limit {
-        return None;
-    }
-    rows.truncate(limit);
-    rows.last()
 }
 
 #[derive(Serialize)]
@@ -199,7 +223,7 @@ pub(super) async fn get_repo(
     }
     let row = known_account(&state, &parameters).await?;
     served(&row)?;
-    let host = state.store.host(row.host).await?.ok_or_else(|| {
+    let host = state.store.public().host(row.host).await?.ok_or_else(|| {
         ApiError::internal(&format_args!(
             "the account {} is on the host {}, which is not in the database",
             row.did, row.host
@@ -221,7 +245,7 @@ pub(super) async fn get_repo(
 
 async fn known_account(state: &State, parameters: &Parameters) -> Result<AccountRow, ApiError> {
     let did = parameters.did()?;
-    let row = state.store.account(&did).await?;
+    let row = state.store.public().account(&did).await?;
     row.ok_or_else(|| ApiError::repo_not_found(format!("the account {did} is not known here")))
 }
 

@@ -47,6 +47,9 @@ pub const LOG_FOLDER: &str = "log";
 pub const MIN_SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
 /// Longest `log.group_window`: every event may wait for it.
 pub const MAX_GROUP_WINDOW: Duration = Duration::from_secs(1);
+/// Fewest connections to the database: one writes, one holds it for this relay, one is made for a look at the server, and
+/// there is one for each kind of reader.
+pub const MIN_DATABASE_CONNECTIONS: u32 = 5;
 /// More shards than this are a typing error, not a machine.
 pub const MAX_SHARDS: usize = 1024;
 
@@ -137,7 +140,7 @@ impl Default for Config {
             trusted_proxies: Cidr::loopback(),
             data_dir: PathBuf::from("./data"),
             database_url: None,
-            database_connections: 40,
+            database_connections: 12,
             plc_host: Url::parse("https://plc.directory").expect("a constant URL parses"),
             hosts: Vec::new(),
             allow_private_hosts: false,

@@ -12,7 +12,7 @@ use super::source::Raw;
 use super::units::{format_bytes, format_duration, parse_bytes, parse_duration};
 use super::{
     AdminListen, Cidr, Config, DatabaseUrl, DomainPattern, HostEntry, MAX_GROUP_WINDOW, MAX_SHARDS,
-    MIN_SEGMENT_BYTES,
+    MIN_DATABASE_CONNECTIONS, MIN_SEGMENT_BYTES,
 };
 
 /// Headings of `--help` and of the README's table.
@@ -977,14 +977,15 @@ const SETTINGS: &[Setting] = &[
             Value("MAX_METADB_CONNECTIONS"),
         ],
         placeholder: "COUNT",
-        default: "40",
+        default: "12",
         group: Group::Machine,
-        help: "Most connections to PostgreSQL",
+        help: "Most connections to the database: three to write and to look after it, half of the others for public reads",
         list: false,
         secret: false,
         live: false,
         set: |c, raw| {
-            c.database_connections = count(raw, 2, 10_000)? as u32;
+            c.database_connections =
+                count(raw, u64::from(MIN_DATABASE_CONNECTIONS), 10_000)? as u32;
             Ok(())
         },
         show: |c| c.database_connections.to_string(),

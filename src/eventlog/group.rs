@@ -130,6 +130,11 @@ impl<T> Group<T> {
         &self.accounts
     }
 
+    /// What its events' owners want back.
+    pub fn payloads(&self) -> &[(u64, T)] {
+        &self.payloads
+    }
+
     /// Empties the group and gives what its events' owners want back.
     pub fn take(&mut self) -> Vec<(u64, T)> {
         self.heads.clear();

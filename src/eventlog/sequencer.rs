@@ -58,6 +58,16 @@ pub fn spawn<T: Send + 'static>(
     rx: Receiver<Vec<Append<T>>>,
     on_durable: impl FnMut(Vec<(u64, T)>) + Send + 'static,
 ) -> Result<Sequencer<T>, LogError> {
+    spawn_announcing(log, rx, |_: &[(u64, T)]| {}, on_durable)
+}
+
+/// As [`spawn`]; calls `before_publish` with events that are in the log, before anybody can see them there.
+pub fn spawn_announcing<T: Send + 'static>(
+    log: EventLog,
+    rx: Receiver<Vec<Append<T>>>,
+    before_publish: impl FnMut(&[(u64, T)]) + Send + 'static,
+    on_durable: impl FnMut(Vec<(u64, T)>) + Send + 'static,
+) -> Result<Sequencer<T>, LogError> {
     let dir = log.shared.dir.clone();
     let failed = LogError::io("starting the sequencer of", &dir);
     let syncer = match log.shared.options.durability {
@@ -82,6 +92,7 @@ pub fn spawn<T: Send + 'static>(
         syncer,
         log,
         rx,
+        before_publish,
         on_durable,
         unsynced: Vec::new(),
         sync_due: None,
@@ -96,13 +107,14 @@ pub fn spawn<T: Send + 'static>(
 /// The disk refuses and nobody waits any longer.
 struct GaveUp;
 
-struct Worker<T, F> {
+struct Worker<T, B, F> {
     log: EventLog,
     /// `None` only when the thread has ended.
     writer: Option<Writer>,
     /// There where every group is synced.
     syncer: Option<Syncer>,
     rx: Receiver<Vec<Append<T>>>,
+    before_publish: B,
     on_durable: F,
     stop: Arc<AtomicBool>,
     pulse: Pulse,
@@ -114,7 +126,7 @@ struct Worker<T, F> {
     sync_due: Option<Instant>,
 }
 
-impl<T, F> Drop for Worker<T, F> {
+impl<T, B, F> Drop for Worker<T, B, F> {
     fn drop(&mut self) {
         if let Some(mut writer) = self.writer.take() {
             if let Err(error) = writer.close() {
@@ -125,7 +137,7 @@ impl<T, F> Drop for Worker<T, F> {
     }
 }
 
-impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
+impl<T: Send, B: FnMut(&[(u64, T)]), F: FnMut(Vec<(u64, T)>)> Worker<T, B, F> {
     fn run(mut self) -> Vec<T> {
         match self.work() {
             Ok(()) => Vec::new(),
@@ -236,6 +248,7 @@ impl<T: Send, F: FnMut(Vec<(u64, T)>)> Worker<T, F> {
         if let Some(segment) = segment {
             segment.note_accounts(self.group.accounts());
         }
+        (self.before_publish)(self.group.payloads());
         self.log.shared.publish(self.group.next_seq() - 1);
         metrics()
             .log_write_seconds

@@ -162,7 +162,8 @@ impl Relay {
         let listeners = Listeners::open(&config, &mut given).await?;
         show_settings(&config);
         let log = open_log(&config).await?;
-        let store = Store::open(config.database_url().expose()).await?;
+        let store =
+            Store::open_with(config.database_url().expose(), config.database_connections).await?;
         let hold = store.hold().await?;
         let log = recovery::above_the_database(log, &store).await?;
         let mut roster = open_roster(&log)?;
@@ -191,13 +192,20 @@ impl Relay {
             .map_err(StartError::Thread)?;
         let unfinished = Unfinished(Some(pipeline.clone()));
         let position = Position::new(log.head());
+        let settler = pipeline.settler(writer.clone(), log.pulse().clone());
+        let announcer = settler.clone();
         let settle = on_durable(
             log.clone(),
-            pipeline.settler(writer.clone(), log.pulse().clone()),
+            settler,
             position.clone(),
             alarm.watch("the event log's sequencer"),
         );
-        let sequencer = eventlog::sequencer::spawn(log.clone(), from_shards, settle)?;
+        let sequencer = eventlog::sequencer::spawn_announcing(
+            log.clone(),
+            from_shards,
+            move |events: &[_]| announcer.announce(events),
+            settle,
+        )?;
         let hosts = Hosts::new(
             hosts_options(&config, guard),
             store.clone(),
@@ -421,6 +429,13 @@ impl Relay {
         }
         if timeout(LAST_ANSWERS, self.servers.wait()).await.is_err() {
             warn!("requests that took too long got no answer");
+        }
+        // As long as this relay holds it: what is left open of a file would meet that of the next relay.
+        if timeout(LAST_ANSWERS, self.running.store.close())
+            .await
+            .is_err()
+        {
+            warn!("connections to the database that took too long are left");
         }
         self.holding.abort();
         // Cancelled, as just asked: with it goes what it holds of the database.

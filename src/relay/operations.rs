@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use crate::api::{HostActivity, OperationError, Operations};
+use crate::api::{HostActivity, HostStanding, OperationError, Operations};
 use crate::atproto::did::Did;
 use crate::config::Validation;
 use crate::discovery::{CrawlError, Crawler, Requester};
@@ -128,6 +128,15 @@ impl Operations for Running {
             per_second: rates.per_second as f64,
             per_hour: rates.per_hour as f64,
             per_day: rates.per_day as f64,
+        })
+    }
+
+    fn standing(&self, host: HostId) -> Option<HostStanding> {
+        let host = self.hosts.get(host)?;
+        Some(HostStanding {
+            cursor: host.progress().cursor(),
+            status: host.status(),
+            account_count: host.account_count(),
         })
     }
 

@@ -4,16 +4,31 @@
 use super::Store;
 use super::database::{Database, Durability, reading, writing};
 use super::error::{Doing, StoreError};
-use super::rows::{AccountRow, HostId, RepoState};
+use super::rows::{AccountRow, HostId, Page, RepoState};
 use super::status::{LocalStatus, UpstreamStatus};
 use crate::atproto::cid::Cid;
 use crate::atproto::did::Did;
 use crate::atproto::key::PublicKey;
 use crate::atproto::tid::Tid;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// DIDs asked for in one statement.
 const READ_CHUNK: usize = 1_000;
+
+/// Accounts looked at for one page of a list: ten of its largest pages. Whoever asks for a list costs no more, however
+/// many accounts without a repository others made.
+pub const STRETCH: i64 = 10_000;
+
+/// Up to `$3` accounts after the number `$1`, of the next `$2`: those with a repository, and the last of the `$2`.
+const LIST: &str = "SELECT * FROM (SELECT *, ROW_NUMBER() OVER (ORDER BY uid) AS place FROM accounts \
+     WHERE uid > $1 ORDER BY uid LIMIT $2) AS stretch WHERE rev IS NOT NULL OR place = $2 ORDER BY uid LIMIT $3";
+
+#[derive(sqlx::FromRow)]
+struct Listed {
+    #[sqlx(flatten)]
+    account: AccountRecord,
+    place: i64,
+}
 
 #[derive(sqlx::FromRow)]
 struct AccountRecord {
@@ -83,16 +98,17 @@ pub(super) fn json_list<'a>(dids: impl Iterator<Item = &'a str>) -> String {
 }
 
 impl Store {
-    /// One account.
+    /// One account, as the last event that was emitted and the last decision left it.
     pub async fn account(&self, did: &Did) -> Result<Option<AccountRow>, StoreError> {
-        let record: Option<AccountRecord> = reading!(self, pool => {
+        let recent = self.recent.read();
+        let record: Option<AccountRecord> = reading!(self, "reading an account", pool => {
             sqlx::query_as("SELECT * FROM accounts WHERE did = $1").bind(did.as_str()).fetch_optional(pool).await
-        })
-        .doing("reading an account")?;
-        record.map(AccountRecord::into_row).transpose()
+        })?;
+        let row = record.map(AccountRecord::into_row).transpose()?;
+        Ok(recent.account(did, row))
     }
 
-    /// Those of the given accounts that are known.
+    /// Those of the given accounts that are in the database, as they are there.
     pub async fn accounts(&self, dids: &[Did]) -> Result<HashMap<Did, AccountRow>, StoreError> {
         let mut found = HashMap::with_capacity(dids.len());
         for chunk in dids.chunks(READ_CHUNK) {
@@ -105,12 +121,12 @@ impl Store {
     }
 
     async fn read_chunk(&self, dids: &[Did]) -> Result<Vec<AccountRecord>, StoreError> {
-        match &*self.database {
+        let outcome = match &*self.database {
             Database::Postgres(db) => {
                 let dids: Vec<&str> = dids.iter().map(Did::as_str).collect();
                 sqlx::query_as("SELECT * FROM accounts WHERE did = ANY($1)")
                     .bind(dids)
-                    .fetch_all(&db.read)
+                    .fetch_all(db.reader(self.reader))
                     .await
             }
             Database::Sqlite(db) => {
@@ -118,46 +134,84 @@ impl Store {
                     "SELECT * FROM accounts WHERE did IN (SELECT value FROM json_each($1))",
                 )
                 .bind(json_list(dids.iter().map(Did::as_str)))
-                .fetch_all(&db.read)
+                .fetch_all(db.reader(self.reader))
                 .await
             }
-        }
-        .doing("reading accounts")
+        };
+        self.answered("reading accounts", outcome).await
     }
 
-    /// Up to `limit` accounts with a repository, after the given uid (0: from the first), whatever
-    /// their status.
+    /// Up to `limit` accounts with a repository, after the given uid (0: from the first), whatever their status. A page
+    /// can be short, or empty, where [`STRETCH`] accounts in a row have few repositories.
     pub async fn list_accounts(
         &self,
         after: i64,
         limit: u32,
-    ) -> Result<Vec<AccountRow>, StoreError> {
-        let records: Vec<AccountRecord> = reading!(self, pool => {
-            sqlx::query_as("SELECT * FROM accounts WHERE uid > $1 AND rev IS NOT NULL ORDER BY uid LIMIT $2")
+    ) -> Result<Page<AccountRow>, StoreError> {
+        let recent = self.recent.read();
+        let listed: Vec<Listed> = reading!(self, "listing accounts", pool => {
+            sqlx::query_as(LIST)
                 .bind(after)
-                .bind(i64::from(limit))
+                .bind(STRETCH)
+                .bind(i64::from(limit) + 1)
                 .fetch_all(pool)
                 .await
-        })
-        .doing("listing accounts")?;
-        records.into_iter().map(AccountRecord::into_row).collect()
+        })?;
+        let limit = limit as usize;
+        let next = match listed.get(limit) {
+            Some(_) => listed.get(limit.wrapping_sub(1)),
+            None => listed.last().filter(|last| last.place == STRETCH),
+        };
+        let next = next.map(|last| last.account.uid);
+        let mut rows = listed
+            .into_iter()
+            .take(limit)
+            .map(|listed| listed.account.into_row())
+            .collect::<Result<Vec<_>, _>>()?;
+        // What ends a stretch is there for its number.
+        rows.retain(|row| row.repo.is_some());
+        recent.complete(&mut rows);
+        Ok(Page { rows, next })
     }
 
-    /// Up to `limit` accounts that are taken down, after the given uid.
+    /// Up to `limit` accounts that are taken down, after the given uid, and those whose takedown the database does not
+    /// have yet.
     pub async fn list_taken_down(
         &self,
         after: i64,
         limit: u32,
-    ) -> Result<Vec<AccountRow>, StoreError> {
-        let records: Vec<AccountRecord> = reading!(self, pool => {
+    ) -> Result<Page<AccountRow>, StoreError> {
+        let recent = self.recent.read();
+        let records: Vec<AccountRecord> = reading!(self, "listing taken down accounts", pool => {
             sqlx::query_as("SELECT * FROM accounts WHERE uid > $1 AND local_status = 1 ORDER BY uid LIMIT $2")
                 .bind(after)
                 .bind(i64::from(limit))
                 .fetch_all(pool)
                 .await
-        })
-        .doing("listing taken down accounts")?;
-        records.into_iter().map(AccountRecord::into_row).collect()
+        })?;
+        let full = records.len() == limit as usize;
+        let next = records.last().map(|last| last.uid).filter(|_| full);
+        let rows = records.into_iter().map(AccountRecord::into_row);
+        let mut rows = rows.collect::<Result<Vec<_>, _>>()?;
+        let listed: HashSet<Did> = rows.iter().map(|row| row.did.clone()).collect();
+        let mut new = recent.decided(LocalStatus::TakenDown);
+        new.retain(|did| !listed.contains(did));
+        let mut known = self.accounts(&new).await?;
+        for did in &new {
+            let row = recent.account(did, known.remove(did));
+            // An account without a number is newer than all others.
+            let place = |row: &AccountRow| match row.uid {
+                AccountRow::UNNUMBERED => i64::MAX,
+                uid => uid,
+            };
+            let here =
+                |row: &AccountRow| place(row) > after && next.is_none_or(|next| place(row) <= next);
+            rows.extend(row.filter(here));
+        }
+        recent.complete(&mut rows);
+        rows.retain(|row| row.local == LocalStatus::TakenDown);
+        rows.sort_by_key(|row| row.uid);
+        Ok(Page { rows, next })
     }
 
     /// Up to `limit` accounts of a host that are over its quota, the oldest first.
@@ -166,14 +220,13 @@ impl Store {
         host: HostId,
         limit: u32,
     ) -> Result<Vec<AccountRow>, StoreError> {
-        let records: Vec<AccountRecord> = reading!(self, pool => {
+        let records: Vec<AccountRecord> = reading!(self, "listing throttled accounts", pool => {
             sqlx::query_as("SELECT * FROM accounts WHERE host_id = $1 AND local_status = 2 ORDER BY uid LIMIT $2")
                 .bind(host.to_sql())
                 .bind(i64::from(limit))
                 .fetch_all(pool)
                 .await
-        })
-        .doing("listing throttled accounts")?;
+        })?;
         records.into_iter().map(AccountRecord::into_row).collect()
     }
 

@@ -348,10 +348,9 @@ impl Store {
     }
 
     async fn log_position(&self) -> Result<(u64, u64), StoreError> {
-        let (replay_from, head): (i64, i64) = super::database::reading!(self, pool => {
+        let (replay_from, head): (i64, i64) = super::database::reading!(self, "reading the log position", pool => {
             sqlx::query_as("SELECT replay_from, head FROM log_position").fetch_one(pool).await
-        })
-        .doing("reading the log position")?;
+        })?;
         let seq = |seq: i64| {
             u64::try_from(seq).map_err(|_| StoreError::Corrupt {
                 table: "log_position",

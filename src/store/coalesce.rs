@@ -9,6 +9,8 @@ use std::collections::HashMap;
 #[derive(Debug, Default)]
 pub(super) struct Coalesced {
     accounts: Vec<AccountUpdate>,
+    /// How many changes each update is made of.
+    changes: Vec<u32>,
     index: HashMap<Did, usize>,
     cursors: HashMap<HostId, i64>,
     replay_from: Option<u64>,
@@ -20,10 +22,14 @@ impl Coalesced {
     pub(super) fn add(&mut self, batch: Batch) {
         for update in batch.accounts {
             match self.index.get(&update.did) {
-                Some(&at) => self.accounts[at].merge(update),
+                Some(&at) => {
+                    self.accounts[at].merge(update);
+                    self.changes[at] += 1;
+                }
                 None => {
                     self.index.insert(update.did.clone(), self.accounts.len());
                     self.accounts.push(update);
+                    self.changes.push(1);
                 }
             }
         }
@@ -46,9 +52,16 @@ impl Coalesced {
         self.rows() == 0 && self.replay_from.is_none() && self.head.is_none()
     }
 
+    /// How many changes of each account there are.
+    pub(super) fn changes(&self) -> impl Iterator<Item = (Did, u32)> {
+        let dids = self.accounts.iter().map(|update| update.did.clone());
+        dids.zip(self.changes.iter().copied())
+    }
+
     /// Takes everything out, as one batch.
     pub(super) fn take(&mut self) -> Batch {
         self.index.clear();
+        self.changes.clear();
         Batch {
             accounts: std::mem::take(&mut self.accounts),
             cursors: self.cursors.drain().collect(),

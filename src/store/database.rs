@@ -1,9 +1,12 @@
 //! Opening a database: connections, their settings, and the schema brought up to date.
 //! Both kinds have one connection that writes, so that writes never wait for one another inside the
-//! database and counts are exact, and several that read.
+//! database and counts are exact, some with which the relay reads, and some for the reads of strangers.
 
-use super::error::{StoreError, from_migration, from_postgres, from_sqlite};
-use sqlx::migrate::Migrator;
+use super::error::{StoreError, describe, from_postgres, from_sqlite};
+use super::hold::Epoch;
+use super::schema::bring_up_to_date;
+use crate::config::MIN_DATABASE_CONNECTIONS;
+use sqlx::Executor as _;
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
 use sqlx::sqlite::{
@@ -17,21 +20,56 @@ use std::time::Duration;
 /// How long an opening relay waits for the PostgreSQL server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a statement waits for a free connection before it fails.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a statement waits for a free connection before it fails: what the relay itself has to do is repeated.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long SQLite waits for a lock of another process (a backup, a shell).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connections that read. PostgreSQL allows 100 by default for everybody.
-const POSTGRES_READERS: u32 = 8;
-const SQLITE_READERS: u32 = 4;
+/// Longest time of a public read in PostgreSQL: far above that of the largest page.
+const PUBLIC_STATEMENT_TIMEOUT: &str = "SET statement_timeout = '5s'";
 
-/// Page cache of the writing SQLite connection, KiB (negative: a size, not a number of pages).
+/// How long a look at a server that may be away takes at most.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Connections that do not read: one writes, one holds the database for this relay, and one is made for a look at the
+/// server.
+const OTHER_CONNECTIONS: u32 = 3;
+
+/// Lets the server notice within a minute that the machine of a relay is gone.
+pub(super) const KEEPALIVES: &str =
+    "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3";
+
+/// Page cache of each of the relay's own SQLite connections, KiB (negative: a size, not a number of pages).
 const SQLITE_CACHE_KIB: &str = "-16384";
 
-static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
-static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+/// Who reads. Each kind has connections of its own, so that none waits for the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// The relay's own work, its operator included.
+    Relay,
+    /// Strangers.
+    Public,
+}
+
+/// How many connections each kind of reader has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Readers {
+    relay: u32,
+    public: u32,
+}
+
+impl Readers {
+    /// Their share of all connections: half each, the relay the odd one.
+    fn of(connections: u32) -> Self {
+        let readers = connections.max(MIN_DATABASE_CONNECTIONS) - OTHER_CONNECTIONS;
+        let public = readers / 2;
+        Self {
+            relay: readers - public,
+            public,
+        }
+    }
+}
 
 /// When a write must be safe from a power failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +88,9 @@ pub(super) enum Database {
 
 pub(super) struct PostgresDatabase {
     write: PgPool,
-    pub(super) read: PgPool,
+    relay: PgPool,
+    public: PgPool,
+    pub(super) epoch: Epoch,
     pub(super) options: Box<PgConnectOptions>,
     /// As an operator knows it.
     pub(super) name: String,
@@ -58,19 +98,23 @@ pub(super) struct PostgresDatabase {
 
 pub(super) struct SqliteDatabase {
     write: SqlitePool,
-    pub(super) read: SqlitePool,
+    relay: SqlitePool,
+    public: SqlitePool,
     /// The file, where it may be written.
     pub(super) path: Option<PathBuf>,
+    /// As an operator knows it.
+    name: String,
 }
 
 impl Database {
-    /// Opens what the URL names, and brings its schema up to date.
-    pub(super) async fn open(url: &str) -> Result<Self, StoreError> {
+    /// Opens what the URL names, with so many connections at most, and brings its schema up to date.
+    pub(super) async fn open(url: &str, connections: u32) -> Result<Self, StoreError> {
+        let readers = Readers::of(connections);
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            return Ok(Self::Postgres(PostgresDatabase::open(url).await?));
+            return Ok(Self::Postgres(PostgresDatabase::open(url, readers).await?));
         }
         if url.starts_with("sqlite:") {
-            return Ok(Self::Sqlite(SqliteDatabase::open(url).await?));
+            return Ok(Self::Sqlite(SqliteDatabase::open(url, readers).await?));
         }
         let scheme = url.split_once(':').map_or("none", |(scheme, _)| scheme);
         Err(StoreError::Url {
@@ -82,19 +126,59 @@ impl Database {
         match self {
             Self::Postgres(db) => {
                 db.write.close().await;
-                db.read.close().await;
+                db.relay.close().await;
+                db.public.close().await;
             }
             // The writer last: the last connection to go empties and removes the WAL file.
             Self::Sqlite(db) => {
-                db.read.close().await;
+                db.relay.close().await;
+                db.public.close().await;
                 db.write.close().await;
             }
         }
     }
+
+    /// As an operator knows it.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Postgres(db) => &db.name,
+            Self::Sqlite(db) => &db.name,
+        }
+    }
+
+    /// Why no connection can be made: the pools try again until their time is over, and hide it. `None` where one can.
+    pub(super) async fn reason_of_absence(&self) -> Option<String> {
+        let Self::Postgres(db) = self else {
+            return None;
+        };
+        match connect(&db.options, LOOK_TIMEOUT).await {
+            Ok(connection) => {
+                // A server that is going away matters at the next use.
+                let _ = connection.close().await;
+                None
+            }
+            Err(error) => Some(describe(&error)),
+        }
+    }
+}
+
+/// Connects without a pool, within a time.
+async fn connect(
+    options: &PgConnectOptions,
+    within: Duration,
+) -> Result<PgConnection, sqlx::Error> {
+    tokio::time::timeout(within, PgConnection::connect_with(options))
+        .await
+        .unwrap_or_else(|_| {
+            Err(sqlx::Error::Io(std::io::Error::other(format!(
+                "no answer within {} s",
+                within.as_secs()
+            ))))
+        })
 }
 
 impl PostgresDatabase {
-    async fn open(url: &str) -> Result<Self, StoreError> {
+    async fn open(url: &str, readers: Readers) -> Result<Self, StoreError> {
         let options = PgConnectOptions::from_str(url)
             .map_err(|error| StoreError::Url {
                 reason: configuration_reason(&error),
@@ -102,34 +186,40 @@ impl PostgresDatabase {
             .application_name("atproto-relay");
         let name = postgres_name(&options);
         // One plain connection first: a pool would try again until its timeout and hide the reason.
-        let mut first = tokio::time::timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options))
+        let classify =
+            |database: &str, error: &sqlx::Error| from_postgres(database, &options, error);
+        let mut first = connect(&options, CONNECT_TIMEOUT)
             .await
-            .unwrap_or_else(|_| {
-                Err(sqlx::Error::Io(std::io::Error::other(format!(
-                    "no answer within {} s",
-                    CONNECT_TIMEOUT.as_secs()
-                ))))
-            })
-            .map_err(|error| from_postgres(&name, &error))?;
-        POSTGRES_MIGRATIONS
-            .run_direct(None, &mut first, false)
-            .await
-            .map_err(|error| from_migration(&name, error, from_postgres))?;
-        let pool = |connections| {
+            .map_err(|error| classify(&name, &error))?;
+        let migrations = sqlx::migrate!("migrations/postgres");
+        bring_up_to_date(&mut first, migrations, &name, classify).await?;
+        let pool = |connections, setting: &'static str| {
             PoolOptions::<Postgres>::new()
                 .max_connections(connections)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
+                .after_connect(move |connection, _| {
+                    Box::pin(async move { connection.execute(setting).await.map(drop) })
+                })
                 .connect_lazy_with(options.clone())
         };
         let database = Self {
-            write: pool(1),
-            read: pool(POSTGRES_READERS),
+            write: pool(1, KEEPALIVES),
+            relay: pool(readers.relay, KEEPALIVES),
+            public: pool(readers.public, PUBLIC_STATEMENT_TIMEOUT),
+            epoch: Epoch::default(),
             options: Box::new(options),
             name,
         };
         // A server that is going away matters at the first use, not here.
         let _ = first.close().await;
         Ok(database)
+    }
+
+    pub(super) fn reader(&self, reader: Reader) -> &PgPool {
+        match reader {
+            Reader::Relay => &self.relay,
+            Reader::Public => &self.public,
+        }
     }
 
     /// The writing connection.
@@ -172,7 +262,7 @@ fn configuration_reason(error: &sqlx::Error) -> String {
 }
 
 impl SqliteDatabase {
-    async fn open(url: &str) -> Result<Self, StoreError> {
+    async fn open(url: &str, readers: Readers) -> Result<Self, StoreError> {
         let (path, read_only) = sqlite_path(url)?;
         let name = format!("the SQLite database {}", path.display());
         if !read_only {
@@ -182,8 +272,7 @@ impl SqliteDatabase {
             .filename(&path)
             .read_only(read_only)
             .busy_timeout(BUSY_TIMEOUT)
-            .synchronous(SqliteSynchronous::Normal)
-            .pragma("cache_size", SQLITE_CACHE_KIB);
+            .synchronous(SqliteSynchronous::Normal);
         let writing = if read_only {
             options
         } else {
@@ -192,10 +281,8 @@ impl SqliteDatabase {
         let mut first = SqliteConnection::connect_with(&writing)
             .await
             .map_err(|error| from_sqlite(&name, &error))?;
-        SQLITE_MIGRATIONS
-            .run_direct(None, &mut first, false)
-            .await
-            .map_err(|error| from_migration(&name, error, from_sqlite))?;
+        let migrations = sqlx::migrate!("migrations/sqlite");
+        bring_up_to_date(&mut first, migrations, &name, from_sqlite).await?;
         let pool = |connections, options: SqliteConnectOptions| {
             PoolOptions::<Sqlite>::new()
                 .max_connections(connections)
@@ -205,16 +292,29 @@ impl SqliteDatabase {
                 .max_lifetime(None)
                 .connect_lazy_with(options)
         };
+        let reading = writing.clone().pragma("query_only", "ON");
         let database = Self {
-            read: pool(SQLITE_READERS, writing.clone().pragma("query_only", "ON")),
-            write: pool(1, writing),
+            public: pool(readers.public, reading.clone()),
+            relay: pool(
+                readers.relay,
+                reading.pragma("cache_size", SQLITE_CACHE_KIB),
+            ),
+            write: pool(1, writing.pragma("cache_size", SQLITE_CACHE_KIB)),
             path: (!read_only).then_some(path),
+            name: name.clone(),
         };
         first
             .close()
             .await
             .map_err(|error| from_sqlite(&name, &error))?;
         Ok(database)
+    }
+
+    pub(super) fn reader(&self, reader: Reader) -> &SqlitePool {
+        match reader {
+            Reader::Relay => &self.relay,
+            Reader::Public => &self.public,
+        }
     }
 
     /// The writing connection.
@@ -283,53 +383,70 @@ fn path_exists(path: &Path) -> bool {
 
 /// Runs the same expression on a reading pool of either database.
 macro_rules! reading {
-    ($store:expr, $pool:ident => $body:expr) => {
-        match &*$store.database {
+    ($store:expr, $doing:expr, $pool:ident => $body:expr) => {{
+        let outcome = match &*$store.database {
             $crate::store::database::Database::Postgres(db) => {
-                let $pool = &db.read;
+                let $pool = db.reader($store.reader);
                 $body
             }
             $crate::store::database::Database::Sqlite(db) => {
-                let $pool = &db.read;
+                let $pool = db.reader($store.reader);
                 $body
             }
-        }
-    };
+        };
+        $store.answered($doing, outcome).await
+    }};
 }
 
 /// Runs the same block in a transaction of either database, and commits it when the block's result
-/// is `Ok`. The block sees the connection as `$conn`. A connection that failed is not used again.
+/// is `Ok`. The block sees the connection as `$conn`. A connection that failed is not used again. A relay that lost the
+/// database to another one writes nothing.
 macro_rules! writing {
     ($store:expr, $durability:expr, $doing:expr, $conn:ident => $body:expr) => {
         match &*$store.database {
             $crate::store::database::Database::Postgres(db) => {
-                $crate::store::database::writing!(@in db, "BEGIN", $durability, $doing, $conn => $body)
+                $crate::store::database::writing!(
+                    @in $store, db, "BEGIN", $durability, $doing, $conn =>
+                    db.epoch.check(&mut *$conn).await,
+                    $body
+                )
             }
-            // Immediate: a transaction that reads first must not find the file locked when it writes.
+            // Immediate: a transaction that reads first must not find the file locked when it writes. The lock of the
+            // file beside the database is never lost.
             $crate::store::database::Database::Sqlite(db) => {
-                $crate::store::database::writing!(@in db, "BEGIN IMMEDIATE", $durability, $doing, $conn => $body)
+                $crate::store::database::writing!(
+                    @in $store, db, "BEGIN IMMEDIATE", $durability, $doing, $conn => Ok(true), $body
+                )
             }
         }
     };
-    (@in $db:ident, $begin:literal, $durability:expr, $doing:expr, $conn:ident => $body:expr) => {{
-        use sqlx::Connection as _;
-        let mut connection = $db.writer($durability).await.doing($doing)?;
-        let outcome = async {
-            let mut transaction = connection.begin_with($begin).await.doing($doing)?;
-            let result = {
-                let $conn = &mut *transaction;
-                $body?
-            };
-            transaction.commit().await.doing($doing)?;
-            Ok(result)
+    (@in $store:expr, $db:ident, $begin:literal, $durability:expr, $doing:expr, $conn:ident => $check:expr, $body:expr) => {
+        async {
+            use sqlx::Connection as _;
+            let acquired = $db.writer($durability).await;
+            let mut connection = $store.answered($doing, acquired).await?;
+            let outcome = async {
+                let mut transaction = connection.begin_with($begin).await.doing($doing)?;
+                let result = {
+                    let $conn = &mut *transaction;
+                    let ours: Result<bool, sqlx::Error> = $check;
+                    if !ours.doing($doing)? {
+                        return Err($store.taken_over());
+                    }
+                    $body?
+                };
+                transaction.commit().await.doing($doing)?;
+                Ok(result)
+            }
+            .await;
+            if outcome.is_err() {
+                // SQLite ends a transaction by itself where the disk is full; the driver goes on counting it.
+                connection.close_on_drop();
+            }
+            outcome
         }
-        .await;
-        if outcome.is_err() {
-            // SQLite ends a transaction by itself where the disk is full; the driver goes on counting it.
-            connection.close_on_drop();
-        }
-        outcome
-    }};
+        .await
+    };
 }
 
 pub(super) use {reading, writing};

@@ -2,6 +2,7 @@
 //! what to do. A password never appears in one.
 
 use sqlx::migrate::MigrateError;
+use sqlx::postgres::PgConnectOptions;
 use std::error::Error as _;
 
 /// An error of the store.
@@ -41,14 +42,24 @@ pub enum StoreError {
     },
     /// The schema was written by a later version.
     #[error(
-        "{database} was written by a newer version of atproto-relay (it has migration {version}, which this one does not \
-         know); run that version or a later one"
+        "{database} was changed by a newer version of atproto-relay, and no version before {release} can use it; run \
+         {release} or a later one, or restore a backup from before the upgrade"
     )]
     Newer {
         /// Which.
         database: String,
-        /// The first migration that is unknown here.
-        version: i64,
+        /// The first release that can use it.
+        release: String,
+    },
+    /// The server lets us in, but not make or change tables.
+    #[error("{database} does not let this user make its tables: {reason}; {remedy}")]
+    Privilege {
+        /// Which.
+        database: String,
+        /// What the server said.
+        reason: String,
+        /// What its administrator can do.
+        remedy: String,
     },
     /// The schema is not the one its version number promises.
     #[error(
@@ -117,6 +128,18 @@ pub enum StoreError {
         /// By whom, as far as it is known.
         owner: String,
     },
+    /// Another relay took the database while this one had no session.
+    #[error(
+        "{database} was taken over by another relay while this one had lost its session: this one writes nothing more \
+         and stops; run one relay on a database"
+    )]
+    TakenOver {
+        /// Which.
+        database: String,
+    },
+    /// Too many reads of strangers wait.
+    #[error("too many requests wait for the database; try again later")]
+    Busy,
     /// A row holds what no version of the relay writes.
     #[error("the database holds {what} in {table}, which is not valid; restore it from a backup")]
     Corrupt {
@@ -186,6 +209,7 @@ const PG_INVALID_CATALOG: &str = "3D000";
 const PG_CANNOT_CONNECT_NOW: &str = "57P03";
 const PG_TOO_MANY_CONNECTIONS: &str = "53300";
 const PG_READ_ONLY: &str = "25006";
+const PG_INSUFFICIENT_PRIVILEGE: &str = "42501";
 const PG_DISK_FULL: &str = "53100";
 
 // SQLite primary result codes, https://www.sqlite.org/rescode.html.
@@ -199,8 +223,12 @@ const SQLITE_FULL: u32 = 13;
 const SQLITE_CANTOPEN: u32 = 14;
 const SQLITE_NOTADB: u32 = 26;
 
-/// What kept a PostgreSQL database from being opened.
-pub(super) fn from_postgres(database: &str, error: &sqlx::Error) -> StoreError {
+/// What kept a PostgreSQL database, of that name for this user, from being opened.
+pub(super) fn from_postgres(
+    database: &str,
+    options: &PgConnectOptions,
+    error: &sqlx::Error,
+) -> StoreError {
     let database = database.to_owned();
     let reason = describe(error);
     let code = error
@@ -211,12 +239,34 @@ pub(super) fn from_postgres(database: &str, error: &sqlx::Error) -> StoreError {
             StoreError::Login { database, reason }
         }
         Some(PG_INVALID_CATALOG) => StoreError::NoDatabase { database },
+        Some(PG_INSUFFICIENT_PRIVILEGE) => StoreError::Privilege {
+            database,
+            remedy: remedy(options, &reason),
+            reason,
+        },
         Some(PG_DISK_FULL) => StoreError::Disk { database, reason },
         Some(PG_READ_ONLY) => StoreError::ReadOnly { database, reason },
         Some(PG_CANNOT_CONNECT_NOW | PG_TOO_MANY_CONNECTIONS) | None => {
             StoreError::Unreachable { database, reason }
         }
         Some(_) => StoreError::Schema { database, reason },
+    }
+}
+
+/// How a user comes to make tables: since PostgreSQL 15 only the database's owner may in the schema `public`.
+fn remedy(options: &PgConnectOptions, reason: &str) -> String {
+    let user = options.get_username();
+    let database = options.get_database().unwrap_or(user);
+    if reason.starts_with("permission denied for schema") {
+        format!(
+            "as the server's administrator say ALTER DATABASE \"{database}\" OWNER TO \"{user}\", or in that database \
+             GRANT CREATE ON SCHEMA public TO \"{user}\""
+        )
+    } else {
+        format!(
+            "log in as the owner of its tables, or as the server's administrator say in that database REASSIGN OWNED \
+             BY the former owner TO \"{user}\""
+        )
     }
 }
 
@@ -242,12 +292,12 @@ pub(super) fn from_sqlite(database: &str, error: &sqlx::Error) -> StoreError {
 pub(super) fn from_migration(
     database: &str,
     error: MigrateError,
-    classify: fn(&str, &sqlx::Error) -> StoreError,
+    classify: impl Fn(&str, &sqlx::Error) -> StoreError,
 ) -> StoreError {
     match error {
-        MigrateError::VersionMissing(version) => StoreError::Newer {
+        MigrateError::VersionMissing(version) => StoreError::Schema {
             database: database.to_owned(),
-            version,
+            reason: format!("its migration {version} is unknown here"),
         },
         MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => {
             classify(database, &source)

@@ -1,19 +1,23 @@
 //! One relay at a time on a database: a hold that ends with the process, however that ends.
-//! On PostgreSQL it is an advisory lock of a session of its own, on SQLite a lock on a file beside the database.
+//! On PostgreSQL it is an advisory lock of a session of its own, and an epoch in the database: a relay that lost its
+//! session and was followed by another one writes nothing more. On SQLite it is a lock on a file beside the database.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::Store;
-use super::database::Database;
+use super::database::{Database, KEEPALIVES};
 use super::error::{Doing, StoreError};
 
 /// The advisory lock's key; such locks count within one database.
@@ -24,9 +28,8 @@ const GRACE_LOOK: Duration = Duration::from_millis(50);
 /// How often the session is looked at, and the wait before a server that is away is tried again.
 const LOOK: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(500);
-/// Lets the server notice within a minute that the machine of a relay is gone.
-const KEEPALIVES: &str =
-    "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3";
+/// How long a relay that takes the database waits for a write of the relay before it.
+const LAST_WRITE: &str = "SET lock_timeout = '60s'";
 const DOING: &str = "taking the database for this relay";
 
 /// The hold on a database, given up when dropped.
@@ -43,7 +46,62 @@ struct Session {
     options: Box<PgConnectOptions>,
     database: String,
     connection: PgConnection,
-    backend: i32,
+    backend: Backend,
+    epoch: Epoch,
+}
+
+/// A session of the server. Process ids alone come again, after a restart of the server at the latest.
+#[derive(Clone, Copy, sqlx::FromRow)]
+struct Backend {
+    pid: i32,
+    /// Microseconds.
+    started: i64,
+}
+
+/// Which relay, of all that took a database one after the other, this one is. Clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Epoch(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    /// 0 where this process does not hold the database: a tool beside a relay.
+    number: AtomicI64,
+    lost: Notify,
+}
+
+impl Epoch {
+    /// Whether a transaction may write: this relay is still the last one that took the database. It stays so until the
+    /// transaction ends.
+    pub async fn check(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+        let number = self.number();
+        if number == 0 {
+            return Ok(true);
+        }
+        let ours: Option<(i64,)> =
+            sqlx::query_as("SELECT epoch FROM relay_epoch WHERE epoch = $1 FOR SHARE")
+                .bind(number)
+                .fetch_optional(connection)
+                .await?;
+        Ok(ours.is_some())
+    }
+
+    /// Tells the hold that the database is another relay's.
+    pub fn lose(&self) {
+        self.0.lost.notify_one();
+    }
+
+    fn number(&self) -> i64 {
+        self.0.number.load(Ordering::Acquire)
+    }
+
+    /// Begins the next epoch.
+    async fn begin(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let (number,) = sqlx::query_as("UPDATE relay_epoch SET epoch = epoch + 1 RETURNING epoch")
+            .fetch_one(connection)
+            .await?;
+        self.0.number.store(number, Ordering::Release);
+        Ok(())
+    }
 }
 
 struct FileLock(File);
@@ -63,7 +121,11 @@ impl Store {
     pub async fn hold(&self) -> Result<Hold, StoreError> {
         Ok(Hold(match &*self.database {
             Database::Postgres(db) => {
-                Kind::Postgres(Session::begin(db.options.clone(), db.name.clone()).await?)
+                let mut session =
+                    Session::begin(db.options.clone(), db.name.clone(), db.epoch.clone()).await?;
+                let begun = db.epoch.begin(&mut session.connection).await;
+                begun.doing(DOING)?;
+                Kind::Postgres(session)
             }
             Database::Sqlite(db) => match &db.path {
                 Some(path) => Kind::Sqlite(lock_beside(path)?),
@@ -74,26 +136,16 @@ impl Store {
 }
 
 impl Hold {
-    /// Keeps the hold, also over a restart of the database's server. Ends only where another relay was faster.
+    /// Keeps the hold, also over a restart of the database's server. Ends only where another relay has, or had, the
+    /// database.
     pub async fn keep(mut self) -> StoreError {
         let Kind::Postgres(session) = &mut self.0 else {
             return std::future::pending().await;
         };
-        loop {
-            sleep(LOOK).await;
-            if session.connection.ping().await.is_ok() {
-                continue;
-            }
-            loop {
-                match session.again().await {
-                    Ok(()) => break,
-                    Err(error @ StoreError::InUse { .. }) => return error,
-                    Err(error) => {
-                        tracing::debug!(%error, "the hold on the database is not back yet")
-                    }
-                }
-                sleep(AGAIN).await;
-            }
+        let epoch = session.epoch.clone();
+        tokio::select! {
+            lost = session.keep() => lost,
+            () = epoch.0.lost.notified() => session.taken_over(),
         }
     }
 }
@@ -102,26 +154,36 @@ impl Session {
     async fn begin(
         options: Box<PgConnectOptions>,
         database: String,
+        epoch: Epoch,
     ) -> Result<Session, StoreError> {
         let mut connection = PgConnection::connect_with(&options).await.doing(DOING)?;
-        sqlx::raw_sql(KEEPALIVES)
-            .execute(&mut connection)
-            .await
-            .doing(DOING)?;
+        for setting in [KEEPALIVES, LAST_WRITE] {
+            sqlx::raw_sql(setting)
+                .execute(&mut connection)
+                .await
+                .doing(DOING)?;
+        }
+        let backend = sqlx::query_as(
+            "SELECT pid, (extract(epoch FROM backend_start) * 1000000)::int8 AS started FROM pg_stat_activity \
+             WHERE pid = pg_backend_pid()",
+        )
+        .fetch_one(&mut connection)
+        .await
+        .doing(DOING)?;
         let deadline = Instant::now() + GRACE;
         loop {
-            let (got, backend): (bool, i32) =
-                sqlx::query_as("SELECT pg_try_advisory_lock($1), pg_backend_pid()")
-                    .bind(KEY)
-                    .fetch_one(&mut connection)
-                    .await
-                    .doing(DOING)?;
+            let (got,): (bool,) = sqlx::query_as("SELECT pg_try_advisory_lock($1)")
+                .bind(KEY)
+                .fetch_one(&mut connection)
+                .await
+                .doing(DOING)?;
             if got {
                 return Ok(Session {
                     options,
                     database,
                     connection,
                     backend,
+                    epoch,
                 });
             }
             if Instant::now() >= deadline {
@@ -132,22 +194,59 @@ impl Session {
         }
     }
 
-    /// Takes the lock once more, from our own session where the server still has that.
+    /// Looks at the session again and again, and takes the lock once more where it is gone.
+    async fn keep(&mut self) -> StoreError {
+        loop {
+            sleep(LOOK).await;
+            if self.connection.ping().await.is_ok() {
+                continue;
+            }
+            loop {
+                match self.again().await {
+                    Ok(()) => break,
+                    Err(error @ (StoreError::InUse { .. } | StoreError::TakenOver { .. })) => {
+                        return error;
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "the hold on the database is not back yet");
+                    }
+                }
+                sleep(AGAIN).await;
+            }
+        }
+    }
+
+    /// Takes the lock once more, from our own session where the server still has that. Another relay may have come and
+    /// gone meanwhile: then what this one knows is old.
     async fn again(&mut self) -> Result<(), StoreError> {
         let mut connection = PgConnection::connect_with(&self.options)
             .await
             .doing(DOING)?;
         sqlx::query(
-            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE pid = $1 AND locktype = 'advisory'",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 \
+             AND (extract(epoch FROM backend_start) * 1000000)::int8 = $2",
         )
-        .bind(self.backend)
+        .bind(self.backend.pid)
+        .bind(self.backend.started)
         .execute(&mut connection)
         .await
         .doing(DOING)?;
         // What is left of the old session is of no use.
         let _ = connection.close().await;
-        *self = Session::begin(self.options.clone(), self.database.clone()).await?;
+        let (options, database) = (self.options.clone(), self.database.clone());
+        let mut session = Session::begin(options, database, self.epoch.clone()).await?;
+        let ours = self.epoch.check(&mut session.connection).await;
+        if !ours.doing(DOING)? {
+            return Err(self.taken_over());
+        }
+        *self = session;
         Ok(())
+    }
+
+    fn taken_over(&self) -> StoreError {
+        StoreError::TakenOver {
+            database: self.database.clone(),
+        }
     }
 }
 

@@ -209,19 +209,17 @@ impl Store {
 
     /// The host of that number.
     pub async fn host(&self, id: HostId) -> Result<Option<HostRow>, StoreError> {
-        let record: Option<HostRecord> = reading!(self, pool => {
+        let record: Option<HostRecord> = reading!(self, "reading a host", pool => {
             sqlx::query_as("SELECT * FROM hosts WHERE id = $1").bind(id.to_sql()).fetch_optional(pool).await
-        })
-        .doing("reading a host")?;
+        })?;
         record.map(HostRecord::into_row).transpose()
     }
 
     /// The host of that name (`host` or `host:port`, lower case).
     pub async fn host_by_name(&self, hostname: &str) -> Result<Option<HostRow>, StoreError> {
-        let record: Option<HostRecord> = reading!(self, pool => {
+        let record: Option<HostRecord> = reading!(self, "reading a host", pool => {
             sqlx::query_as("SELECT * FROM hosts WHERE hostname = $1").bind(hostname).fetch_optional(pool).await
-        })
-        .doing("reading a host")?;
+        })?;
         record.map(HostRecord::into_row).transpose()
     }
 
@@ -236,31 +234,13 @@ impl Store {
         after: Option<HostId>,
         limit: u32,
     ) -> Result<Vec<HostRow>, StoreError> {
-        let records: Vec<HostRecord> = reading!(self, pool => {
+        let records: Vec<HostRecord> = reading!(self, "listing hosts", pool => {
             sqlx::query_as("SELECT * FROM hosts WHERE id > $1 ORDER BY id LIMIT $2")
                 .bind(after.map_or(0, HostId::to_sql))
                 .bind(i64::from(limit))
                 .fetch_all(pool)
                 .await
-        })
-        .doing("listing hosts")?;
-        records.into_iter().map(HostRecord::into_row).collect()
-    }
-
-    /// As [`Store::list_hosts`], without those that never sent an event.
-    pub async fn list_seen_hosts(
-        &self,
-        after: Option<HostId>,
-        limit: u32,
-    ) -> Result<Vec<HostRow>, StoreError> {
-        let records: Vec<HostRecord> = reading!(self, pool => {
-            sqlx::query_as("SELECT * FROM hosts WHERE id > $1 AND last_seq IS NOT NULL ORDER BY id LIMIT $2")
-                .bind(after.map_or(0, HostId::to_sql))
-                .bind(i64::from(limit))
-                .fetch_all(pool)
-                .await
-        })
-        .doing("listing hosts")?;
+        })?;
         records.into_iter().map(HostRecord::into_row).collect()
     }
 
@@ -406,10 +386,9 @@ impl Store {
 
     /// The banned domains, in alphabetical order.
     pub async fn domain_bans(&self) -> Result<Vec<String>, StoreError> {
-        let mut rows: Vec<(String,)> = reading!(self, pool => {
+        let mut rows: Vec<(String,)> = reading!(self, "listing banned domains", pool => {
             sqlx::query_as("SELECT domain FROM domain_bans").fetch_all(pool).await
-        })
-        .doing("listing banned domains")?;
+        })?;
         rows.sort();
         Ok(rows.into_iter().map(|(domain,)| domain).collect())
     }

@@ -9,7 +9,10 @@ mod database;
 mod error;
 mod hold;
 mod hosts;
+mod outage;
+mod recent;
 mod rows;
+mod schema;
 mod status;
 mod writer;
 
@@ -17,22 +20,36 @@ pub use error::StoreError;
 pub use hold::Hold;
 pub use rows::{
     AccountRow, AccountUpdate, Batch, DEFAULT_ACCOUNT_LIMIT, Heard, HostId, HostRow, KnownKey,
-    NewHost, RateOverrides, Renumbered, RepoState, TRUSTED_ACCOUNT_LIMIT,
+    NewHost, Page, RateOverrides, Renumbered, RepoState, TRUSTED_ACCOUNT_LIMIT,
 };
 pub use status::{HostStatus, LocalStatus, MAX_STATUS_BYTES, UpstreamStatus, combined_status};
 pub use writer::{FLUSH_INTERVAL, FLUSH_ROWS, Writer};
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use crate::clock;
+use crate::telemetry::metrics;
 
-use database::{Database, reading};
-use error::Doing;
+use database::{Database, Reader, reading};
+use outage::{Outage, may_be_away};
+use recent::Recent;
+
+/// Connections of a tool beside a relay.
+const TOOL_CONNECTIONS: u32 = 8;
+
+/// How long the database may take to answer a question without work.
+const CHECK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The database. Clones share its connections.
 #[derive(Clone)]
 pub struct Store {
     database: Arc<Database>,
+    reader: Reader,
+    recent: Recent,
+    outage: Arc<Outage>,
 }
 
 impl Store {
@@ -42,15 +59,85 @@ impl Store {
     /// # Errors
     /// Each way to fail has its variant, in words for the operator; none shows the password.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
+        Self::open_with(url, TOOL_CONNECTIONS).await
+    }
+
+    /// As [`Store::open`], with so many connections at most (and five at least): three to write, to hold
+    /// the database and to look at the server, the others to read, half of them for strangers.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub async fn open_with(url: &str, connections: u32) -> Result<Self, StoreError> {
         Ok(Self {
-            database: Arc::new(Database::open(url).await?),
+            database: Arc::new(Database::open(url, connections).await?),
+            reader: Reader::Relay,
+            recent: Recent::default(),
+            outage: Arc::default(),
         })
+    }
+
+    /// The same database for reads of strangers: they have connections of their own, and wait for nobody else's.
+    pub fn public(&self) -> Self {
+        Self {
+            reader: Reader::Public,
+            ..self.clone()
+        }
     }
 
     /// Whether the database answers.
     pub async fn check(&self) -> Result<(), StoreError> {
-        reading!(self, pool => sqlx::query("SELECT 1").execute(pool).await.map(drop))
-            .doing("asking whether it is there")
+        const DOING: &str = "asking whether it is there";
+        if let Some(cause) = self.outage.known_cause(&self.database).await {
+            return Err(cause);
+        }
+        let asked = async {
+            reading!(self, DOING, pool => sqlx::query("SELECT 1").execute(pool).await.map(drop))
+        };
+        match timeout(CHECK_PATIENCE, asked).await {
+            Ok(answer) => answer,
+            Err(_) => self.answered(DOING, Err(sqlx::Error::PoolTimedOut)).await,
+        }
+    }
+
+    /// Says in the log that something failed and is tried again: one line every 30 seconds, whoever meets it.
+    pub fn complain(&self, what: &str, error: &StoreError) {
+        self.outage.complain(what, error);
+    }
+
+    /// What came of asking the database, with the true reason where it is away.
+    async fn answered<T>(
+        &self,
+        doing: &'static str,
+        outcome: Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let source = match outcome {
+            Ok(answer) => {
+                self.outage.end();
+                return Ok(answer);
+            }
+            Err(source) => source,
+        };
+        if may_be_away(&source)
+            && let Some(cause) = self.outage.cause(&self.database).await
+        {
+            self.outage.begin(&cause);
+            return Err(cause);
+        }
+        if self.reader == Reader::Public && matches!(source, sqlx::Error::PoolTimedOut) {
+            metrics().store_reads_refused.inc();
+            return Err(StoreError::Busy);
+        }
+        Err(StoreError::Query { doing, source })
+    }
+
+    /// Another relay has the database: whoever holds it for this one is told.
+    fn taken_over(&self) -> StoreError {
+        if let Database::Postgres(db) = &*self.database {
+            db.epoch.lose();
+        }
+        StoreError::TakenOver {
+            database: self.database.name().to_owned(),
+        }
     }
 
     /// Closes all connections; running statements end first.

@@ -158,9 +158,51 @@ pub struct AccountRow {
 }
 
 impl AccountRow {
+    /// The number of an account that the database does not have yet.
+    pub const UNNUMBERED: i64 = 0;
+
     /// What consumers are told: `active`, and the lexicons' `status` field.
     pub fn public_status(&self) -> (bool, Option<&str>) {
         combined_status(self.local, &self.upstream)
+    }
+
+    /// The row after an update, as the database applies it.
+    pub(super) fn apply(&mut self, update: &AccountUpdate) {
+        self.host = update.host.unwrap_or(self.host);
+        self.counted = update.counted.unwrap_or(self.counted);
+        self.local = update.local.unwrap_or(self.local);
+        if let Some(upstream) = &update.upstream {
+            self.upstream = upstream.clone();
+        }
+        if let Some(repo) = update.repo
+            && self.repo.is_none_or(|known| repo.rev >= known.rev)
+        {
+            self.repo = Some(repo);
+        }
+        if let Some(key) = update.key
+            && self.resolved_at.is_none_or(|then| key.resolved_at >= then)
+        {
+            self.signing_key = key.signing_key;
+            self.resolved_at = Some(key.resolved_at);
+        }
+    }
+
+    /// The row that an update creates, with [`AccountRow::UNNUMBERED`] for a number: the database gives out numbers.
+    /// None without a host.
+    pub(super) fn created(update: &AccountUpdate) -> Option<Self> {
+        let mut row = Self {
+            uid: Self::UNNUMBERED,
+            did: update.did.clone(),
+            host: update.host?,
+            counted: true,
+            local: LocalStatus::default(),
+            upstream: UpstreamStatus::default(),
+            repo: None,
+            signing_key: None,
+            resolved_at: None,
+        };
+        row.apply(update);
+        Some(row)
     }
 }
 
@@ -262,6 +304,15 @@ impl AccountUpdate {
             || self.counted.is_some()
             || self.upstream == Some(UpstreamStatus::Deleted)
     }
+}
+
+/// A part of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// Its rows.
+    pub rows: Vec<T>,
+    /// Where the next page begins: after this number. `None` at the list's end.
+    pub next: Option<i64>,
 }
 
 /// Changes that are written together or not at all.

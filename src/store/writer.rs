@@ -1,15 +1,17 @@
 //! The task that writes behind the stream of events: gathers changes, writes them in batches, and
 //! tries again until the database takes them. It never drops a change. While the database is away it
 //! goes on gathering up to a limit, then its channel fills and the pressure goes back to who sends.
+//! Readers of the store have a change from the moment it is announced or handed over.
 
 use super::Store;
 use super::coalesce::Coalesced;
 use super::error::StoreError;
+use super::recent::Written;
 use super::rows::{AccountRow, AccountUpdate, Batch};
 use crate::atproto::did::Did;
 use crate::telemetry::metrics;
 use futures_util::future::BoxFuture;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -32,9 +34,6 @@ const CHANNEL_MESSAGES: usize = 1_024;
 /// Wait before a failed write is tried again: doubled up to the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
-
-/// How often a database that stays away is complained about.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 
 enum Message {
     Update(AccountUpdate),
@@ -103,15 +102,22 @@ impl Writer {
         self.trouble.borrow().clone()
     }
 
+    /// Lets readers see changes that will be handed over by [`Writer::send_blocking`]: of events that are in the log, and
+    /// that consumers are about to see.
+    pub fn announce<'a>(&self, updates: impl IntoIterator<Item = &'a AccountUpdate>) {
+        self.store.recent.announce(updates);
+    }
+
     /// Hands changes over; waits while the database is behind.
     ///
     /// # Errors
     /// [`StoreError::WriterStopped`] after a shutdown.
     pub async fn send(&self, batch: Batch) -> Result<(), StoreError> {
+        self.announce(&batch.accounts);
         self.post(Message::Write(batch)).await
     }
 
-    /// As [`Writer::send`], for threads outside the runtime.
+    /// As [`Writer::send`], for threads outside the runtime, and for changes that were announced.
     ///
     /// # Errors
     /// [`StoreError::WriterStopped`] after a shutdown.
@@ -124,6 +130,7 @@ impl Writer {
     /// Hands one account's change over, from threads outside the runtime; waits while the database is
     /// far behind. After a shutdown the change goes nowhere: the log still has it.
     pub fn update(&self, update: AccountUpdate) {
+        self.announce([&update]);
         if self.sender.blocking_send(Message::Update(update)).is_err() {
             tracing::debug!("a change came after the database writer stopped");
         }
@@ -147,6 +154,11 @@ impl Writer {
         let (reply, done) = oneshot::channel();
         self.post(Message::Settle(dids.to_vec(), reply)).await?;
         done.await.map_err(|_| StoreError::WriterStopped)
+    }
+
+    /// See [`Store::complain`].
+    pub fn complain(&self, what: &str, error: &StoreError) {
+        self.store.complain(what, error);
     }
 
     /// The `replay_from` that was written last; 0 before the first.
@@ -199,7 +211,7 @@ struct Task {
 struct Write {
     rows: usize,
     replay_from: Option<u64>,
-    dids: HashSet<Did>,
+    changes: HashMap<Did, u32>,
     done: BoxFuture<'static, Result<(), TimeOver>>,
 }
 
@@ -275,7 +287,8 @@ impl Task {
             Message::Write(batch) => self.pending.add(batch),
             Message::Settle(dids, reply) => {
                 let gathered = dids.iter().any(|did| self.pending.has(did));
-                let under_way = |write: &Write| dids.iter().any(|did| write.dids.contains(did));
+                let under_way =
+                    |write: &Write| dids.iter().any(|did| write.changes.contains_key(did));
                 let under_way = self.write.as_ref().is_some_and(under_way);
                 self.wait(gathered, under_way, reply);
             }
@@ -309,15 +322,12 @@ impl Task {
         if self.write.is_some() || self.pending.is_empty() || !due {
             return;
         }
+        let changes = self.pending.changes().collect();
         let batch = self.pending.take();
         self.write = Some(Write {
             rows: rows(&batch),
             replay_from: batch.replay_from,
-            dids: batch
-                .accounts
-                .iter()
-                .map(|update| update.did.clone())
-                .collect(),
+            changes,
             done: Box::pin(write_until_taken(
                 self.store.clone(),
                 batch,
@@ -331,6 +341,9 @@ impl Task {
         let Some(write) = self.write.take() else {
             return;
         };
+        self.store
+            .recent
+            .written(write.changes.into_iter().collect::<Written>());
         if let Some(seq) = write.replay_from {
             self.position.send_replace(seq);
         }
@@ -379,7 +392,7 @@ async fn write_until_taken(
     stopping: watch::Receiver<Option<Instant>>,
 ) -> Result<(), TimeOver> {
     let mut retry = FIRST_RETRY;
-    let mut complained: Option<Instant> = None;
+    let mut failed = false;
     loop {
         let started = Instant::now();
         let attempt = tokio::select! {
@@ -392,19 +405,17 @@ async fn write_until_taken(
         let Err(error) = attempt else { break };
         metrics().store_flush_errors.inc();
         troubled.send_replace(Some(error.to_string()));
-        if complained.is_none_or(|then| then.elapsed() >= COMPLAIN_EVERY) {
-            tracing::error!(%error, rows = rows(&batch), "account states wait for the database; trying again");
-            complained = Some(Instant::now());
-        }
+        store.complain("account states wait for the database; trying again", &error);
+        failed = true;
         tokio::select! {
             () = tokio::time::sleep(retry) => {}
             () = time_over(stopping.clone()) => return Err(TimeOver),
         }
         retry = (retry * 2).min(LONGEST_RETRY);
     }
-    if complained.is_some() {
+    if failed {
         troubled.send_replace(None);
-        tracing::info!("the database takes account states again");
+        tracing::debug!("the database takes account states again");
     }
     Ok(())
 }

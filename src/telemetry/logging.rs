@@ -43,6 +43,9 @@ pub enum LoggingError {
     Change(#[from] reload::Error),
 }
 
+/// The database driver, as its lines are named.
+const DRIVER: &str = "sqlx";
+
 /// What lets lines through in this process.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
@@ -73,8 +76,15 @@ pub fn set_log_level(level: &str) -> Result<(), LoggingError> {
     }
 }
 
+/// The database driver's own lines say less than the store's, and come with every statement that fails: only who names
+/// the driver sees them.
 fn filter(level: &str) -> Result<EnvFilter, LoggingError> {
-    EnvFilter::try_new(level).map_err(|error| LoggingError::Level(level.to_owned(), error))
+    let quiet = match level.contains(DRIVER) {
+        true => String::new(),
+        false => format!(",{DRIVER}=off"),
+    };
+    EnvFilter::try_new(format!("{level}{quiet}"))
+        .map_err(|error| LoggingError::Level(level.to_owned(), error))
 }
 
 type Output = Box<dyn Layer<Registry> + Send + Sync>;

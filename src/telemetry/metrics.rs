@@ -202,6 +202,8 @@ pub struct Metrics {
     pub store_flush_seconds: Histogram,
     /// Batches that failed in the database and were repeated.
     pub store_flush_errors: IntCounter,
+    /// Public reads that found no free connection in time.
+    pub store_reads_refused: IntCounter,
 
     /// 1 while the database takes no changes, sampled.
     pub store_failing: IntGauge,
@@ -484,6 +486,10 @@ impl Metrics {
             store_flush_errors: r.counter(
                 "relay_store_flush_errors_total",
                 "Batches that failed in the database and were repeated",
+            ),
+            store_reads_refused: r.counter(
+                "relay_store_reads_refused_total",
+                "Public reads that found no free database connection in time",
             ),
             consumers: r.gauge("relay_consumers", "Consumers of the firehose"),
             consumers_admitted: r.counter("relay_consumers_admitted_total", "Consumers admitted"),

@@ -362,7 +362,9 @@ impl<S: Sink> Connection<'_, S> {
             ..Batch::default()
         };
         if let Err(error) = self.shared.store.apply(&batch).await {
-            tracing::warn!(host = self.host.name(), %error, "the first cursor of a host is not written yet");
+            self.shared
+                .store
+                .complain("first cursors of hosts are not written yet", &error);
         }
     }
 

@@ -593,7 +593,9 @@ impl Inner {
                 match self.store.set_host_status(host.id(), status).await {
                     Ok(()) => host.status_was_stored(status),
                     Err(error) => {
-                        return tracing::warn!(host = host.name(), %error, "host status not written yet");
+                        return self
+                            .store
+                            .complain("host statuses are not written yet", &error);
                     }
                 }
             }
@@ -601,7 +603,9 @@ impl Inner {
                 match self.store.mark_sync11(host.id()).await {
                     Ok(()) => host.sync11_was_stored(),
                     Err(error) => {
-                        return tracing::warn!(host = host.name(), %error, "sync 1.1 mark not written yet");
+                        return self
+                            .store
+                            .complain("sync 1.1 marks are not written yet", &error);
                     }
                 }
             }

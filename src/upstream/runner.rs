@@ -53,7 +53,10 @@ impl Shared {
             let log_seq = host.progress().restart(cursor);
             let log_seq = log_seq.max(self.log_head.load(Ordering::Acquire) + 1);
             while let Err(error) = self.store.renumber_host(host.id(), cursor, log_seq).await {
-                tracing::warn!(host = host.name(), %error, "the host waits: it numbers its events anew, and that cannot be written");
+                self.store.complain(
+                    "a host that numbers its events anew waits until that is written",
+                    &error,
+                );
                 tokio::time::sleep(DATABASE_PAUSE).await;
             }
         };

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant as Moment};
 use tokio::sync::mpsc::{UnboundedReceiver, WeakUnboundedSender};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
-use tracing::warn;
 
 use crate::atproto::did::Did;
 use crate::identity::{Identity, RepoStatusError, Requester, ResolveError, Resolver};
@@ -179,7 +178,8 @@ impl Lookups {
             match self.writer.accounts(&dids).await {
                 Ok(rows) => break rows,
                 Err(error) => {
-                    warn!(%error, "accounts cannot be read; events wait");
+                    self.writer
+                        .complain("accounts cannot be read; events wait", &error);
                     sleep(DATABASE_PAUSE).await;
                 }
             }

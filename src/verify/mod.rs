@@ -314,6 +314,7 @@ impl Pipeline {
 }
 
 /// Settles what the log holds on disk.
+#[derive(Clone)]
 pub struct Settler {
     settled: Settlements,
     writer: Writer,
@@ -321,8 +322,14 @@ pub struct Settler {
 }
 
 impl Settler {
-    /// Account changes go to the store's writer, in log order, then the hosts' cursors move. Called outside the
-    /// runtime; waits while the database is far behind. Returns the redactions that follow.
+    /// Lets readers see the accounts as these events leave them. Consumers have not seen the events yet.
+    pub fn announce(&self, events: &[(u64, Settlement)]) {
+        let updates = events.iter().filter_map(|(_, event)| event.update.as_ref());
+        self.writer.announce(updates);
+    }
+
+    /// Account changes, announced before, go to the store's writer, in log order, then the hosts' cursors move. Called
+    /// outside the runtime; waits while the database is far behind. Returns the redactions that follow.
     pub fn settle(&self, mut durable: Vec<(u64, Settlement)>) -> Vec<Redaction> {
         let accounts: Vec<_> = durable
             .iter_mut()

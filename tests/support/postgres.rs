@@ -241,3 +241,65 @@ fn wait_until_ready(server: &Server) -> Result<(), String> {
         .join()
         .map_err(|_| "the waiting thread panicked".to_owned())?
 }
+
+#[allow(dead_code, reason = "every test binary uses a part of it")]
+/// A way to a server over TCP that can be closed and opened, as when the server stops and starts: whoever connects
+/// meanwhile is refused.
+pub struct Gate {
+    address: std::net::SocketAddr,
+    socket: PathBuf,
+    open: Option<tokio::task::JoinHandle<()>>,
+}
+
+#[allow(dead_code, reason = "every test binary uses a part of it")]
+impl Gate {
+    /// Opens one on a port of its own.
+    pub async fn open(server: &Server) -> Self {
+        let mut gate = Self {
+            address: ([127, 0, 0, 1], 0).into(),
+            socket: server.sockets.join(".s.PGSQL.5432"),
+            open: None,
+        };
+        gate.reopen().await;
+        gate
+    }
+
+    /// The URL of a database, by its URL on the server's own socket.
+    pub fn url(&self, url: &str) -> String {
+        let (rest, _) = url.split_once('?').expect("a URL with a socket");
+        rest.replace("localhost", &self.address.to_string())
+    }
+
+    /// Cuts who is connected, and refuses who comes.
+    pub fn close(&mut self) {
+        if let Some(open) = self.open.take() {
+            open.abort();
+        }
+    }
+
+    /// Lets through again, on the same port.
+    pub async fn reopen(&mut self) {
+        let listener = tokio::net::TcpSocket::new_v4().expect("a socket");
+        listener.set_reuseaddr(true).expect("an option");
+        listener.bind(self.address).expect("the port is free");
+        let listener = listener.listen(64).expect("the port is free");
+        self.address = listener.local_addr().expect("an address");
+        let socket = self.socket.clone();
+        self.open = Some(tokio::spawn(async move {
+            // Ended with this task.
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let Ok((mut client, _)) = listener.accept().await else {
+                    return;
+                };
+                let socket = socket.clone();
+                connections.spawn(async move {
+                    let Ok(mut server) = tokio::net::UnixStream::connect(socket).await else {
+                        return;
+                    };
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                });
+            }
+        }));
+    }
+}
