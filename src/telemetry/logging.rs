@@ -108,7 +108,7 @@ fn stderr_layer(format: LogFormat) -> Output {
     let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     match format {
         LogFormat::Text => fmt::layer()
-            .with_writer(io::stderr)
+            .with_writer(|| OneLine(io::stderr()))
             .with_ansi(colours)
             .boxed(),
         LogFormat::Json => fmt::layer()
@@ -116,6 +116,35 @@ fn stderr_layer(format: LogFormat) -> Output {
             .flatten_event(true)
             .with_writer(io::stderr)
             .boxed(),
+    }
+}
+
+/// Writes each message as one line: what strangers say may have line breaks in it, and must not look like lines of ours.
+/// A message is written by one call, its own line break at the end.
+struct OneLine<W>(W);
+
+impl<W: io::Write> io::Write for OneLine<W> {
+    fn write(&mut self, message: &[u8]) -> io::Result<usize> {
+        let text = message.strip_suffix(b"\n").unwrap_or(message);
+        if !text.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+            self.0.write_all(message)?;
+            return Ok(message.len());
+        }
+        let mut line = Vec::with_capacity(message.len() + 16);
+        for byte in text {
+            match byte {
+                b'\n' => line.extend(b"\\n"),
+                b'\r' => line.extend(b"\\r"),
+                byte => line.push(*byte),
+            }
+        }
+        line.extend(&message[text.len()..]);
+        self.0.write_all(&line)?;
+        Ok(message.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -134,6 +163,19 @@ pub fn stderr_is_journal(journal_stream: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_is_one_line_whatever_it_says() {
+        let mut out = OneLine(Vec::new());
+        for message in ["plain\n", "two\n2026 ERROR\r\nlines\n", "no end\nhere"] {
+            io::Write::write_all(&mut out, message.as_bytes()).unwrap();
+        }
+        let expected = b"plain\ntwo\\n2026 ERROR\\r\\nlines\nno end\\nhere";
+        assert_eq!(
+            String::from_utf8_lossy(&out.0),
+            String::from_utf8_lossy(expected)
+        );
+    }
 
     #[test]
     fn the_journal_is_recognised_by_device_and_inode() {
