@@ -128,6 +128,7 @@ impl Operations for Recorder {
             per_second: 50.1,
             per_hour: 2_600.0,
             per_day: 21_000.0,
+            bytes_per_hour: 210e6,
         })
     }
 
@@ -1053,6 +1054,7 @@ async fn the_operator_sees_and_bans_hosts() {
             "PerSecondEventRate": {"Max": 50.1, "Window": 1.0},
             "PerHourEventRate": {"Max": 2600.0, "Window": 3600.0},
             "PerDayEventRate": {"Max": 21000.0, "Window": 86400.0},
+            "PerHourByteRate": {"Max": 210e6, "Window": 3600.0},
         })
     );
     let second = &hosts[1];
@@ -1271,13 +1273,16 @@ async fn the_operator_changes_limits() {
         per_second,
         per_hour,
         per_day,
+        bytes_per_hour: per_hour.map(|_| 10_000_000_000),
     };
     assert_eq!(
         (row().await.rates, row().await.validation),
         (rates(Some(7), None, Some(9)), Some(Validation::Lenient))
     );
     assert_eq!(
-        change(json!({"per_second": null, "per_hour": 8, "validation": null}))
+        change(json!({
+            "per_second": null, "per_hour": 8, "bytes_per_hour": 10_000_000_000_u64, "validation": null
+        }))
             .await
             .status,
         StatusCode::OK
@@ -1293,6 +1298,7 @@ async fn the_operator_changes_limits() {
         json!({"repo_limit": "many"}),
         json!({"per_second": -1}),
         json!({"per_hour": 1.5}),
+        json!({"bytes_per_hour": -1}),
         json!({"validation": "trusting"}),
         json!({"account_limit_alerts_silenced": true}),
     ] {

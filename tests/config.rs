@@ -123,12 +123,14 @@ fn every_setting_is_read_from_file_environment_and_flag() {
         "log.min_free_bytes" => ("\"2GB\"", "2GB"),
         "log.segment_bytes" => ("\"64MiB\"", "64MiB"),
         "max_consumer_input" => ("\"2MiB\"", "2MiB"),
-        "account_cache" => ("\"2GiB\"", "2GiB"),
+        "account_cache" | "memory.shared" | "memory.parked" => ("\"2GiB\"", "2GiB"),
+        "memory.per_host" => ("\"1MiB\"", "1MiB"),
         "trusted_domains" => ("[\"*.example.com\"]", "*.example.com"),
         "trusted_proxies" => ("[\"10.0.0.0/8\", \"::1\"]", "10.0.0.0/8,::1"),
         "banned_domains" => ("[\"spam.example.com\"]", "spam.example.com"),
         "replay_window"
         | "desync.period"
+        | "limits.message_time"
         | "identity.ttl"
         | "identity.negative_ttl"
         | "identity.refresh_interval" => ("\"7m\"", "7m"),

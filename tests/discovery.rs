@@ -23,7 +23,7 @@ use url::Url;
 struct Nothing;
 
 impl Sink for Nothing {
-    async fn submit(&self, _event: Received) {}
+    fn submit(&self, _event: Received) {}
 }
 
 /// A host whose describeServer answers what the test wants.

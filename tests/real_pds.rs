@@ -61,6 +61,7 @@ fn config(folder: &Path, replay: &Replay) -> Config {
             per_second: unlimited,
             per_hour: unlimited,
             per_day: unlimited,
+            bytes_per_hour: unlimited,
             ..HostLimits::default()
         },
         ..Config::default()

@@ -179,6 +179,7 @@ fn a_host_is_added_once_and_keeps_what_is_set() {
             per_second: Some(5),
             per_hour: None,
             per_day: Some(u32::MAX),
+            bytes_per_hour: Some(1 << 40),
         };
         store.set_host_rates(host.id, rates).await.unwrap();
         store

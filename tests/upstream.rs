@@ -2,12 +2,12 @@
 #![cfg(feature = "devnet")]
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::Kind;
-use atproto_relay::config::DomainPattern;
+use atproto_relay::config::{DomainPattern, HostLimits, MemoryLimits};
 use atproto_relay::dial::{Guard, PdsHost};
 use atproto_relay::store::{HostStatus, NewHost, RateOverrides, Store};
 use atproto_relay::upstream::{
@@ -22,6 +22,7 @@ use axum::routing::get;
 use libipld::cbor::DagCborCodec;
 use libipld::codec::Codec;
 use libipld::{Ipld, ipld};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 const DID: &str = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa";
@@ -60,13 +61,15 @@ impl Peer {
 /// A PDS that does what the test says.
 struct Pds {
     port: u16,
+    /// What it calls itself.
+    server: Arc<Mutex<&'static str>>,
     peers: mpsc::UnboundedReceiver<Peer>,
 }
 
 #[derive(Clone)]
 struct PdsState {
     peers: mpsc::UnboundedSender<Peer>,
-    server: &'static str,
+    server: Arc<Mutex<&'static str>>,
     /// Never reads from its sockets, so answers no ping.
     deaf: bool,
 }
@@ -84,16 +87,21 @@ impl Pds {
     fn serve(listener: tokio::net::TcpListener, server: &'static str, deaf: bool) -> Self {
         let port = listener.local_addr().unwrap().port();
         let (sender, peers) = mpsc::unbounded_channel();
+        let server = Arc::new(Mutex::new(server));
         let state = PdsState {
             peers: sender,
-            server,
+            server: server.clone(),
             deaf,
         };
         let router = Router::new()
             .route("/xrpc/com.atproto.sync.subscribeRepos", get(subscribe))
             .with_state(state);
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { port, peers }
+        Self {
+            port,
+            server,
+            peers,
+        }
     }
 
     fn name(&self) -> String {
@@ -120,7 +128,7 @@ async fn subscribe(
 ) -> Response {
     let cursor = query.get("cursor").map(|cursor| cursor.parse().unwrap());
     let user_agent = headers["user-agent"].to_str().unwrap().to_owned();
-    let (server, deaf) = (state.server, state.deaf);
+    let (server, deaf) = (*state.server.lock().unwrap(), state.deaf);
     let response = upgrade.on_upgrade(move |socket| async move {
         let (send, outgoing) = mpsc::unbounded_channel();
         let (incoming, received) = mpsc::unbounded_channel();
@@ -166,7 +174,7 @@ async fn pump(
 struct Collector(mpsc::UnboundedSender<Received>);
 
 impl Sink for Collector {
-    async fn submit(&self, event: Received) {
+    fn submit(&self, event: Received) {
         self.0.send(event).ok();
     }
 }
@@ -617,12 +625,21 @@ async fn an_outdated_cursor_is_recorded_and_the_stream_goes_on() {
     )
     .await;
     let peer = pds.accept().await;
-    peer.send(info("OutdatedCursor"));
+    // Said once or a hundred times, it is one gap.
+    for _ in 0..40 {
+        peer.send(info("OutdatedCursor"));
+    }
     peer.send(info("SomethingElse"));
     peer.send_events([90, 91]);
     assert_eq!(relay.settle(2).await, [90, 91]);
     let host = relay.hosts.get(row.id).unwrap();
     assert_eq!((host.gaps(), host.progress().cursor()), (1, Some(91)));
+    drop(peer);
+    let peer = pds.accept().await;
+    peer.send(info("OutdatedCursor"));
+    peer.send_events([92]);
+    assert_eq!(relay.settle(1).await, [92]);
+    assert_eq!(host.gaps(), 2, "one for each connection");
 }
 
 #[tokio::test]
@@ -652,18 +669,190 @@ async fn other_errors_of_a_host_end_the_connection_and_it_resumes() {
     assert_eq!(pds.accept().await.cursor, Some(1));
 }
 
+/// A proxy that names itself so for an hour must not cost the host its place for ever.
 #[tokio::test]
-async fn another_relay_is_refused_and_banned() {
+async fn another_relay_is_refused_and_looked_at_again_later() {
     let mut pds = Pds::start_as("Indigo-Relay (ATPROTO-relay)", false).await;
-    let relay = Relay::start().await;
+    let mut relay = Relay::start_with(HostsOptions {
+        refused_pause: Duration::from_millis(300),
+        ..options()
+    })
+    .await;
     let host = relay.hosts.add(&pds.host()).await.unwrap();
     pds.accept().await.closed().await;
-    until("it is banned", || host.state() == HostState::Banned).await;
-    relay.until_stored(&host, HostStatus::Banned).await;
-    assert!(matches!(
-        relay.hosts.add(&pds.host()).await,
-        Err(AddError::Banned(_))
+    let refused = Instant::now();
+    until("it is refused", || host.state() == HostState::Refused).await;
+    relay.until_stored(&host, HostStatus::Offline).await;
+    assert!(!relay.hosts.is_banned(&pds.host()));
+    pds.accept().await.closed().await;
+    assert!(refused.elapsed() >= Duration::from_millis(250));
+    *pds.server.lock().unwrap() = "fake-pds";
+    until("it is connected", || host.is_connected()).await;
+    let mut peer = pds.accept().await;
+    while let Ok(later) = pds.peers.try_recv() {
+        peer = later;
+    }
+    peer.send_events([7]);
+    assert_eq!(relay.settle(1).await, [7]);
+    relay.until_stored(&host, HostStatus::Active).await;
+}
+
+#[tokio::test]
+async fn bytes_are_limited_beside_events_and_nothing_is_dropped() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let rates = RateOverrides {
+        // The longest frame always fits, so this is 5 MB.
+        bytes_per_hour: Some(1),
+        ..RateOverrides::default()
+    };
+    relay.hosts.set_rates(host.id(), rates).await.unwrap();
+    let stored = relay.store.host(host.id()).await.unwrap().unwrap();
+    assert_eq!(stored.rates, rates);
+    let peer = pds.accept().await;
+    let long = |seq| {
+        let body = ipld!({"seq": seq, "did": DID, "time": "t", "x": vec![0_u8; 1_800_000]});
+        frame(ipld!({"op": 1, "t": "#identity"}), body)
+    };
+    for seq in 1..=3 {
+        peer.send(long(seq));
+    }
+    assert_eq!(relay.settle(2).await, [1, 2]);
+    until("it is held back", || {
+        host.state() == HostState::HeldBack && host.status() == HostStatus::Throttled
+    })
+    .await;
+    assert!(relay.events.try_recv().is_err());
+    let rates = RateOverrides {
+        bytes_per_hour: Some(10_000_000),
+        ..RateOverrides::default()
+    };
+    relay.hosts.set_rates(host.id(), rates).await.unwrap();
+    assert_eq!(relay.settle(1).await, [3]);
+}
+
+#[tokio::test]
+async fn pings_and_texts_hold_up_their_own_host() {
+    let limits = HostLimits {
+        others_per_second: 10,
+        ..HostLimits::default()
+    };
+    let policy = Policy {
+        limits,
+        ..Policy::default()
+    };
+    let mut relay = Relay::start_with(HostsOptions {
+        policy,
+        ..options()
+    })
+    .await;
+    let (mut pds, mut other) = (Pds::start().await, Pds::start().await);
+    relay.hosts.add(&pds.host()).await.unwrap();
+    relay.hosts.add(&other.host()).await.unwrap();
+    let (peer, other) = (pds.accept().await, other.accept().await);
+    let started = Instant::now();
+    for _ in 0..20 {
+        peer.send.send(Message::Ping("x".into())).unwrap();
+        peer.send.send(Message::Text("x".into())).unwrap();
+    }
+    peer.send_events([7]);
+    other.send_events([1]);
+    assert_eq!(relay.settle(2).await, [1, 7]);
+    assert!(
+        started.elapsed() > Duration::from_millis(1_500),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+/// Only an answer of the host itself may say what a message is: one whose end never comes is none.
+#[tokio::test]
+async fn a_message_that_does_not_end_ends_the_connection() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let name = listener.local_addr().unwrap().to_string();
+    let relay = Relay::start_with(HostsOptions {
+        message_timeout: Duration::from_millis(100),
+        ..options()
+    })
+    .await;
+    let host = PdsHost::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
+    relay.hosts.add(&host).await.unwrap();
+    for _ in 0..2 {
+        let (stream, _) = within("it connects", listener.accept()).await.unwrap();
+        let mut stream = tokio_tungstenite::accept_async(stream)
+            .await
+            .unwrap()
+            .into_inner();
+        // The beginning of a message of five bytes.
+        stream.write_all(&[0x82, 5, 0xa0]).await.unwrap();
+        let mut rest = Vec::new();
+        within("it closes", stream.read_to_end(&mut rest))
+            .await
+            .unwrap();
+    }
+}
+
+/// Whatever a host's connection waits for, the operator does not wait with it.
+#[tokio::test]
+async fn a_ban_is_answered_while_the_host_waits_for_memory() {
+    let memory = MemoryLimits {
+        shared: 1_000,
+        ..MemoryLimits::default()
+    };
+    let mut relay = Relay::start_with(HostsOptions {
+        memory,
+        ..options()
+    })
+    .await;
+    let mut pds = Pds::start().await;
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let mut peer = pds.accept().await;
+    let long = |seq| {
+        let body = ipld!({"seq": seq, "did": DID, "time": "t", "x": vec![0_u8; 100_000]});
+        frame(ipld!({"op": 1, "t": "#identity"}), body)
+    };
+    peer.send(long(1));
+    peer.send(long(2));
+    let held = relay.next().await;
+    until("it waits for memory", || relay.hosts.memory().waiting == 1).await;
+    assert!(relay.hosts.memory().short_for.is_some());
+    let banned = Instant::now();
+    relay.hosts.ban(host.id()).await.unwrap();
+    assert!(banned.elapsed() < Duration::from_secs(2));
+    peer.closed().await;
+    assert!(host.is_banned());
+    assert_eq!(relay.hosts.memory().waiting, 0);
+    drop(held);
+    assert_eq!(relay.hosts.memory().shared, 0);
+}
+
+#[tokio::test]
+async fn what_is_dropped_is_counted_by_rule_with_an_example() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let peer = pds.accept().await;
+    peer.send_events([10, 10, 7]);
+    peer.send(identity_of(12, "not a\ndid"));
+    peer.send(frame(
+        ipld!({"op": 1, "t": "#identity"}),
+        ipld!({"seq": "x"}),
     ));
+    peer.send_events([13]);
+    assert_eq!(relay.settle(2).await, [10, 13]);
+    let drops = host.drops();
+    let counts: Vec<_> = drops
+        .iter()
+        .map(|drops| (drops.rule, drops.count))
+        .collect();
+    assert_eq!(
+        counts,
+        [("upstream_seq", 2), ("did_syntax", 1), ("frame_fields", 1)]
+    );
+    assert_eq!(
+        (drops[0].example.did.as_str(), drops[0].example.seq),
+        (DID, Some(10))
+    );
+    assert_eq!(drops[1].example.did, "not a\ndid");
 }
 
 #[tokio::test]

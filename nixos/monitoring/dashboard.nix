@@ -212,6 +212,14 @@ let
             (query "held back a minute" "60 * ${per (metric "relay_upstream_held_back_total")}")
           ]
         )
+        (graph "Memory of hosts' events"
+          "own: on their way; shared: borrowed for moments; parked: waiting for a look-up. Waits: sockets that wait for what is shared."
+          "short"
+          [
+            (query "{{part}} bytes" (metric "relay_upstream_memory_bytes"))
+            (query "waits a minute" "60 * ${per (metric "relay_upstream_memory_waits_total")}")
+          ]
+        )
         (graph "Requests for crawls" "New hosts that announce themselves." "short" [
           (query "{{outcome}} an hour" "increase(${metric "relay_crawl_requests_total"}[1h])")
         ])

@@ -99,6 +99,9 @@ pub(super) struct HostInfo {
     per_hour: Rate,
     #[serde(rename = "PerDayEventRate")]
     per_day: Rate,
+    /// Of this relay alone.
+    #[serde(rename = "PerHourByteRate")]
+    bytes_per_hour: Rate,
     #[serde(rename = "UserCount")]
     user_count: i64,
 }
@@ -130,6 +133,7 @@ impl HostInfo {
             per_second: rate(|activity| activity.per_second, 1.0),
             per_hour: rate(|activity| activity.per_hour, 3_600.0),
             per_day: rate(|activity| activity.per_day, 86_400.0),
+            bytes_per_hour: rate(|activity| activity.bytes_per_hour, 3_600.0),
             user_count: row.account_count,
         }
     }
@@ -263,6 +267,8 @@ struct LimitChange {
     #[serde(default, deserialize_with = "present")]
     per_day: Option<Option<u32>>,
     #[serde(default, deserialize_with = "present")]
+    bytes_per_hour: Option<Option<u64>>,
+    #[serde(default, deserialize_with = "present")]
     validation: Option<Option<String>>,
 }
 
@@ -274,11 +280,15 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Op
 impl LimitChange {
     /// The host's rates after the change, if it names any.
     fn rates(&self, now: RateOverrides) -> Option<RateOverrides> {
-        let named = self.per_second.is_some() || self.per_hour.is_some() || self.per_day.is_some();
+        let named = self.per_second.is_some()
+            || self.per_hour.is_some()
+            || self.per_day.is_some()
+            || self.bytes_per_hour.is_some();
         named.then(|| RateOverrides {
             per_second: self.per_second.unwrap_or(now.per_second),
             per_hour: self.per_hour.unwrap_or(now.per_hour),
             per_day: self.per_day.unwrap_or(now.per_day),
+            bytes_per_hour: self.bytes_per_hour.unwrap_or(now.bytes_per_hour),
         })
     }
 
@@ -351,7 +361,7 @@ pub(super) async fn change_limits(
     let rates = change.rates(host.rates);
     if change.repo_limit.is_none() && rates.is_none() && validation.is_none() {
         return Err(ApiError::invalid(
-            "nothing to change: give \"repo_limit\", \"per_second\", \"per_hour\", \"per_day\" or \"validation\"",
+            "nothing to change: give \"repo_limit\", \"per_second\", \"per_hour\", \"per_day\", \"bytes_per_hour\" or \"validation\"",
         ));
     }
     let [previous, new] = change.told(&host, validation);

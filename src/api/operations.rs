@@ -97,6 +97,8 @@ pub struct HostActivity {
     pub per_hour: f64,
     /// See `per_second`.
     pub per_day: f64,
+    /// Bytes allowed in an hour.
+    pub bytes_per_hour: f64,
 }
 
 /// Why a change was not made.

@@ -117,10 +117,14 @@ pub struct Config {
     pub max_consumers_per_ip: usize,
     /// Bytes a second that a consumer may send.
     pub max_consumer_input: u64,
-    /// Account quota and event rates of a host that has none of its own.
+    /// Account quota and rates of a host that has none of its own.
     pub host_limits: HostLimits,
     /// Largest `#identity` or `#account` frame, in bytes.
     pub account_event_bytes: u64,
+    /// Longest time from the first byte of a host's message to its last.
+    pub message_time: Duration,
+    /// Memory for what hosts have under way.
+    pub memory: MemoryLimits,
     /// How often an account's chain may break before the account is throttled.
     pub desync: DesyncLimits,
     /// Identity cache and directory look-ups.
@@ -168,6 +172,8 @@ impl Default for Config {
             max_consumer_input: 64 * 1024,
             host_limits: HostLimits::default(),
             account_event_bytes: DEFAULT_ACCOUNT_EVENT_BYTES,
+            message_time: Duration::from_secs(30),
+            memory: MemoryLimits::default(),
             desync: DesyncLimits::default(),
             identity: IdentityConfig::default(),
             log_format: LogFormat::Text,
@@ -249,7 +255,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Account quota and event rates of a host, with the reference relay's defaults.
+/// Account quota and rates of a host, with the reference relay's defaults.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HostLimits {
     /// Active accounts of a host; the accounts over it are `throttled`.
@@ -262,6 +268,10 @@ pub struct HostLimits {
     pub per_hour: Rate,
     /// Events per 24 hours.
     pub per_day: Rate,
+    /// Bytes per hour.
+    pub bytes_per_hour: Rate,
+    /// Pings, pongs and texts per second.
+    pub others_per_second: u64,
 }
 
 impl Default for HostLimits {
@@ -281,21 +291,56 @@ impl Default for HostLimits {
                 base: 20_000.0,
                 per_account: 10.0,
             },
+            // Ten times what the events of an hour have at the network's average of some 8 kB, and more.
+            bytes_per_hour: Rate {
+                base: 200_000_000.0,
+                per_account: 100_000.0,
+            },
+            others_per_second: 20,
         }
+    }
+}
+
+/// How much memory the frames of hosts may take, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryLimits {
+    /// For each host: of events on their way, and once more of a message whose end has not come.
+    pub per_host: usize,
+    /// For all hosts together: what does not fit into their own shares.
+    pub shared: usize,
+    /// For all hosts together, in equal parts: events that wait for a look-up.
+    pub parked: usize,
+}
+
+impl Default for MemoryLimits {
+    fn default() -> MemoryLimits {
+        MemoryLimits {
+            per_host: 64 * 1024,
+            shared: 256 * 1024 * 1024,
+            parked: 256 * 1024 * 1024,
+        }
+    }
+}
+
+impl MemoryLimits {
+    /// The most that frames of so many hosts take, whatever the hosts send.
+    pub fn bound(&self, hosts: usize) -> usize {
+        // Of events on their way, of a message that is not whole, and of events that are parked.
+        3 * hosts * self.per_host + self.shared + self.parked
     }
 }
 
 /// A limit that grows with the number of a host's accounts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
-    /// Events allowed to a host without accounts.
+    /// Allowed to a host without accounts.
     pub base: f64,
-    /// Events more for each account.
+    /// More for each account.
     pub per_account: f64,
 }
 
 impl Rate {
-    /// Events allowed to a host with this many accounts.
+    /// Allowed to a host with this many accounts.
     pub fn for_accounts(&self, accounts: u64) -> f64 {
         self.base + self.per_account * accounts as f64
     }

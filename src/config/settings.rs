@@ -719,6 +719,78 @@ const SETTINGS: &[Setting] = &[
         show: |c| quoted(format_bytes(c.account_event_bytes)),
     },
     Setting {
+        key: "limits.bytes_per_hour",
+        flag: "limit-bytes-per-hour",
+        variables: &[Value("RELAY_LIMIT_BYTES_PER_HOUR")],
+        placeholder: "SIZE",
+        default: "200MB",
+        group: Group::Hosts,
+        help: "Bytes an hour a host may send; over it the relay reads the socket more slowly and drops nothing",
+        list: false,
+        secret: false,
+        live: true,
+        set: |c, raw| {
+            c.host_limits.bytes_per_hour.base = bytes(raw)? as f64;
+            Ok(())
+        },
+        show: |c| quoted(format_bytes(c.host_limits.bytes_per_hour.base as u64)),
+    },
+    Setting {
+        key: "limits.bytes_per_hour_per_account",
+        flag: "limit-bytes-per-hour-per-account",
+        variables: &[Value("RELAY_LIMIT_BYTES_PER_HOUR_PER_ACCOUNT")],
+        placeholder: "SIZE",
+        default: "100kB",
+        group: Group::Hosts,
+        help: "Added to the bytes an hour for each account of the host",
+        list: false,
+        secret: false,
+        live: true,
+        set: |c, raw| {
+            c.host_limits.bytes_per_hour.per_account = bytes(raw)? as f64;
+            Ok(())
+        },
+        show: |c| {
+            quoted(format_bytes(
+                c.host_limits.bytes_per_hour.per_account as u64,
+            ))
+        },
+    },
+    Setting {
+        key: "limits.pings_per_second",
+        flag: "limit-pings-per-second",
+        variables: &[Value("RELAY_LIMIT_PINGS_PER_SECOND")],
+        placeholder: "COUNT",
+        default: "20",
+        group: Group::Hosts,
+        help: "Pings, pongs and text messages a second a host may send; over it its socket waits, its events included",
+        list: false,
+        secret: false,
+        live: true,
+        set: |c, raw| {
+            c.host_limits.others_per_second = count(raw, 1, u32::MAX as u64)?;
+            Ok(())
+        },
+        show: |c| c.host_limits.others_per_second.to_string(),
+    },
+    Setting {
+        key: "limits.message_time",
+        flag: "limit-message-time",
+        variables: &[Value("RELAY_LIMIT_MESSAGE_TIME")],
+        placeholder: "TIME",
+        default: "30s",
+        group: Group::Hosts,
+        help: "Longest time from the first byte of a host's message to its last; then the connection is closed",
+        list: false,
+        secret: false,
+        live: false,
+        set: |c, raw| {
+            c.message_time = positive_duration(raw)?;
+            Ok(())
+        },
+        show: |c| quoted(format_duration(c.message_time)),
+    },
+    Setting {
         key: "desync.limit",
         flag: "desync-limit",
         variables: &[Value("RELAY_DESYNC_LIMIT")],
@@ -969,6 +1041,57 @@ const SETTINGS: &[Setting] = &[
         show: |c| quoted(format_bytes(c.account_cache_bytes)),
     },
     Setting {
+        key: "memory.per_host",
+        flag: "memory-per-host",
+        variables: &[Value("RELAY_MEMORY_PER_HOST")],
+        placeholder: "SIZE",
+        default: "64KiB",
+        group: Group::Machine,
+        help: "Memory of each host's own for events on their way, which no other host can take, and once more for a message that is not whole",
+        list: false,
+        secret: false,
+        live: false,
+        set: |c, raw| {
+            c.memory.per_host = size_between(raw, "16KiB", "5MB")?;
+            Ok(())
+        },
+        show: |c| quoted(format_bytes(c.memory.per_host as u64)),
+    },
+    Setting {
+        key: "memory.shared",
+        flag: "memory-shared",
+        variables: &[Value("RELAY_MEMORY_SHARED")],
+        placeholder: "SIZE",
+        default: "256MiB",
+        group: Group::Machine,
+        help: "Memory that all hosts borrow from for moments, for what does not fit into their own; half of it is kept from hosts that hold it for long and from long frames of hosts that are new",
+        list: false,
+        secret: false,
+        live: false,
+        set: |c, raw| {
+            c.memory.shared = size_between(raw, "32MiB", "1TiB")?;
+            Ok(())
+        },
+        show: |c| quoted(format_bytes(c.memory.shared as u64)),
+    },
+    Setting {
+        key: "memory.parked",
+        flag: "memory-parked",
+        variables: &[Value("RELAY_MEMORY_PARKED")],
+        placeholder: "SIZE",
+        default: "256MiB",
+        group: Group::Machine,
+        help: "Memory for events that wait for a look-up, in equal parts for all hosts, and memory.per_host for each beside",
+        list: false,
+        secret: false,
+        live: false,
+        set: |c, raw| {
+            c.memory.parked = size_between(raw, "1MiB", "1TiB")?;
+            Ok(())
+        },
+        show: |c| quoted(format_bytes(c.memory.parked as u64)),
+    },
+    Setting {
         key: "database_connections",
         flag: "database-connections",
         variables: &[
@@ -1109,6 +1232,18 @@ fn duration(raw: &Raw) -> Result<Duration, String> {
         Raw::Integer(_) | Raw::Float(_) => Err("has no unit; write it as in \"72h\"".into()),
         _ => Err("must be a time, as in \"72h\"".into()),
     }
+}
+
+/// A size between two that are written as people write them.
+fn size_between(raw: &Raw, least: &str, most: &str) -> Result<usize, String> {
+    let size = bytes(raw)?;
+    if size < parse_bytes(least)? {
+        return Err(format!("is too small; use {least} or more"));
+    }
+    if size > parse_bytes(most)? {
+        return Err(format!("is too large; use {most} or less"));
+    }
+    usize::try_from(size).map_err(|error| error.to_string())
 }
 
 fn positive_duration(raw: &Raw) -> Result<Duration, String> {

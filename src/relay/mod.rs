@@ -602,6 +602,8 @@ fn hosts_options(config: &Config, guard: Guard) -> HostsOptions {
     HostsOptions {
         guard,
         policy: policy(config),
+        memory: config.memory,
+        message_timeout: config.message_time,
         ..HostsOptions::default()
     }
 }

@@ -128,6 +128,7 @@ impl Operations for Running {
             per_second: rates.per_second as f64,
             per_hour: rates.per_hour as f64,
             per_day: rates.per_day as f64,
+            bytes_per_hour: rates.bytes_per_hour as f64,
         })
     }
 

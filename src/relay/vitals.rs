@@ -73,7 +73,6 @@ impl Sampler {
         let Running {
             log,
             hosts,
-            pipeline,
             firehose,
             ..
         } = &*self.0;
@@ -91,7 +90,7 @@ impl Sampler {
             head = looked.head;
             let lag = match looked.lag {
                 Some(lag) => lag,
-                None if events == 0 && !pipeline.is_busy() => Duration::ZERO,
+                None if events == 0 && !hosts.is_busy() => Duration::ZERO,
                 None if events == 0 => before + passed,
                 None => before,
             };

@@ -29,6 +29,7 @@ struct HostRecord {
     max_per_second: Option<i64>,
     max_per_hour: Option<i64>,
     max_per_day: Option<i64>,
+    max_bytes_per_hour: Option<i64>,
     created_at: i64,
 }
 
@@ -61,6 +62,10 @@ impl HostRecord {
                 per_second: rate(self.max_per_second)?,
                 per_hour: rate(self.max_per_hour)?,
                 per_day: rate(self.max_per_day)?,
+                bytes_per_hour: self
+                    .max_bytes_per_hour
+                    .map(|n| u64::try_from(n).map_err(|_| corrupt(format!("the byte rate {n}"))))
+                    .transpose()?,
             },
             hostname: self.hostname,
             tls: self.tls,
@@ -263,11 +268,12 @@ impl Store {
     pub async fn set_host_rates(&self, id: HostId, rates: RateOverrides) -> Result<(), StoreError> {
         const DOING: &str = "setting a host's event rates";
         let changed = writing!(self, Durability::Now, DOING, conn => {
-            sqlx::query("UPDATE hosts SET max_per_second = $2, max_per_hour = $3, max_per_day = $4 WHERE id = $1")
+            sqlx::query("UPDATE hosts SET max_per_second = $2, max_per_hour = $3, max_per_day = $4, max_bytes_per_hour = $5 WHERE id = $1")
                 .bind(id.to_sql())
                 .bind(rates.per_second.map(i64::from))
                 .bind(rates.per_hour.map(i64::from))
                 .bind(rates.per_day.map(i64::from))
+                .bind(rates.bytes_per_hour.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)))
                 .execute(&mut *conn)
                 .await
                 .map(|done| done.rows_affected())

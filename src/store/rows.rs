@@ -32,7 +32,7 @@ impl fmt::Display for HostId {
     }
 }
 
-/// Event rates an operator set for one host; `None` leaves the general rule in force.
+/// Rates an operator set for one host; `None` leaves the general rule in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RateOverrides {
     /// Events per second.
@@ -41,6 +41,8 @@ pub struct RateOverrides {
     pub per_hour: Option<u32>,
     /// Events per day.
     pub per_day: Option<u32>,
+    /// Bytes per hour.
+    pub bytes_per_hour: Option<u64>,
 }
 
 /// A host's new beginning.
@@ -75,7 +77,7 @@ pub struct HostRow {
     pub validation: Option<Validation>,
     /// Whether it ever sent a sync 1.1 commit: from then on it may not go back.
     pub sync11: bool,
-    /// Its own event rates.
+    /// Its own rates.
     pub rates: RateOverrides,
     /// Accounts that count against its quota: throttled ones do, deleted ones do not.
     pub account_count: i64,

@@ -78,7 +78,8 @@ const TRAITS: [Traits; ProblemName::ALL.len()] = [
         outage: false,
         starts_after: 5,
         ends_after: 30,
-        what_to_do: "give the machine more memory, or lower account_cache",
+        what_to_do: "give the machine more memory, or lower account_cache; where hosts wait for memory, raise memory.shared, or \
+                     ban those that never finish what they send (the log names them)",
     },
     Traits {
         name: "no_hosts",

@@ -143,6 +143,10 @@ pub struct Metrics {
     pub upstream_future_cursors: IntCounter,
     /// Times a host's socket was held back by a rate limit.
     pub upstream_held_back: IntCounter,
+    /// Times a host's socket waited for memory that all hosts share.
+    pub upstream_memory_waits: IntCounter,
+    /// Memory of hosts' frames, sampled: on their way in the hosts' own shares, borrowed, parked for a look-up.
+    pub upstream_memory: [IntGauge; 3],
     /// Frames with an unknown op or type, ignored.
     pub upstream_ignored: IntCounter,
     /// Events a host sent again that were durable already.
@@ -270,6 +274,11 @@ impl Metrics {
             "relay_log_segments_removed_total",
             "Segments of the log removed, by the reason",
             &["reason"],
+        );
+        let upstream_memory = r.gauges(
+            "relay_upstream_memory_bytes",
+            "Memory that frames of hosts take between their sockets and the log, by whose it is",
+            &["part"],
         );
         let handed_over = r.counters(
             "relay_consumers_handed_over_total",
@@ -420,6 +429,12 @@ impl Metrics {
                 "relay_upstream_held_back_total",
                 "Times a host's socket was held back by a rate limit",
             ),
+            upstream_memory_waits: r.counter(
+                "relay_upstream_memory_waits_total",
+                "Times a host's socket waited for memory that all hosts share",
+            ),
+            upstream_memory: ["own", "shared", "parked"]
+                .map(|part| upstream_memory.with_label_values(&[part])),
             upstream_ignored: r
                 .counter("relay_upstream_ignored_total", "Frames of an unknown type"),
             upstream_already_durable: r.counter(

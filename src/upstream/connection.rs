@@ -1,25 +1,31 @@
 //! One WebSocket connection to a host, from dialling to its end. Every message waits for the host's rate limits and for
 //! room in flight before it goes on: what is not taken stays in the socket, and nothing is dropped for speed.
 
+use std::fmt::Display;
+use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
 use http::header::USER_AGENT;
 use http::{HeaderMap, HeaderValue};
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::{Interval, MissedTickBehavior, interval_at, sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::error::CapacityError;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
-use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
+use tokio_tungstenite::{MaybeTlsStream, client_async};
 use tokio_util::sync::CancellationToken;
 
 use super::handle::{HostHandle, HostState};
 use super::incoming::{Event, Incoming, read_frame};
+use super::news::Contact;
+use super::progress::Room;
+use super::rate::Cost;
 use super::runner::Shared;
+use super::socket::{self, Head, Message, ReadError};
 use super::{Received, Sink};
 use crate::atproto::did::Did;
 use crate::atproto::frame::{FrameError, MAX_FRAME_BYTES};
@@ -27,13 +33,10 @@ use crate::dial::{DialError, Guard, PRODUCT, client_config, relay_mark};
 use crate::store::{Batch, HostStatus};
 use crate::telemetry::metrics;
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+type Socket = socket::Socket<MaybeTlsStream<TcpStream>>;
 
 /// Where every host serves its events.
 const SUBSCRIBE_PATH: &str = "/xrpc/com.atproto.sync.subscribeRepos";
-
-/// Read buffer of a connection, in bytes: there are thousands of connections, and most carry little.
-const READ_BUFFER_BYTES: usize = 16 * 1024;
 
 /// A wait for rate limits at least this long makes the host's status `throttled`.
 const THROTTLED_AFTER: Duration = Duration::from_secs(10);
@@ -74,6 +77,8 @@ pub(super) struct Times {
     pub(super) ping: Duration,
     /// Longest silence, pongs included, before the connection counts as dead.
     pub(super) idle: Duration,
+    /// Longest time from a message's first byte to its last.
+    pub(super) message: Duration,
 }
 
 /// Why a connection ended.
@@ -85,21 +90,24 @@ pub(super) enum End {
     Closed,
     #[error("{0}")]
     Dial(#[from] DialError),
+    /// What a host says is shown in quotes, here and below: it must not look like a line of ours.
+    #[error("the handshake failed: {0:?}")]
+    Handshake(String),
     #[error("{0}")]
-    WebSocket(Box<WsError>),
+    Read(ReadError),
     #[error("no answer within {} s", .0.as_secs())]
     HandshakeTimeout(Duration),
     #[error("nothing heard for {} s", .0.as_secs())]
     Silent(Duration),
-    #[error("the host is a relay: its Server header is {0:?}")]
+    #[error("it is a relay: its Server header is {0:?}")]
     IsRelay(String),
     #[error("a message is longer than {MAX_FRAME_BYTES} bytes")]
     TooLarge,
     #[error("a frame is malformed: {0}")]
     Malformed(FrameError),
-    #[error("the host has not come as far as our cursor ({0})")]
+    #[error("the host has not come as far as our cursor: {0:?}")]
     FutureCursor(String),
-    #[error("the host sent the error {error:?}: {message}")]
+    #[error("the host sent the error {error:?}: {message:?}")]
     ErrorFrame { error: String, message: String },
     #[error("{MAX_OLD_IN_A_ROW} events in a row had old sequence numbers")]
     OldSeqs,
@@ -108,9 +116,19 @@ pub(super) enum End {
 impl From<WsError> for End {
     fn from(error: WsError) -> Self {
         match error {
-            WsError::Capacity(CapacityError::MessageTooLong { .. }) => Self::TooLarge,
-            WsError::ConnectionClosed | WsError::AlreadyClosed => Self::Closed,
-            other => Self::WebSocket(Box::new(other)),
+            WsError::Http(response) => {
+                Self::Handshake(format!("the answer is {}", response.status()))
+            }
+            other => Self::Handshake(other.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for End {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::TooLarge => Self::TooLarge,
+            other => Self::Read(other),
         }
     }
 }
@@ -131,6 +149,10 @@ pub(super) struct Connection<'a, S> {
     pub(super) taken: u64,
     /// Events in a row with a seq that is not above the last.
     pub(super) old_in_a_row: u32,
+    /// Whether the handshake was done.
+    pub(super) connected: bool,
+    /// Whether the host said that it no longer has all events.
+    pub(super) outdated: bool,
 }
 
 impl<S: Sink> Connection<'_, S> {
@@ -144,7 +166,9 @@ impl<S: Sink> Connection<'_, S> {
             Ok(socket) => socket,
             Err(end) => return end,
         };
+        self.connected = true;
         self.host.set_state(HostState::Connected);
+        self.host.note(Contact::Connected, &"");
         if self.host.status() == HostStatus::Offline {
             self.host.set_status(HostStatus::Active);
         }
@@ -153,9 +177,7 @@ impl<S: Sink> Connection<'_, S> {
             Err(end) => end,
         };
         // Politeness only: the connection is over either way.
-        timeout(Duration::from_secs(1), socket.close(None))
-            .await
-            .ok();
+        timeout(Duration::from_secs(1), socket.close()).await.ok();
         end
     }
 
@@ -182,18 +204,19 @@ impl<S: Sink> Connection<'_, S> {
             .headers_mut()
             .insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
         let stream = self.guard.connect(host.domain(), host.port()).await?;
-        let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BUFFER_BYTES)
-            .write_buffer_size(0)
-            .max_message_size(Some(MAX_FRAME_BYTES))
-            .max_frame_size(Some(MAX_FRAME_BYTES));
-        let connector = if host.tls() {
-            Connector::Rustls(client_config())
+        let stream = if host.tls() {
+            let name = ServerName::try_from(host.domain().to_owned())
+                .map_err(|error| End::Handshake(error.to_string()))?;
+            let connected = TlsConnector::from(client_config()).connect(name, stream);
+            let connected = connected.await;
+            MaybeTlsStream::Rustls(connected.map_err(|error| End::Handshake(error.to_string()))?)
         } else {
-            Connector::Plain
+            MaybeTlsStream::Plain(stream)
         };
-        let (socket, response) =
-            client_async_tls_with_config(request, stream, Some(config), Some(connector)).await?;
+        let (handshaken, response) = client_async(request, Head::new(stream)).await?;
+        let (stream, unread) = handshaken.into_inner().into_parts();
+        let free_bytes = self.host.progress().free_message_bytes();
+        let socket = Socket::new(stream, unread, free_bytes, self.times.message);
         Ok((socket, response.into_parts().0.headers))
     }
 
@@ -204,10 +227,12 @@ impl<S: Sink> Connection<'_, S> {
         );
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
+        // Of a long message, from its first bytes on.
+        let mut room = None;
         loop {
             let message = tokio::select! {
                 () = self.cancel.cancelled() => return Err(End::Cancelled),
-                message = socket.next() => message.ok_or(End::Closed)??,
+                message = socket.next() => message?,
                 _ = pings.tick() => {
                     if heard.elapsed() >= self.times.idle {
                         return Err(End::Silent(self.times.idle));
@@ -217,12 +242,30 @@ impl<S: Sink> Connection<'_, S> {
                 }
             };
             match message {
-                Message::Binary(frame) => {
-                    self.hold(socket, &mut pings).await?;
-                    self.take(frame).await?;
+                Message::Begins(bytes) => {
+                    room = Some(self.hold(socket, &mut pings, bytes).await?);
+                    socket.allow(bytes);
                 }
-                Message::Close(_) => return Err(End::Closed),
-                Message::Text(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+                Message::Binary(frame) => {
+                    let room = match room.take() {
+                        Some(mut room) => {
+                            room.trim(frame.len());
+                            room
+                        }
+                        None => self.hold(socket, &mut pings, frame.len()).await?,
+                    };
+                    self.take(frame, room).await?;
+                }
+                Message::Close => return Err(End::Closed),
+                Message::Text(bytes) | Message::Pong(bytes) => {
+                    self.hold_back(socket, &mut pings, Cost::Other(bytes))
+                        .await?;
+                }
+                Message::Ping(payload) => {
+                    let cost = Cost::Other(payload.len());
+                    self.hold_back(socket, &mut pings, cost).await?;
+                    self.in_time(socket.pong(&payload)).await?;
+                }
             }
             // After the event was taken: nothing is read while it waits, so that silence is ours.
             heard = Instant::now();
@@ -230,29 +273,61 @@ impl<S: Sink> Connection<'_, S> {
     }
 
     async fn ping(&self, socket: &mut Socket) -> Result<(), End> {
-        match timeout(self.times.ping, socket.send(Message::Ping(Bytes::new()))).await {
-            Ok(sent) => Ok(sent?),
+        self.in_time(socket.ping()).await
+    }
+
+    /// Waits until something was sent, for as long as a host may take to read it.
+    async fn in_time(&self, sent: impl Future<Output = io::Result<()>>) -> Result<(), End> {
+        match timeout(self.times.ping, sent).await {
+            Ok(sent) => sent.map_err(|error| End::Read(error.into())),
             Err(_) => Err(End::Silent(self.times.ping)),
         }
     }
 
-    /// Waits until the host's limits and the room in flight let one more event through.
-    async fn hold(&self, socket: &mut Socket, pings: &mut Interval) -> Result<(), End> {
+    /// Waits until the host's limits and the memory let one more event of so many bytes through.
+    async fn hold(
+        &self,
+        socket: &mut Socket,
+        pings: &mut Interval,
+        bytes: usize,
+    ) -> Result<Room, End> {
+        self.hold_back(socket, pings, Cost::Event(bytes)).await?;
+        let room = self.host.progress().room(bytes);
+        tokio::pin!(room);
+        loop {
+            tokio::select! {
+                biased;
+                room = &mut room => return Ok(room),
+                () = self.cancel.cancelled() => return Err(End::Cancelled),
+                _ = pings.tick() => self.ping(socket).await?,
+            }
+        }
+    }
+
+    /// Waits until the host's limits let through what costs that much.
+    async fn hold_back(
+        &self,
+        socket: &mut Socket,
+        pings: &mut Interval,
+        cost: Cost,
+    ) -> Result<(), End> {
         let mut held = false;
         loop {
-            let wait = match self.host.admit_event() {
+            let wait = match self.host.admit(cost) {
                 Ok(()) => break,
                 Err(wait) => wait,
             };
             held = true;
             self.host.set_state(HostState::HeldBack);
             if wait >= THROTTLED_AFTER && self.host.status() != HostStatus::Throttled {
-                tracing::info!(
-                    host = self.host.name(),
-                    ?wait,
-                    "host is over its event limits and held back"
-                );
                 self.host.set_status(HostStatus::Throttled);
+                if self.shared.lines.may_warn() {
+                    tracing::info!(
+                        host = self.host.name(),
+                        ?wait,
+                        "host is over its limits and held back"
+                    );
+                }
             }
             tokio::select! {
                 () = self.cancel.cancelled() => return Err(End::Cancelled),
@@ -265,21 +340,14 @@ impl<S: Sink> Connection<'_, S> {
             metrics().upstream_held_back.inc();
             self.host.set_state(HostState::Connected);
         }
-        let room = self.host.progress().room();
-        tokio::pin!(room);
-        loop {
-            tokio::select! {
-                biased;
-                () = &mut room => return Ok(()),
-                () = self.cancel.cancelled() => return Err(End::Cancelled),
-                _ = pings.tick() => self.ping(socket).await?,
-            }
-        }
+        Ok(())
     }
 
-    async fn take(&mut self, frame: Bytes) -> Result<(), End> {
+    async fn take(&mut self, frame: Bytes, room: Room) -> Result<(), End> {
         match read_frame(&frame) {
-            Ok(Incoming::Event(event)) => return self.take_event(event, frame.clone()).await,
+            Ok(Incoming::Event(event)) => {
+                return self.take_event(event, frame.clone(), room).await;
+            }
             Ok(Incoming::Info { name, message }) => self.take_info(&name, &message),
             Ok(Incoming::Error { error, message }) if error == "FutureCursor" => {
                 return Err(End::FutureCursor(message));
@@ -290,16 +358,16 @@ impl<S: Sink> Connection<'_, S> {
             Ok(Incoming::Unknown) => metrics().upstream_ignored.inc(),
             Err(error) if error.is_malformed() => return Err(End::Malformed(error)),
             Err(error) => {
-                self.host.count_drop(rule::FRAME_FIELDS);
-                tracing::debug!(host = self.host.name(), %error, rule = rule::FRAME_FIELDS, "message dropped");
+                self.host.count_drop(rule::FRAME_FIELDS, "", None, &error);
             }
         }
         Ok(())
     }
 
-    async fn take_event(&mut self, event: Event<'_>, frame: Bytes) -> Result<(), End> {
+    async fn take_event(&mut self, event: Event<'_>, frame: Bytes, room: Room) -> Result<(), End> {
         if !self.is_new(event.seq) {
-            self.drop_event(rule::UPSTREAM_SEQ, &event);
+            let reason = "its seq is not above the connection's last";
+            self.drop_event(rule::UPSTREAM_SEQ, &event, &reason);
             self.old_in_a_row += 1;
             return if self.old_in_a_row < MAX_OLD_IN_A_ROW {
                 Ok(())
@@ -333,12 +401,19 @@ impl<S: Sink> Connection<'_, S> {
             return Ok(());
         }
         if progress.cursor().is_none() && event.seq > 0 {
-            Box::pin(self.store_first_cursor(event.seq - 1)).await;
+            let stored = Box::pin(self.store_first_cursor(event.seq - 1));
+            self.cancel
+                .run_until_cancelled(stored)
+                .await
+                .ok_or(End::Cancelled)?;
         }
-        let permit = progress.begin(event.seq, frame.len());
-        let Ok(did) = Did::canonical(event.did) else {
-            self.drop_event(rule::DID_SYNTAX, &event);
-            return Ok(());
+        let permit = progress.begin(event.seq, room);
+        let did = match Did::canonical(event.did) {
+            Ok(did) => did,
+            Err(error) => {
+                self.drop_event(rule::DID_SYNTAX, &event, &error);
+                return Ok(());
+            }
         };
         let received = Received {
             host: self.host.clone(),
@@ -350,7 +425,7 @@ impl<S: Sink> Connection<'_, S> {
             at: Instant::now(),
             permit,
         };
-        self.sink.submit(received).await;
+        self.sink.submit(received);
         Ok(())
     }
 
@@ -375,12 +450,14 @@ impl<S: Sink> Connection<'_, S> {
             _ if seq < 0 => false,
             (Some(last), _) => seq > last,
             (None, Some(resumed)) if seq < resumed && self.old_in_a_row == 0 => {
-                tracing::warn!(
-                    host = self.host.name(),
-                    seq,
-                    resumed,
-                    "host numbers its events anew"
-                );
+                if self.shared.lines.may_warn() {
+                    tracing::warn!(
+                        host = self.host.name(),
+                        seq,
+                        resumed,
+                        "host numbers its events anew"
+                    );
+                }
                 metrics().upstream_gaps.inc();
                 self.host.add_gap();
                 true
@@ -390,29 +467,25 @@ impl<S: Sink> Connection<'_, S> {
         }
     }
 
-    fn take_info(&self, name: &str, message: &str) {
-        if name == "OutdatedCursor" {
-            tracing::warn!(
-                host = self.host.name(),
-                cursor = self.resumed,
-                message,
-                "host no longer has all events since our cursor"
-            );
+    fn take_info(&mut self, name: &str, text: &str) {
+        if name != "OutdatedCursor" {
+            tracing::debug!(host = self.host.name(), ?name, ?text, "info from host");
+        } else if !std::mem::replace(&mut self.outdated, true) {
+            if self.shared.lines.may_warn() {
+                tracing::warn!(
+                    host = self.host.name(),
+                    cursor = self.resumed,
+                    ?text,
+                    "host no longer has all events since our cursor"
+                );
+            }
             metrics().upstream_gaps.inc();
             self.host.add_gap();
-        } else {
-            tracing::debug!(host = self.host.name(), name, message, "info from host");
         }
     }
 
-    fn drop_event(&self, rule: &'static str, event: &Event<'_>) {
-        self.host.count_drop(rule);
-        tracing::debug!(
-            host = self.host.name(),
-            did = event.did,
-            seq = event.seq,
-            rule,
-            "event dropped"
-        );
+    fn drop_event(&self, rule: &'static str, event: &Event<'_>, reason: &dyn Display) {
+        self.host
+            .count_drop(rule, event.did, Some(event.seq), reason);
     }
 }

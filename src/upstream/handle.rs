@@ -1,6 +1,7 @@
 //! What the relay knows of a host while it runs: limits, counts, state, progress. Shared by the host's connection, the
 //! pipeline and the admin API. Writes nothing to the database itself.
 
+use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
@@ -8,12 +9,13 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::memory::Memory;
+use super::news::{Contact, Dropped, Drops, Lines, Story};
 use super::progress::{InFlightLimits, Progress, RecoveredHost};
-use super::rate::{EventRates, RateWindows};
+use super::rate::{Cost, EventRates, RateWindows};
 use crate::config::{HostLimits, Validation};
 use crate::dial::PdsHost;
 use crate::store::{HostId, HostRow, HostStatus, RateOverrides};
-use crate::telemetry::metrics;
 
 /// How a host's connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,13 +33,15 @@ pub enum HostState {
     Waiting = 4,
     /// So many attempts failed that they have become rare.
     Offline = 5,
-    /// Refused: by the operator, or because it is a relay.
+    /// Refused by the operator.
     Banned = 6,
+    /// Refused because it is a relay; it is looked at again after a day.
+    Refused = 7,
 }
 
 impl HostState {
     /// Every state, for metrics.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Stopped,
         Self::Connecting,
         Self::Connected,
@@ -45,6 +49,7 @@ impl HostState {
         Self::Waiting,
         Self::Offline,
         Self::Banned,
+        Self::Refused,
     ];
 
     /// The state's name in metrics and in the admin API.
@@ -57,6 +62,7 @@ impl HostState {
             Self::Waiting => "waiting",
             Self::Offline => "offline",
             Self::Banned => "banned",
+            Self::Refused => "refused",
         }
     }
 }
@@ -75,12 +81,12 @@ pub struct HostHandle {
     sync11: AtomicBool,
     state: AtomicU8,
     events: AtomicU64,
-    /// Its dropped events by rule. Few rules have one, and only this host's events wait for the lock.
-    drops: Mutex<Vec<(&'static str, u64)>>,
     gaps: AtomicU64,
     last_seq: AtomicI64,
     statuses: Mutex<Statuses>,
     attempted: Mutex<Option<Instant>>,
+    story: Mutex<Story>,
+    dropped: Mutex<Dropped>,
     /// Tells a connection that waits for limits or for its next attempt to look again.
     pub(super) wake: Notify,
 }
@@ -111,6 +117,7 @@ impl HostHandle {
         host: PdsHost,
         recovered: RecoveredHost,
         in_flight: InFlightLimits,
+        memory: Arc<Memory>,
         general: &HostLimits,
     ) -> Self {
         let settings = Settings {
@@ -125,14 +132,13 @@ impl HostHandle {
             host,
             trusted: row.trusted,
             created_at: row.created_at,
-            progress: Arc::new(Progress::new(recovered, in_flight)),
+            progress: Arc::new(Progress::new(recovered, in_flight, memory)),
             windows: Mutex::new(RateWindows::new(Instant::now())),
             settings: RwLock::new(settings),
             account_count: AtomicI64::new(row.account_count),
             sync11: AtomicBool::new(row.sync11),
             state: AtomicU8::new(HostState::Stopped as u8),
             events: AtomicU64::new(0),
-            drops: Mutex::default(),
             gaps: AtomicU64::new(0),
             last_seq: AtomicI64::new(last_seq),
             statuses: Mutex::new(Statuses {
@@ -141,6 +147,8 @@ impl HostHandle {
                 sync11_stored: row.sync11,
             }),
             attempted: Mutex::new(None),
+            story: Mutex::default(),
+            dropped: Mutex::default(),
             wake: Notify::new(),
         }
     }
@@ -234,6 +242,51 @@ impl HostHandle {
         matches!(self.state(), HostState::Connected | HostState::HeldBack)
     }
 
+    /// Whether the operator banned it, or a domain above it.
+    pub fn is_banned(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == HostState::Banned as u8
+    }
+
+    /// What of its events was dropped since the relay started, by rule.
+    pub fn drops(&self) -> Vec<Drops> {
+        self.ledger().all()
+    }
+
+    /// The same as numbers.
+    pub fn dropped(&self) -> Vec<(&'static str, u64)> {
+        self.ledger().counts()
+    }
+
+    /// Counts an event that is dropped: the one place where that is done. `did` and `reason` may be the host's words.
+    pub fn count_drop(
+        &self,
+        rule: &'static str,
+        did: &str,
+        seq: Option<i64>,
+        reason: &dyn Display,
+    ) {
+        self.ledger().count(rule, did, seq, reason);
+        tracing::debug!(host = self.name(), ?did, seq, rule, reason = %reason, "event dropped");
+    }
+
+    /// Notes a change of its connection for the log.
+    pub(super) fn note(&self, contact: Contact, reason: &dyn Display) {
+        self.story().turn(contact, reason);
+    }
+
+    /// Writes what is to be told of it.
+    pub(super) fn tell(&self, lines: &Lines) {
+        let now = std::time::Instant::now();
+        let news = self.story().news(now);
+        if let Some(news) = news {
+            lines.tell(self.name(), &news);
+        }
+        let summary = self.ledger().summary(now);
+        if let Some(summary) = summary {
+            lines.summarize(self.name(), &summary);
+        }
+    }
+
     /// Its status as the lexicons have it.
     pub fn status(&self) -> HostStatus {
         self.statuses().wanted
@@ -254,33 +307,12 @@ impl HostHandle {
         self.events.load(Ordering::Relaxed)
     }
 
-    /// Counts an event of this host that was dropped under a rule, here and in the metrics.
-    pub fn count_drop(&self, rule: &'static str) {
-        metrics().dropped(rule).inc();
-        let mut drops = self.drops();
-        match drops.iter_mut().find(|(counted, _)| *counted == rule) {
-            Some((_, count)) => *count += 1,
-            None => drops.push((rule, 1)),
-        }
-    }
-
-    /// Its dropped events since the start of the process, by rule.
-    pub fn dropped(&self) -> Vec<(&'static str, u64)> {
-        self.drops().clone()
-    }
-
-    fn drops(&self) -> MutexGuard<'_, Vec<(&'static str, u64)>> {
-        self.drops
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     /// Stretches of its stream that are known to be missing: cursors it no longer had, or refused.
     pub fn gaps(&self) -> u64 {
         self.gaps.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_state(&self, state: HostState) {
+    pub(crate) fn set_state(&self, state: HostState) {
         if state == HostState::Connecting {
             *self
                 .attempted
@@ -296,7 +328,10 @@ impl HostHandle {
             .attempted
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let waiting = matches!(self.state(), HostState::Waiting | HostState::Offline);
+        let waiting = matches!(
+            self.state(),
+            HostState::Waiting | HostState::Offline | HostState::Refused
+        );
         if waiting && attempted.is_none_or(|at| at.elapsed() >= distance) {
             self.wake.notify_one();
         }
@@ -341,14 +376,14 @@ impl HostHandle {
         self.gaps.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts one event in the host's windows, or says how long it must wait.
-    pub(super) fn admit_event(&self) -> Result<(), Duration> {
+    /// Counts a message in the host's windows, or says how long it must wait.
+    pub(super) fn admit(&self, cost: Cost) -> Result<(), Duration> {
         let rates = self.event_rates();
         let mut windows = self
             .windows
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        windows.admit(Instant::now(), &rates)
+        windows.admit(Instant::now(), cost, &rates)
     }
 
     pub(super) fn set_account_limit(&self, limit: i64, general: &HostLimits) {
@@ -390,6 +425,18 @@ impl HostHandle {
             .clone()
     }
 
+    fn story(&self) -> MutexGuard<'_, Story> {
+        self.story
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Dropped> {
+        self.dropped
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     fn statuses(&self) -> MutexGuard<'_, Statuses> {
         self.statuses
             .lock()
@@ -408,6 +455,10 @@ fn event_rates(account_limit: i64, overrides: &RateOverrides, general: &HostLimi
         per_second: rate(overrides.per_second, general.per_second),
         per_hour: rate(overrides.per_hour, general.per_hour),
         per_day: rate(overrides.per_day, general.per_day),
+        bytes_per_hour: overrides
+            .bytes_per_hour
+            .unwrap_or_else(|| general.bytes_per_hour.for_accounts(accounts) as u64),
+        others_per_second: general.others_per_second,
     }
 }
 
@@ -436,6 +487,7 @@ impl HostHandle {
             PdsHost::parse(&row.hostname, &guard).expect("a hostname"),
             RecoveredHost::default(),
             InFlightLimits::default(),
+            Memory::new(crate::config::MemoryLimits::default()),
             &HostLimits::default(),
         )
     }
@@ -453,7 +505,9 @@ mod tests {
             EventRates {
                 per_second: 50,
                 per_hour: 2_600,
-                per_day: 21_000
+                per_day: 21_000,
+                bytes_per_hour: 210_000_000,
+                others_per_second: 20,
             }
         );
         host.set_account_limit(10_000_000, &HostLimits::default());
@@ -461,10 +515,13 @@ mod tests {
             per_second: 10_050,
             per_hour: 10_002_500,
             per_day: 100_020_000,
+            bytes_per_hour: 1_000_200_000_000,
+            others_per_second: 20,
         };
         assert_eq!(host.event_rates(), rates);
         let overrides = RateOverrides {
             per_second: Some(7),
+            bytes_per_hour: Some(8),
             ..RateOverrides::default()
         };
         host.set_overrides(overrides, &HostLimits::default());
@@ -472,6 +529,7 @@ mod tests {
             host.event_rates(),
             EventRates {
                 per_second: 7,
+                bytes_per_hour: 8,
                 ..rates
             }
         );

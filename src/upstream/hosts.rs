@@ -15,10 +15,12 @@ use super::Sink;
 use super::backoff::Backoff;
 use super::connection::{Times, rule};
 use super::handle::{HostHandle, HostState};
+use super::memory::{Memory, MemoryUse};
+use super::news::Lines;
 use super::progress::{InFlightLimits, RecoveredHost};
 use super::runner::{Runner, Shared};
 use crate::atproto::did::Did;
-use crate::config::{DomainPattern, HostLimits, Validation};
+use crate::config::{DomainPattern, HostLimits, MemoryLimits, Validation};
 use crate::dial::{Guard, PdsHost};
 use crate::store::{HostId, HostRow, HostStatus, NewHost, RateOverrides, Store, StoreError};
 use crate::telemetry::metrics;
@@ -42,6 +44,8 @@ pub struct HostsOptions {
     pub policy: Policy,
     /// How much of one host may be under way.
     pub in_flight: InFlightLimits,
+    /// Memory for what all of them have under way.
+    pub memory: MemoryLimits,
     /// The schedule of attempts.
     pub backoff: Backoff,
     /// Longest time for TCP, TLS and WebSocket handshake together.
@@ -50,6 +54,10 @@ pub struct HostsOptions {
     pub ping_interval: Duration,
     /// Longest silence of a host, pongs included.
     pub idle_timeout: Duration,
+    /// Longest time from the first byte of a host's message to its last.
+    pub message_timeout: Duration,
+    /// How long a host that is a relay is left alone.
+    pub refused_pause: Duration,
     /// Handshakes under way at one time.
     pub handshakes: usize,
 }
@@ -60,10 +68,13 @@ impl Default for HostsOptions {
             guard: Guard::new(false),
             policy: Policy::default(),
             in_flight: InFlightLimits::default(),
+            memory: MemoryLimits::default(),
             backoff: Backoff::default(),
             handshake_timeout: Duration::from_secs(15),
             ping_interval: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(90),
+            message_timeout: Duration::from_secs(30),
+            refused_pause: Duration::from_secs(24 * 60 * 60),
             handshakes: 256,
         }
     }
@@ -109,6 +120,7 @@ pub struct Hosts {
 struct Inner {
     options: HostsOptions,
     policy: RwLock<Policy>,
+    memory: Arc<Memory>,
     store: Store,
     known: RwLock<Known>,
     tasks: Mutex<HashMap<HostId, Task>>,
@@ -117,8 +129,8 @@ struct Inner {
     /// Held while a status is written, so that an operator's word and the supervisor's do not cross.
     status_writes: tokio::sync::Mutex<()>,
     spawn: Spawn,
-    /// What the runners share, told of every checkpoint.
-    checkpoints: Arc<Shared>,
+    /// What the runners share; told of every checkpoint.
+    shared: Arc<Shared>,
     cancel: CancellationToken,
 }
 
@@ -157,11 +169,13 @@ impl Hosts {
                 handshake: options.handshake_timeout,
                 ping: options.ping_interval,
                 idle: options.idle_timeout,
+                message: options.message_timeout,
             },
+            refused_pause: options.refused_pause,
+            lines: Lines::default(),
             handshakes: Semaphore::new(options.handshakes.max(1)),
             log_head: AtomicU64::new(0),
         });
-        let checkpoints = shared.clone();
         let runners = shared.clone();
         let spawn: Spawn = Box::new(move |host, cancel| {
             tokio::spawn(Runner::new(host, sink.clone(), runners.clone(), cancel).run())
@@ -169,7 +183,9 @@ impl Hosts {
         let rows = store.hosts().await?;
         let bans = store.domain_bans().await?;
         let policy = std::mem::take(&mut options.policy);
+        let memory = Memory::new(options.memory);
         let inner = Inner {
+            memory,
             options,
             policy: RwLock::new(policy),
             store,
@@ -183,7 +199,7 @@ impl Hosts {
             recovered: Mutex::new(recovered),
             status_writes: tokio::sync::Mutex::new(()),
             spawn,
-            checkpoints,
+            shared,
             cancel: CancellationToken::new(),
         };
         let hosts = Self {
@@ -258,6 +274,28 @@ impl Hosts {
             counts[host.state() as usize].1 += 1;
         }
         counts.to_vec()
+    }
+
+    /// What of the memory for hosts' frames is in use.
+    pub fn memory(&self) -> MemoryUse {
+        let known = self.inner.known();
+        MemoryUse {
+            own: known
+                .by_id
+                .values()
+                .map(|host| host.progress().own_bytes())
+                .sum(),
+            ..self.inner.memory.in_use()
+        }
+    }
+
+    /// Whether events are on their way from a socket to the log.
+    pub fn is_busy(&self) -> bool {
+        let known = self.inner.known();
+        known
+            .by_id
+            .values()
+            .any(|host| host.progress().in_flight().0 > 0)
     }
 
     /// Whether a host or a domain above it is banned.
@@ -434,10 +472,7 @@ impl Hosts {
     /// Floor and cursors in the order that is safe: a cursor that moves in between only makes recovery read more than
     /// it needs.
     pub fn checkpoint(&self, head: u64) -> Checkpoint {
-        self.inner
-            .checkpoints
-            .log_head
-            .fetch_max(head, Ordering::AcqRel);
+        self.inner.shared.log_head.fetch_max(head, Ordering::AcqRel);
         let replay_from = self.replay_floor(head);
         Checkpoint {
             cursors: self.cursors(),
@@ -513,8 +548,10 @@ impl Inner {
             host,
             recovered,
             self.options.in_flight,
+            self.memory.clone(),
             &self.policy().limits,
         ));
+        self.memory.add_host();
         known.by_id.insert(row.id, handle.clone());
         known.by_name.insert(name, handle.clone());
         Some(handle)
@@ -659,6 +696,15 @@ async fn housekeeping(inner: Arc<Inner>) {
         };
         for (state, count) in hosts.states() {
             metrics().hosts_in(state.as_str()).set(count as i64);
+        }
+        let memory = hosts.memory();
+        for host in hosts.list() {
+            host.tell(&inner.shared.lines);
+        }
+        inner.shared.lines.tell_rest();
+        let parts = [memory.own, memory.shared, memory.parked];
+        for (gauge, bytes) in metrics().upstream_memory.iter().zip(parts) {
+            gauge.set(bytes as i64);
         }
     }
 }

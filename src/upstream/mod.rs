@@ -7,11 +7,13 @@ mod connection;
 mod handle;
 mod hosts;
 mod incoming;
+mod memory;
+mod news;
 mod progress;
 mod rate;
 mod runner;
+mod socket;
 
-use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,6 +26,8 @@ use crate::atproto::frame::Kind;
 pub use backoff::Backoff;
 pub use handle::{HostHandle, HostState};
 pub use hosts::{AddError, Checkpoint, Hosts, HostsOptions, Policy};
+pub use memory::MemoryUse;
+pub use news::{Drops, Example};
 pub use progress::{Durable, InFlight, InFlightLimits, Progress, RecoveredHost, Settled};
 pub use rate::{EventRates, RateWindows};
 
@@ -48,9 +52,18 @@ pub struct Received {
     pub permit: InFlight,
 }
 
+impl Received {
+    /// From now on it waits for a look-up; see [`InFlight::park`].
+    pub fn park(&mut self) {
+        // What was read together shares its memory: one short event must not keep all of that.
+        if self.permit.park() && self.frame.len() <= socket::READ_BYTES {
+            self.frame = Bytes::copy_from_slice(&self.frame);
+        }
+    }
+}
+
 /// Where events go: the pipeline that verifies them.
 pub trait Sink: Send + Sync + 'static {
-    /// Takes an event; waits while there is no room, which holds back the host's socket. Events of one host arrive in
-    /// its order. The future is polled to its end, also when the relay is going down.
-    fn submit(&self, event: Received) -> impl Future<Output = ()> + Send;
+    /// Takes an event. Events of one host arrive in its order; there are never more than their hosts may have in flight.
+    fn submit(&self, event: Received);
 }

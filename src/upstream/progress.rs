@@ -1,5 +1,6 @@
 //! Which events of a host are settled, and so how far its cursor may move.
-//! Bounds what a host may have under way. Knows nothing of sockets, SQL or the log's files.
+//! Bounds what a host may have under way, and holds its share of the memory. Knows nothing of sockets, SQL or the log's
+//! files.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -7,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
+use super::memory::{Loan, Memory, Record, Standing};
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Message};
 
@@ -24,7 +26,7 @@ pub enum Settled {
 pub struct InFlightLimits {
     /// Events that are not settled.
     pub events: usize,
-    /// Bytes of their frames.
+    /// Bytes of their frames; one longer frame is under way alone.
     pub bytes: usize,
     /// Events from the oldest unsettled one to the newest, settled ones included: one parked event must not let the
     /// list behind it grow without end.
@@ -98,10 +100,18 @@ pub struct Progress {
     state: Mutex<State>,
     room: Notify,
     limits: InFlightLimits,
+    memory: Arc<Memory>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// Bytes of the host's own share of the memory that are taken.
+    own: usize,
+    /// Bytes of its share for events that wait for a look-up.
+    parked: usize,
+    /// Events that wait for a look-up and found no room in that share.
+    unhoused: usize,
+    record: Record,
     /// Events from the oldest unsettled one on; the ticket of the first is `first_ticket`.
     events: VecDeque<Event>,
     first_ticket: u64,
@@ -125,7 +135,11 @@ struct Event {
 
 impl Progress {
     /// The progress of a host as recovery found it.
-    pub fn new(recovered: RecoveredHost, limits: InFlightLimits) -> Self {
+    pub(super) fn new(
+        recovered: RecoveredHost,
+        limits: InFlightLimits,
+        memory: Arc<Memory>,
+    ) -> Self {
         let mut already_durable = recovered.already_durable;
         if let Some(cursor) = recovered.cursor {
             already_durable = already_durable.split_off(&cursor.saturating_add(1));
@@ -139,6 +153,7 @@ impl Progress {
             state: Mutex::new(state),
             room: Notify::new(),
             limits,
+            memory,
         }
     }
 
@@ -177,20 +192,56 @@ impl Progress {
         (state.open_events, state.open_bytes)
     }
 
-    /// Waits until one more event may be taken from the socket. One event is always admitted where none is under way,
-    /// however long it is.
-    pub async fn room(&self) {
-        if self.lock().has_room(&self.limits) {
-            return;
-        }
+    /// Bytes of events on their way that the host's own share of the memory holds.
+    pub(super) fn own_bytes(&self) -> usize {
+        self.lock().own
+    }
+
+    /// How long a message may become before there must be room for it.
+    pub(super) fn free_message_bytes(&self) -> usize {
+        self.memory.per_host()
+    }
+
+    /// Waits until a message of so many bytes may be held: until the host has not too much under way, and there is memory
+    /// for it. What fits into the host's own share waits for nobody else; a host whose parked events found no room in
+    /// their share borrows nothing until they are settled.
+    pub(super) async fn room(self: &Arc<Self>, bytes: usize) -> Room {
         loop {
             let notified = self.room.notified();
             tokio::pin!(notified);
-            notified.as_mut().enable();
-            if self.lock().has_room(&self.limits) {
-                return;
+            let next = self.lock().next_step(bytes, &self.limits, &self.memory);
+            if let Step::Own = next {
+                return self.own_room(bytes);
             }
-            notified.await;
+            notified.as_mut().enable();
+            // What was given back before is not told of again.
+            let next = self.lock().next_step(bytes, &self.limits, &self.memory);
+            match next {
+                Step::Own => return self.own_room(bytes),
+                Step::Wait => notified.await,
+                Step::Borrow(standing) => tokio::select! {
+                    biased;
+                    loan = self.memory.borrow(bytes, standing) => {
+                        return Room { progress: self.clone(), bytes, place: Place::Borrowed(loan) };
+                    }
+                    () = notified => {}
+                },
+            }
+        }
+    }
+
+    /// Room in the host's own share, asked for or not.
+    #[cfg(test)]
+    pub(crate) fn some_room(self: &Arc<Self>, bytes: usize) -> Room {
+        self.lock().own += bytes;
+        self.own_room(bytes)
+    }
+
+    fn own_room(self: &Arc<Self>, bytes: usize) -> Room {
+        Room {
+            progress: self.clone(),
+            bytes,
+            place: Place::Own,
         }
     }
 
@@ -217,7 +268,7 @@ impl Progress {
 
     /// Enters an event that came from the socket; the returned [`InFlight`] settles it. The first one of a new host
     /// puts the cursor before itself, so that after a crash the host is resumed and not taken up live once more.
-    pub fn begin(self: &Arc<Self>, seq: i64, bytes: usize) -> InFlight {
+    pub(crate) fn begin(&self, seq: i64, room: Room) -> InFlight {
         let mut state = self.lock();
         if state.cursor.is_none() && state.events.is_empty() && seq > 0 {
             state.cursor = Some(seq - 1);
@@ -226,11 +277,10 @@ impl Progress {
         let ticket = state.first_ticket + state.events.len() as u64;
         state.events.push_back(Event { seq, settled: None });
         state.open_events += 1;
-        state.open_bytes += bytes;
+        state.open_bytes += room.bytes;
         InFlight {
-            progress: self.clone(),
+            room,
             ticket,
-            bytes,
             open: true,
         }
     }
@@ -264,7 +314,7 @@ impl Progress {
         self.lock().frozen = true;
     }
 
-    fn settle(&self, ticket: u64, bytes: usize, settled: Settled) {
+    fn settle(&self, ticket: u64, bytes: usize, place: &mut Place, settled: Settled) {
         let mut state = self.lock();
         let index = (ticket - state.first_ticket) as usize;
         state.events[index].settled = Some(settled);
@@ -273,11 +323,14 @@ impl Progress {
         }
         state.open_events -= 1;
         state.open_bytes -= bytes;
-        state.advance();
-        if state.has_room(&self.limits) {
-            drop(state);
-            self.room.notify_waiters();
+        if let Place::Own | Place::Borrowed(_) = place {
+            state.record.passed(bytes);
         }
+        let loan = state.leave(bytes, place, &self.memory);
+        state.advance();
+        drop(state);
+        drop(loan);
+        self.room.notify_waiters();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -287,11 +340,73 @@ impl Progress {
     }
 }
 
+/// What a message that wants room is to do.
+enum Step {
+    /// The host's own share has taken it.
+    Own,
+    Borrow(Standing),
+    Wait,
+}
+
 impl State {
-    fn has_room(&self, limits: &InFlightLimits) -> bool {
-        self.open_events < limits.events
-            && self.open_bytes < limits.bytes
-            && self.events.len() < limits.span
+    fn has_room(&self, bytes: usize, limits: &InFlightLimits) -> bool {
+        let fits = self.open_events < limits.events && self.open_bytes + bytes <= limits.bytes;
+        (fits || self.open_events == 0) && self.events.len() < limits.span
+    }
+
+    fn next_step(&mut self, bytes: usize, limits: &InFlightLimits, memory: &Memory) -> Step {
+        if !self.has_room(bytes, limits) {
+            return Step::Wait;
+        }
+        if self.own + bytes <= memory.per_host() {
+            self.own += bytes;
+            return Step::Own;
+        }
+        if self.unhoused > 0 {
+            return Step::Wait;
+        }
+        Step::Borrow(self.record.standing())
+    }
+
+    /// Takes a message out of its place; returns a loan for the caller to give back.
+    fn leave(&mut self, bytes: usize, place: &mut Place, memory: &Memory) -> Option<Loan> {
+        match std::mem::replace(place, Place::None) {
+            Place::None => None,
+            Place::Own => {
+                self.own -= bytes;
+                None
+            }
+            Place::Borrowed(loan) => {
+                if loan.was_slow() {
+                    self.record.was_slow();
+                }
+                Some(loan)
+            }
+            Place::Parked => {
+                self.parked -= bytes;
+                memory.unpark(bytes);
+                None
+            }
+            Place::Unhoused(mut before) => {
+                self.unhoused -= 1;
+                self.leave(bytes, &mut before, memory)
+            }
+        }
+    }
+
+    /// Moves a message to the share for events that wait for a look-up, if there is room.
+    fn park(&mut self, bytes: usize, place: &mut Place, memory: &Memory) -> Option<Loan> {
+        if !memory.park(self.parked, bytes) {
+            self.unhoused += 1;
+            self.record.was_slow();
+            let before = std::mem::replace(place, Place::None);
+            *place = Place::Unhoused(Box::new(before));
+            return None;
+        }
+        let loan = self.leave(bytes, place, memory);
+        self.parked += bytes;
+        *place = Place::Parked;
+        loan
     }
 
     /// Moves the cursor over the settled events at the front.
@@ -310,29 +425,105 @@ impl State {
     }
 }
 
+/// Room for one message of a host; given back when it goes out of scope.
+#[derive(Debug)]
+pub(crate) struct Room {
+    progress: Arc<Progress>,
+    bytes: usize,
+    place: Place,
+}
+
+/// Whose memory a message takes.
+#[derive(Debug)]
+enum Place {
+    /// The host's own share.
+    Own,
+    /// What all hosts borrow from.
+    Borrowed(Loan),
+    /// The host's share for events that wait for a look-up.
+    Parked,
+    /// The same as before it waited: that share was full.
+    Unhoused(Box<Place>),
+    /// Nobody's any more.
+    None,
+}
+
+impl Room {
+    /// The message turned out to be of so many bytes, and no more than there is room for.
+    pub(super) fn trim(&mut self, bytes: usize) {
+        let surplus = self.bytes.saturating_sub(bytes);
+        self.bytes -= surplus;
+        match &mut self.place {
+            Place::Own => self.progress.lock().own -= surplus,
+            Place::Borrowed(loan) => loan.trim(bytes),
+            Place::Parked | Place::Unhoused(_) | Place::None => {}
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Place::None = self.place {
+            return;
+        }
+        let Self {
+            progress,
+            bytes,
+            place,
+        } = self;
+        let loan = progress.lock().leave(*bytes, place, &progress.memory);
+        drop(loan);
+        progress.room.notify_waiters();
+    }
+}
+
 /// An event under way. Settled exactly once: by [`InFlight::settle`], or as dropped when it goes out of scope. It stays
 /// open where the relay is going down (see [`Progress::freeze`]), and where its holder panics: nobody decided on it.
 #[derive(Debug)]
 pub struct InFlight {
-    progress: Arc<Progress>,
+    room: Room,
     ticket: u64,
-    bytes: usize,
     open: bool,
 }
 
 impl InFlight {
     /// Says what became of the event and gives its room back.
     pub fn settle(mut self, settled: Settled) {
+        self.finish(settled);
+    }
+
+    /// From now on the event waits for a look-up: what it takes of the memory that others need to pass it gives back,
+    /// as far as its host's share for such events has room. Says whether it did not wait before.
+    pub fn park(&mut self) -> bool {
+        let Room {
+            progress,
+            bytes,
+            place,
+        } = &mut self.room;
+        if let Place::Parked | Place::Unhoused(_) = place {
+            return false;
+        }
+        let loan = progress.lock().park(*bytes, place, &progress.memory);
+        drop(loan);
+        progress.room.notify_waiters();
+        true
+    }
+
+    fn finish(&mut self, settled: Settled) {
         self.open = false;
-        self.progress.settle(self.ticket, self.bytes, settled);
+        let Room {
+            progress,
+            bytes,
+            place,
+        } = &mut self.room;
+        progress.settle(self.ticket, *bytes, place, settled);
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.open && !std::thread::panicking() && !self.progress.lock().frozen {
-            self.progress
-                .settle(self.ticket, self.bytes, Settled::Dropped);
+        if self.open && !std::thread::panicking() && !self.room.progress.lock().frozen {
+            self.finish(Settled::Dropped);
         }
     }
 }
@@ -342,6 +533,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::config::MemoryLimits;
 
     fn durable<const N: usize>(events: [(i64, u64); N]) -> BTreeMap<i64, Durable> {
         let of_one = |(seq, log_seq)| {
@@ -356,13 +548,22 @@ mod tests {
     }
 
     fn progress(limits: InFlightLimits) -> Arc<Progress> {
-        Arc::new(Progress::new(RecoveredHost::default(), limits))
+        recovered(RecoveredHost::default(), limits)
+    }
+
+    fn recovered(recovered: RecoveredHost, limits: InFlightLimits) -> Arc<Progress> {
+        let memory = Memory::new(MemoryLimits::default());
+        Arc::new(Progress::new(recovered, limits, memory))
+    }
+
+    fn begin(progress: &Arc<Progress>, seq: i64, bytes: usize) -> InFlight {
+        progress.begin(seq, progress.some_room(bytes))
     }
 
     #[test]
     fn the_cursor_stops_before_the_oldest_open_event() {
         let progress = progress(InFlightLimits::default());
-        let [a, b, c] = [10, 12, 17].map(|seq| progress.begin(seq, 100));
+        let [a, b, c] = [10, 12, 17].map(|seq| begin(&progress, seq, 100));
         assert_eq!(progress.take_moved_cursor(), Some(9), "before the first");
         c.settle(Settled::Durable { log_seq: 5 });
         b.settle(Settled::Dropped);
@@ -385,14 +586,14 @@ mod tests {
     #[test]
     fn an_event_out_of_scope_counts_as_dropped() {
         let progress = progress(InFlightLimits::default());
-        drop(progress.begin(3, 1));
+        drop(begin(&progress, 3, 1));
         assert_eq!(progress.cursor(), Some(3));
     }
 
     #[test]
     fn what_a_panic_gives_up_stays_open() {
         let progress = progress(InFlightLimits::default());
-        let (lost, kept) = (progress.begin(5, 1), progress.begin(6, 1));
+        let (lost, kept) = (begin(&progress, 5, 1), begin(&progress, 6, 1));
         let panicked = std::thread::spawn(move || {
             let _lost = lost;
             panic!("on purpose");
@@ -405,7 +606,7 @@ mod tests {
     #[test]
     fn what_is_given_up_on_the_way_down_stays_open() {
         let progress = progress(InFlightLimits::default());
-        let [a, b, c] = [1, 2, 3].map(|seq| progress.begin(seq, 1));
+        let [a, b, c] = [1, 2, 3].map(|seq| begin(&progress, seq, 1));
         progress.freeze();
         a.settle(Settled::Dropped);
         drop(b);
@@ -422,8 +623,8 @@ mod tests {
             cursor: Some(998),
             already_durable: durable([(1_001, 3)]),
         };
-        let progress = Arc::new(Progress::new(recovered, InFlightLimits::default()));
-        let old = progress.begin(1_000, 1);
+        let progress = self::recovered(recovered, InFlightLimits::default());
+        let old = begin(&progress, 1_000, 1);
         let mut drained = std::pin::pin!(progress.drained());
         assert!(drained.as_mut().now_or_never().is_none());
         old.settle(Settled::Durable { log_seq: 40 });
@@ -440,7 +641,7 @@ mod tests {
             cursor: Some(5),
             already_durable,
         };
-        let progress = Arc::new(Progress::new(recovered, InFlightLimits::default()));
+        let progress = self::recovered(recovered, InFlightLimits::default());
         assert_eq!(progress.lowest_open_log_seq(), Some(91));
         assert!(!progress.settle_if_durable(4), "below the cursor");
         assert!(progress.settle_if_durable(6));
@@ -449,7 +650,7 @@ mod tests {
             (progress.cursor(), progress.lowest_open_log_seq()),
             (Some(6), Some(95))
         );
-        let open = progress.begin(7, 1);
+        let open = begin(&progress, 7, 1);
         assert!(progress.settle_if_durable(8));
         assert_eq!(
             (progress.cursor(), progress.lowest_open_log_seq()),
@@ -479,13 +680,11 @@ mod tests {
             },
         ] {
             let progress = progress(limits);
-            progress.room().await;
-            let first = progress.begin(1, 10);
-            progress.room().await;
-            let second = progress.begin(2, 10);
+            let first = progress.begin(1, progress.room(10).await);
+            let second = progress.begin(2, progress.room(10).await);
             let mut waiting = tokio::spawn({
                 let progress = progress.clone();
-                async move { progress.room().await }
+                async move { drop(progress.room(10).await) }
             });
             tokio::task::yield_now().await;
             assert!(!waiting.is_finished(), "{limits:?}");
@@ -495,11 +694,52 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_long_frame_is_under_way_alone_and_parked_ones_give_back_what_others_need() {
+        let memory = Memory::new(MemoryLimits {
+            per_host: 100,
+            shared: 2_000,
+            parked: 500,
+        });
+        let limits = InFlightLimits {
+            bytes: 600,
+            ..InFlightLimits::default()
+        };
+        memory.add_host();
+        let progress = Arc::new(Progress::new(
+            RecoveredHost::default(),
+            limits,
+            memory.clone(),
+        ));
+        let mut small = progress.begin(1, progress.room(90).await);
+        assert_eq!((progress.own_bytes(), memory.in_use().shared), (90, 0));
+        assert!(progress.room(700).now_or_never().is_none());
+        let mut other = progress.begin(2, progress.room(450).await);
+        assert_eq!(memory.in_use().shared, 450);
+        assert!(other.park() && !other.park());
+        assert_eq!((memory.in_use().shared, memory.in_use().parked), (0, 450));
+        // Its share for parked ones is full: it stays where it is, and nothing is borrowed meanwhile.
+        assert!(small.park());
+        assert_eq!((progress.own_bytes(), memory.in_use().parked), (90, 450));
+        assert!(progress.room(20).now_or_never().is_none());
+        let passing = progress.begin(3, progress.room(10).await);
+        other.settle(Settled::Dropped);
+        assert!(progress.room(20).now_or_never().is_none());
+        drop((small, passing));
+        assert_eq!((progress.own_bytes(), memory.in_use().parked), (0, 0));
+        let mut long = progress.room(900).await;
+        assert_eq!(memory.in_use().shared, 900);
+        long.trim(300);
+        assert_eq!(memory.in_use().shared, 300);
+        drop(long);
+        assert_eq!(memory.in_use().shared, 0);
+    }
+
     proptest::proptest! {
         #[test]
         fn the_cursor_is_the_end_of_the_settled_prefix(order in proptest::collection::vec(0usize..40, 40)) {
             let progress = progress(InFlightLimits::default());
-            let mut open: Vec<_> = (0..40).map(|seq| Some(progress.begin(seq * 2, 1))).collect();
+            let mut open: Vec<_> = (0..40).map(|seq| Some(begin(&progress, seq * 2, 1))).collect();
             for index in order {
                 drop(open[index].take());
                 let prefix = open.iter().take_while(|event| event.is_none()).count() as i64;

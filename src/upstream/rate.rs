@@ -1,18 +1,43 @@
-//! How fast a host may send: sliding windows over a second, an hour and a day.
+//! How fast a host may send: sliding windows over a second, an hour and a day, of events, of bytes, and of what else
+//! comes over a WebSocket.
 //! A limit says how long to wait; it never drops. No sockets and no clock of its own.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The lengths of the three windows, in the order of [`EventRates::counts`].
-const WINDOWS: [Duration; 3] = [
+use crate::atproto::frame::MAX_FRAME_BYTES;
+
+/// The lengths of the windows, in the order of [`EventRates::limits`].
+const WINDOWS: [Duration; 5] = [
     Duration::from_secs(1),
     Duration::from_secs(3_600),
     Duration::from_secs(86_400),
+    Duration::from_secs(3_600),
+    Duration::from_secs(1),
 ];
 
-/// Events a host may send in each window. Defaults and formula are the reference relay's, n being the account quota.
+/// What a message counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cost {
+    /// An event, or what looks like one, of so many bytes.
+    Event(usize),
+    /// A ping, a pong or a text of so many bytes.
+    Other(usize),
+}
+
+impl Cost {
+    /// In each window.
+    fn amounts(self) -> [u64; 5] {
+        match self {
+            Self::Event(bytes) => [1, 1, 1, bytes as u64, 0],
+            Self::Other(bytes) => [0, 0, 0, bytes as u64, 1],
+        }
+    }
+}
+
+/// What a host may send in each window. Of events, defaults and formula are the reference relay's, n being the account
+/// quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventRates {
     /// Events in any second.
@@ -21,18 +46,28 @@ pub struct EventRates {
     pub per_hour: u64,
     /// Events in any 24 hours.
     pub per_day: u64,
+    /// Bytes in any hour; the longest frame always fits.
+    pub bytes_per_hour: u64,
+    /// Pings, pongs and texts in any second.
+    pub others_per_second: u64,
 }
 
 impl EventRates {
-    fn counts(&self) -> [u64; 3] {
-        [self.per_second, self.per_hour, self.per_day]
+    fn limits(&self) -> [u64; 5] {
+        [
+            self.per_second.max(1),
+            self.per_hour.max(1),
+            self.per_day.max(1),
+            self.bytes_per_hour.max(MAX_FRAME_BYTES as u64),
+            self.others_per_second.max(1),
+        ]
     }
 }
 
 /// The windows of one host. They outlive its connections, so that reconnecting gains nothing.
 #[derive(Debug)]
 pub struct RateWindows {
-    windows: [Window; 3],
+    windows: [Window; 5],
 }
 
 /// A sliding window approximated by two fixed ones: the previous one counts with the share that still overlaps.
@@ -57,21 +92,29 @@ impl RateWindows {
         }
     }
 
-    /// Counts one event if every window has room for it.
+    /// Counts a message if every window has room for it.
     ///
     /// # Errors
     /// The time after which to ask again; nothing is counted.
-    pub fn admit(&mut self, now: Instant, rates: &EventRates) -> Result<(), Duration> {
+    pub(super) fn admit(
+        &mut self,
+        now: Instant,
+        cost: Cost,
+        rates: &EventRates,
+    ) -> Result<(), Duration> {
+        let amounts = cost.amounts();
         let mut wait = Duration::ZERO;
-        for (window, limit) in self.windows.iter_mut().zip(rates.counts()) {
-            window.slide(now);
-            wait = wait.max(window.wait(now, limit.max(1)));
+        for ((window, limit), amount) in self.windows.iter_mut().zip(rates.limits()).zip(amounts) {
+            if amount > 0 {
+                window.slide(now);
+                wait = wait.max(window.wait(now, limit, amount));
+            }
         }
         if !wait.is_zero() {
             return Err(wait);
         }
-        for window in &mut self.windows {
-            window.current += 1;
+        for (window, amount) in self.windows.iter_mut().zip(amounts) {
+            window.current += amount;
         }
         Ok(())
     }
@@ -90,12 +133,12 @@ impl Window {
             now - Duration::from_nanos((passed.as_nanos() % self.length.as_nanos()) as u64);
     }
 
-    /// Zero if one more event fits under `limit`, else the time until it may.
-    fn wait(&self, now: Instant, limit: u64) -> Duration {
+    /// Zero if so much more fits under `limit`, else the time until it may.
+    fn wait(&self, now: Instant, limit: u64, amount: u64) -> Duration {
         let length = self.length.as_secs_f64();
         let passed = now.saturating_duration_since(self.started).as_secs_f64();
         let overlap = 1.0 - passed / length;
-        let allowed = (limit - 1) as f64;
+        let allowed = limit.saturating_sub(amount) as f64;
         if self.previous as f64 * overlap + self.current as f64 <= allowed {
             return Duration::ZERO;
         }
@@ -119,6 +162,8 @@ mod tests {
             per_second,
             per_hour,
             per_day,
+            bytes_per_hour: u64::MAX,
+            others_per_second: 1,
         }
     }
 
@@ -129,7 +174,7 @@ mod tests {
         let mut windows = RateWindows::new(start);
         let mut times = Vec::new();
         while times.len() < count {
-            match windows.admit(now, rates) {
+            match windows.admit(now, Cost::Event(1), rates) {
                 Ok(()) => times.push((now - start).as_secs_f64()),
                 Err(wait) => {
                     assert!(!wait.is_zero());
@@ -177,9 +222,9 @@ mod tests {
         for round in 0..3 {
             let now = start + Duration::from_secs(10 * round);
             for _ in 0..5 {
-                assert_eq!(windows.admit(now, &limit), Ok(()));
+                assert_eq!(windows.admit(now, Cost::Event(1), &limit), Ok(()));
             }
-            assert!(windows.admit(now, &limit).is_err());
+            assert!(windows.admit(now, Cost::Event(1), &limit).is_err());
         }
     }
 

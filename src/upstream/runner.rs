@@ -12,6 +12,7 @@ use super::Sink;
 use super::backoff::Backoff;
 use super::connection::{Connection, End, Times, rule};
 use super::handle::{HostHandle, HostState};
+use super::news::{Contact, Lines};
 use crate::dial::Guard;
 use crate::store::{HostStatus, Store};
 use crate::telemetry::metrics;
@@ -32,6 +33,9 @@ pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) backoff: Backoff,
     pub(super) times: Times,
+    /// How long a host that is a relay is left alone.
+    pub(super) refused_pause: Duration,
+    pub(super) lines: Lines,
     /// Bounds the handshakes under way, so that a start with thousands of hosts is no burst.
     pub(super) handshakes: Semaphore,
     /// The highest head of the log that a checkpoint was made with.
@@ -98,17 +102,22 @@ impl<S: Sink> Runner<S> {
         }
     }
 
-    /// Runs until cancelled, or until the host turns out to be a relay.
+    /// Runs until cancelled.
     pub(super) async fn run(mut self) {
         loop {
             let (end, lasted, taken) = self.connection().await;
             match &end {
                 End::Cancelled => break self.host.set_state(HostState::Stopped),
-                End::IsRelay(server) => break self.refuse(server),
-                _ => {}
+                End::IsRelay(_) => self.refuse(),
+                _ => {
+                    self.count(&end, lasted, taken);
+                    if self.resume_after(&end, taken).await.is_err() {
+                        break self.host.set_state(HostState::Stopped);
+                    }
+                    self.rest(&end);
+                }
             }
-            self.count(&end, lasted, taken);
-            if self.resume_after(&end, taken).await.is_err() || !self.wait().await {
+            if !self.wait().await {
                 break self.host.set_state(HostState::Stopped);
             }
         }
@@ -127,10 +136,18 @@ impl<S: Sink> Runner<S> {
             last: None,
             taken: 0,
             old_in_a_row: 0,
+            connected: false,
+            outdated: false,
         };
         let started = Instant::now();
         let end = connection.run(&self.shared.handshakes).await;
         let (last, taken) = (connection.last, connection.taken);
+        match &end {
+            End::Cancelled => {}
+            End::IsRelay(_) => self.host.note(Contact::Refused, &end),
+            _ if connection.connected => self.host.note(Contact::Lost, &end),
+            _ => self.host.note(Contact::Unreached, &end),
+        }
         self.cursor = last.or(self.cursor);
         (end, started.elapsed(), taken)
     }
@@ -142,23 +159,12 @@ impl<S: Sink> Runner<S> {
         self.failures = self.failures.saturating_add(1);
         metrics().upstream_disconnects.inc();
         match end {
-            End::TooLarge => self.host.count_drop(rule::FRAME_TOO_LARGE),
-            End::Malformed(_) => self.host.count_drop(rule::FRAME),
+            End::TooLarge => self.host.count_drop(rule::FRAME_TOO_LARGE, "", None, end),
+            End::Malformed(_) => self.host.count_drop(rule::FRAME, "", None, end),
             _ => {}
         }
         let (host, failures) = (self.host.name(), self.failures);
-        match end {
-            End::TooLarge
-            | End::Malformed(_)
-            | End::FutureCursor(_)
-            | End::ErrorFrame { .. }
-            | End::OldSeqs => {
-                tracing::warn!(host, failures, cursor = self.cursor, reason = %end, "connection ended");
-            }
-            _ => {
-                tracing::debug!(host, failures, cursor = self.cursor, reason = %end, "connection ended")
-            }
-        }
+        tracing::debug!(host, failures, cursor = self.cursor, reason = %end, "connection ended");
     }
 
     /// Goes live where the stream cannot be resumed, and records the gap.
@@ -177,7 +183,9 @@ impl<S: Sink> Runner<S> {
             }
             return Ok(());
         }
-        tracing::warn!(host = self.host.name(), cursor = self.cursor, reason = %end, "host is taken up live: its cursor is of no use");
+        if self.shared.lines.may_warn() {
+            tracing::warn!(host = self.host.name(), cursor = self.cursor, reason = %end, "host is taken up live: its cursor is of no use");
+        }
         metrics().upstream_gaps.inc();
         self.host.add_gap();
         self.cursor = None;
@@ -191,37 +199,35 @@ impl<S: Sink> Runner<S> {
         Ok(())
     }
 
-    /// Waits for the next attempt; `false` if there is to be none.
-    async fn wait(&mut self) -> bool {
-        let offline = self.shared.backoff.is_offline(self.failures);
-        if offline && self.host.status() != HostStatus::Offline {
-            tracing::info!(
-                host = self.host.name(),
-                failures = self.failures,
-                "host is offline; it is tried now and then"
-            );
+    /// Says how the host stands until the next attempt.
+    fn rest(&self, end: &End) {
+        if !self.shared.backoff.is_offline(self.failures) {
+            return self.host.set_state(HostState::Waiting);
+        }
+        if self.host.status() != HostStatus::Offline {
+            self.host.note(Contact::Offline, end);
             self.host.set_status(HostStatus::Offline);
         }
-        self.host.set_state(if offline {
-            HostState::Offline
-        } else {
-            HostState::Waiting
-        });
+        self.host.set_state(HostState::Offline);
+    }
+
+    /// Waits for the next attempt; `false` if there is to be none.
+    async fn wait(&mut self) -> bool {
+        let wait = match self.host.state() {
+            HostState::Refused => self.shared.refused_pause,
+            _ => self.shared.backoff.wait(self.failures, fastrand::f64()),
+        };
         tokio::select! {
             () = self.cancel.cancelled() => false,
             () = self.host.wake.notified() => true,
-            () = tokio::time::sleep(self.shared.backoff.wait(self.failures, fastrand::f64())) => true,
+            () = tokio::time::sleep(wait) => true,
         }
     }
 
-    fn refuse(&self, server: &str) {
-        tracing::warn!(
-            host = self.host.name(),
-            server,
-            "host is a relay and is banned"
-        );
+    /// A relay is left alone for a day: a proxy may have named it wrongly, so it is looked at again.
+    fn refuse(&mut self) {
         metrics().upstream_relays_refused.inc();
-        self.host.set_status(HostStatus::Banned);
-        self.host.set_state(HostState::Banned);
+        self.host.set_status(HostStatus::Offline);
+        self.host.set_state(HostState::Refused);
     }
 }

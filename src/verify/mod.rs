@@ -26,7 +26,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, UnboundedSender};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use crate::atproto::did::Did;
 use crate::clock::Clock;
@@ -45,11 +45,6 @@ pub use shard::{LOCAL_STATUS_BASE, Redaction, Settlement};
 
 use lookup::Lookups;
 use shard::{Command, Outlets, Shard, Work};
-
-/// Memory for the frames of all events under way, in permits of [`MEMORY_UNIT`]: 256 MiB.
-const MEMORY_PERMITS: usize = 256 * 1024;
-/// What one permit stands for, in bytes.
-const MEMORY_UNIT: usize = 1024;
 
 /// Settings of the pipeline.
 #[derive(Clone, Copy, Debug)]
@@ -170,7 +165,6 @@ pub enum CommandError {
 #[derive(Clone)]
 pub struct Pipeline {
     shards: Arc<[UnboundedSender<Work>]>,
-    memory: Arc<Semaphore>,
     settled: Settlements,
     pulses: Arc<[Pulse]>,
 }
@@ -223,11 +217,9 @@ impl Pipeline {
             places: options.places,
         };
         tokio::spawn(Arc::new(answers).run(questions));
-        let memory = Arc::new(Semaphore::new(MEMORY_PERMITS));
         Ok((
             Self {
                 shards: senders.into(),
-                memory,
                 settled,
                 pulses,
             },
@@ -287,11 +279,6 @@ impl Pipeline {
             // A shard that has ended has no pulse.
             let _ = shard.send(Work::Nothing);
         }
-    }
-
-    /// Whether events of hosts are on their way from a socket to the log.
-    pub fn is_busy(&self) -> bool {
-        self.memory.available_permits() < MEMORY_PERMITS
     }
 
     /// What the sequencer calls with durable events; `pulse` is the sequencer's.
@@ -375,19 +362,11 @@ impl Settler {
 }
 
 impl Sink for Pipeline {
-    /// Hands an event to its shard. Waits while too much is under way.
-    async fn submit(&self, received: Received) {
-        let permits = received
-            .frame
-            .len()
-            .div_ceil(MEMORY_UNIT)
-            .min(MEMORY_PERMITS) as u32;
-        let Ok(memory) = self.memory.clone().acquire_many_owned(permits).await else {
-            return;
-        };
+    /// Hands an event to its shard.
+    fn submit(&self, received: Received) {
         let shard = self.shard(&received.did);
         let host = received.host.clone();
-        if let Err(unsent) = self.shards[shard].send(Work::Event(received, memory)) {
+        if let Err(unsent) = self.shards[shard].send(Work::Event(received)) {
             // A shard that is gone settles nothing: the host sends the event again after the restart.
             host.progress().freeze();
             drop(unsent);

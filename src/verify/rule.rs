@@ -11,6 +11,8 @@ pub enum Rule {
     Frame,
     /// The frame would exceed 5,000,000 bytes with a `seq` of this relay.
     FrameTooLarge,
+    /// The host was banned while the event was on its way.
+    HostBanned,
     /// The DID does not follow the DID syntax, or is not written in its one canonical form.
     DidSyntax,
     /// An `#identity` or `#account` is larger than `limits.account_event_bytes`.
@@ -81,9 +83,10 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule, in the order of the event's path; metrics are registered from it.
-    pub const ALL: [Rule; 35] = [
+    pub const ALL: [Rule; 36] = [
         Rule::Frame,
         Rule::FrameTooLarge,
+        Rule::HostBanned,
         Rule::DidSyntax,
         Rule::EventTooLarge,
         Rule::CommitTooLarge,
@@ -124,6 +127,7 @@ impl Rule {
         match self {
             Rule::Frame => "frame",
             Rule::FrameTooLarge => "frame_too_large",
+            Rule::HostBanned => "host_banned",
             Rule::DidSyntax => "did_syntax",
             Rule::EventTooLarge => "event_too_large",
             Rule::CommitTooLarge => "commit_too_large",

@@ -13,8 +13,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tracing::debug;
+use tokio::sync::oneshot;
 
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, FrameError, Kind, Peek};
@@ -47,8 +46,8 @@ pub const LOCAL_STATUS_BASE: i64 = 1;
 
 /// What a shard is given to do.
 pub(super) enum Work {
-    /// An event of a host, with its share of the memory for events under way.
-    Event(Received, OwnedSemaphorePermit),
+    /// An event of a host.
+    Event(Received),
     /// An operator's decision.
     Command(Command),
     /// The answer to a question that the shard asked for an event of this host, or for an operator.
@@ -102,7 +101,6 @@ pub struct Settlement {
     /// The account whose earlier events are to be taken out of the log.
     pub(super) redact: Option<Did>,
     pub(super) reply: Option<Reply>,
-    pub(super) _memory: Option<OwnedSemaphorePermit>,
 }
 
 /// What an event of an account's end, or an operator, takes out of the log.
@@ -153,12 +151,21 @@ pub(super) struct Outlets {
 
 struct Event {
     waiting: Waiting,
-    memory: OwnedSemaphorePermit,
 }
 
 enum Item {
     Event(Event),
     Command(Command),
+}
+
+impl Item {
+    /// It waits from now on, and holds nothing that others need to pass.
+    fn parked(mut self) -> Self {
+        if let Item::Event(event) = &mut self {
+            event.waiting.received.park();
+        }
+        self
+    }
 }
 
 /// Whose items wait for one another: those of one host, or those of the operator.
@@ -265,14 +272,13 @@ impl Shard {
 
     fn take(&mut self, work: Work) {
         match work {
-            Work::Event(received, memory) => {
+            Work::Event(received) => {
                 let did = received.did.clone();
                 self.residents.enter(&did);
                 self.arrive(
                     did,
                     Item::Event(Event {
                         waiting: Waiting::new(received),
-                        memory,
                     }),
                 );
             }
@@ -300,7 +306,7 @@ impl Shard {
     fn arrive(&mut self, did: Did, item: Item) {
         match self.lane(&did, item.lane()) {
             Some(parked) => {
-                parked.items.push_back(item);
+                parked.items.push_back(item.parked());
                 self.parked_items += 1;
             }
             None => self.consider(&did, item),
@@ -341,7 +347,7 @@ impl Shard {
             self.check_signatures();
             let parked = self.lane(did, item.lane());
             if let Some(parked) = parked.filter(|parked| parked.asking.is_some()) {
-                parked.items.push_back(item);
+                parked.items.push_back(item.parked());
                 self.parked_items += 1;
                 return;
             }
@@ -353,6 +359,9 @@ impl Shard {
     }
 
     fn consider_event(&mut self, did: &Did, event: Event) {
+        if event.waiting.received.host.is_banned() {
+            return drop_event(&event.waiting, Rule::HostBanned);
+        }
         let account = self.residents.get(did).map(|account| &*account);
         match judge::judge(&event.waiting, account, &self.at) {
             Ok(Finding::Check(candidate)) => {
@@ -458,7 +467,7 @@ impl Shard {
         let shared = matches!(question, Question::Account | Question::Written);
         let is_asked = shared && lanes.values().any(|lane| lane.asking == Some(question));
         let parked = lanes.entry(item.lane()).or_default();
-        parked.items.push_front(item);
+        parked.items.push_front(item.parked());
         self.parked_items += 1;
         parked.asking = Some(question);
         if !is_asked {
@@ -643,7 +652,6 @@ impl Shard {
     ) {
         let Event {
             waiting: Waiting { received, .. },
-            memory,
         } = event;
         let ticket = self.touch(&received.did);
         if let Some(account) = self.residents.get(&received.did) {
@@ -666,7 +674,6 @@ impl Shard {
                 ticket,
                 redact,
                 reply: None,
-                _memory: Some(memory),
             },
         });
     }
@@ -746,7 +753,6 @@ impl Shard {
                 ticket,
                 redact: (local == LocalStatus::TakenDown).then(|| did.clone()),
                 reply,
-                _memory: None,
             },
         });
     }
@@ -957,13 +963,11 @@ impl Shard {
 /// Counts and logs a refused event; its host's cursor moves past it when the permit goes.
 fn drop_event(waiting: &Waiting, rule: Rule) {
     let received = &waiting.received;
-    received.host.count_drop(rule.name());
-    debug!(
-        host = %received.host.name(),
-        did = %received.did,
-        seq = received.seq,
-        rule = rule.name(),
-        "event dropped",
+    received.host.count_drop(
+        rule.name(),
+        received.did.as_str(),
+        Some(received.seq),
+        &rule,
     );
 }
 

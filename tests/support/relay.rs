@@ -66,6 +66,7 @@ impl Bench {
                 per_second: UNLIMITED,
                 per_hour: UNLIMITED,
                 per_day: UNLIMITED,
+                bytes_per_hour: UNLIMITED,
                 ..HostLimits::default()
             },
             identity: IdentityConfig {

@@ -103,6 +103,7 @@ pub fn unlimited(consumers: usize) -> Vec<OsString> {
         "--limit-events-per-second",
         "--limit-events-per-hour",
         "--limit-events-per-day",
+        "--limit-bytes-per-hour-per-account",
     ];
     let consumers = (consumers + SPARE_CONSUMERS).to_string();
     limits

@@ -36,6 +36,8 @@ const DATABASE_PATIENCE: Duration = Duration::from_secs(5);
 const HOSTS_PER_CONNECTED: usize = 10;
 /// How far the system's clock may be behind the time that has surely come: what NTP corrects in one step is less.
 const TOLERATED_CLOCK: Duration = Duration::from_secs(60);
+/// How long hosts may wait for one another's memory: a burst is over in a moment.
+const FRAME_MEMORY_PATIENCE: Duration = Duration::from_secs(3);
 /// Times the system told that memory is short within [`PRESSURE_WINDOW`] that are a problem: one is what caches are for.
 /// It tells at most every five seconds.
 const PRESSURES: usize = 3;
@@ -150,9 +152,25 @@ impl Examiner {
         self.pressures
             .retain(|at| now.saturating_duration_since(*at) < PRESSURE_WINDOW);
         let often = self.pressures.len() >= PRESSURES;
-        often.then(|| {
+        let short = often.then(|| {
             Finding::new("the machine is short of memory, and shrinking the caches does not help")
-        })
+        });
+        short.or_else(|| self.frame_memory())
+    }
+
+    /// Hosts' frames have memory of their own, and the rest waits for one another.
+    fn frame_memory(&self) -> Option<Finding> {
+        let memory = self.running.hosts.memory();
+        memory
+            .short_for
+            .filter(|time| *time >= FRAME_MEMORY_PATIENCE)?;
+        Some(Finding::because(
+            "hosts wait for the memory that their frames share",
+            format!(
+                "{} hosts wait, {} of {} bytes are lent",
+                memory.waiting, memory.shared, memory.shared_limit
+            ),
+        ))
     }
 
     fn clock_behind(&self) -> Option<Finding> {

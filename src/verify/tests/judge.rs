@@ -42,7 +42,9 @@ impl Scene {
             panic!("an event");
         };
         let received = Received {
-            permit: host.progress().begin(event.seq, frame.len()),
+            permit: host
+                .progress()
+                .begin(event.seq, host.progress().some_room(frame.len())),
             host,
             seq: event.seq,
             seq_span: event.seq_span,

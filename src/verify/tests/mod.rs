@@ -9,8 +9,8 @@ mod shard;
 use super::rule::Rule;
 
 /// Rules that are asked elsewhere: the reader of the socket refuses what is no DID (`tests/upstream.rs`), the shard what it
-/// cannot edit (`shard`).
-const ELSEWHERE: [Rule; 2] = [Rule::DidSyntax, Rule::Edit];
+/// cannot edit and what is left of a banned host (`shard`).
+const ELSEWHERE: [Rule; 3] = [Rule::DidSyntax, Rule::Edit, Rule::HostBanned];
 
 #[test]
 fn every_rule_has_a_case_that_breaks_it() {

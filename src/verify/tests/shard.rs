@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::sample::{DID, Draft, Repo, Write, public_key, secret};
@@ -19,9 +19,10 @@ use crate::eventlog::Append;
 use crate::identity::{Identity, PdsHost};
 use crate::pulse::Pulse;
 use crate::store::{AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus};
-use crate::upstream::{HostHandle, Received};
+use crate::upstream::{HostHandle, HostState, Received};
 use crate::verify::judge::{NoIdentity, Question};
 use crate::verify::lookup::Lookup;
+use crate::verify::rule::Rule;
 use crate::verify::shard::{Answer, Command, Outlets, Shard, Work};
 use crate::verify::{KnownHosts, Options, Places, Settlement, Settlements, Tuning};
 
@@ -37,7 +38,6 @@ struct Bench {
     accepted: Vec<Append<Settlement>>,
     updates: Arc<Mutex<Vec<AccountUpdate>>>,
     host: Arc<HostHandle>,
-    memory: Arc<Semaphore>,
     seq: i64,
 }
 
@@ -85,7 +85,6 @@ impl Bench {
             accepted: Vec::new(),
             updates,
             host: Arc::new(HostHandle::fabricated(HostId(1), 100, 0)),
-            memory: Arc::new(Semaphore::new(1_000)),
             seq: 0,
         }
     }
@@ -117,13 +116,15 @@ impl Bench {
             seq_span: event.seq_span,
             kind,
             did: Did::parse(DID).unwrap(),
-            permit: host.progress().begin(self.seq, frame.len()),
+            permit: {
+                let progress = host.progress();
+                progress.begin(self.seq, progress.some_room(frame.len()))
+            },
             host,
             frame: frame.into(),
             at: Instant::now(),
         };
-        let memory = self.memory.clone().try_acquire_owned().unwrap();
-        assert!(self.inbox.send(Work::Event(received, memory)).is_ok());
+        assert!(self.inbox.send(Work::Event(received)).is_ok());
     }
 
     fn account(&mut self, active: bool, status: Option<&str>) {
@@ -333,6 +334,25 @@ async fn the_key_of_a_did_that_was_given_up_is_forgotten() {
     bench.asked(Question::Account).await;
     bench.answer(row(None));
     bench.asked(CACHED).await;
+}
+
+#[tokio::test]
+async fn what_waits_of_a_host_that_is_banned_is_dropped() {
+    let (mut bench, mut repo) = Bench::with_account().await;
+    let mut rotated = repo.commit(&[]);
+    rotated.key = secret(6);
+    bench.commit(&rotated);
+    bench.commit(&repo.commit(&[]));
+    bench.asked(FRESH).await;
+    bench.host.set_state(HostState::Banned);
+    bench.identity(FRESH, Ok(bench.document(secret(6))));
+    let dropped = async {
+        while bench.host.dropped() != [(Rule::HostBanned.name(), 2)] {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, dropped).await.expect("both are dropped");
+    assert_eq!(bench.host.progress().in_flight(), (0, 0));
 }
 
 #[tokio::test]

@@ -1,0 +1,2 @@
+-- Bytes that a host may send in an hour, where an operator set that for it.
+ALTER TABLE hosts ADD COLUMN max_bytes_per_hour INTEGER;
