@@ -534,7 +534,7 @@ async fn an_account_event_that_cannot_be_edited_is_dropped() {
     let (mut bench, mut repo) = Bench::with_account().await;
     for (local, bytes) in [
         (LocalStatus::TakenDown, MAX_FRAME_BYTES),
-        (LocalStatus::Throttled, MAX_FRAME_BYTES - 8),
+        (LocalStatus::Desynchronized, MAX_FRAME_BYTES - 8),
     ] {
         bench.decide(local);
         assert_eq!(
