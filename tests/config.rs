@@ -574,6 +574,34 @@ fn a_password_on_the_command_line_is_warned_of() {
 }
 
 #[test]
+fn trusted_proxies_are_networks_and_everybody_is_warned_of() {
+    let shown = |text: &str| {
+        let config = Case::new()
+            .file(&format!("trusted_proxies = {text}"))
+            .config();
+        let networks = config.trusted_proxies.iter().map(ToString::to_string);
+        networks.collect::<Vec<_>>()
+    };
+    assert_eq!(shown("[]"), [""; 0]);
+    assert_eq!(shown("\"none\""), [""; 0]);
+    assert_eq!(
+        shown("[\"192.0.2.7/32\", \"2001:db8::/32\", \"::ffff:10.0.0.0/104\"]"),
+        ["192.0.2.7", "2001:db8::/32", "10.0.0.0/8"]
+    );
+    let bits = Case::new().flag("trusted_proxies", &["10.1.2.3/8"]).error();
+    assert!(bits.starts_with("--trusted-proxy: "), "{bits}");
+    assert!(bits.contains("write 10.0.0.0/8"), "{bits}");
+    let name = Case::new().flag("trusted_proxies", &["proxy.example.com"]);
+    assert!(name.error().contains("must be addresses or networks"));
+    let loaded = Case::new().flag("trusted_proxies", &["0.0.0.0/0"]).load();
+    let warnings = loaded.unwrap().warnings;
+    assert!(
+        warnings[0].contains("every client may name any address"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
 fn the_readme_has_every_setting() {
     let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     let missing: Vec<String> = settings()

@@ -44,7 +44,16 @@ fn serve(data_dir: &Path) -> Command {
 
 /// The one line of a start that fails.
 fn refusal(command: &mut Command) -> String {
-    let output = command.output().unwrap();
+    let mut relay = command.stderr(Stdio::piped()).spawn().unwrap();
+    let started = Instant::now();
+    while relay.try_wait().unwrap().is_none() {
+        if started.elapsed() > PATIENCE {
+            relay.kill().unwrap();
+            panic!("it runs");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = relay.wait_with_output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     let lines: Vec<&str> = said.lines().collect();

@@ -54,6 +54,11 @@ impl Cidr {
         width(address) == width(self.address) && first(address, self.prefix) == self.address
     }
 
+    /// Whether every address of its family is in it.
+    pub(super) fn is_everything(&self) -> bool {
+        self.prefix == 0
+    }
+
     /// The networks of this machine's own addresses: 127.0.0.0/8 and ::1.
     pub fn loopback() -> Vec<Cidr> {
         ["127.0.0.0/8", "::1"]

@@ -78,6 +78,7 @@ impl Config {
         }
         merge.credentials(env, password)?;
         merge.check()?;
+        merge.warn_of_open_proxies();
         Ok(merge.finish(file))
     }
 }
@@ -286,6 +287,17 @@ impl Merge {
             );
         }
         Ok(())
+    }
+
+    /// Who trusts everybody lets everybody be anybody, and no limit per address holds.
+    fn warn_of_open_proxies(&mut self) {
+        let proxies = &self.config.trusted_proxies;
+        if let Some(everybody) = proxies.iter().find(|network| network.is_everything()) {
+            self.warnings.push(format!(
+                "trusted_proxies has {everybody}: every client may name any address as its own; name the networks of \
+                 your proxies alone"
+            ));
+        }
     }
 
     /// A variable we do not know is a warning, not an error: containers and orchestrators set

@@ -79,8 +79,8 @@ fn admin_password_file() -> Arg {
         .value_hint(ValueHint::FilePath)
         .help_heading(Group::Common.heading())
         .help(
-            "File with the password of the admin API; without a password the admin API is off. The password itself \
-             may be in RELAY_ADMIN_PASSWORD or in the systemd credential `admin-password` \
+            "File with the password of the admin API; without a password the admin API answers on a Unix socket \
+             alone. The password itself may be in RELAY_ADMIN_PASSWORD or in the systemd credential `admin-password` \
              [env: RELAY_ADMIN_PASSWORD_FILE]",
         )
 }
