@@ -1,5 +1,5 @@
 # What is refused before anything is built, each with what to do about it: secrets that everybody could read, and options
-# that say two things.
+# that say two things; and what is warned of.
 {
   config,
   lib,
@@ -21,7 +21,16 @@ let
   hasPassword = url: builtins.match "[^:]+://[^/@]*:[^/@]*@.*" url != null;
 in
 {
+  options.services.atproto-relay.warnings = lib.mkOption {
+    type = lib.types.listOf lib.types.str;
+    internal = true;
+    default = [ ];
+    description = "Warnings of this module.";
+  };
+
   config = lib.mkIf cfg.enable {
+    inherit (cfg) warnings;
+
     assertions =
       lib.mapAttrsToList (option: file: {
         assertion = file == null || !inStore file;

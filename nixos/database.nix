@@ -22,6 +22,9 @@ let
   # The relay's own default, where the settings are silent.
   connections =
     if cfg.settings.database_connections == null then 12 else cfg.settings.database_connections;
+
+  server = config.services.postgresql;
+  localUrl = "postgres:///${database.name}?host=/run/postgresql&port=${toString server.settings.port}&user=${database.name}";
 in
 {
   options.services.atproto-relay.database = {
@@ -61,7 +64,8 @@ in
       description = ''
         Whether to give PostgreSQL the settings that suit the relay, from
         {option}`services.atproto-relay.database.memoryMiB`. Each of them is a default: what is set in
-        {option}`services.postgresql.settings` wins.
+        {option}`services.postgresql.settings` wins. PostgreSQL has one value of each for all databases of the machine:
+        none of these makes the data of another database less safe.
       '';
     };
 
@@ -98,7 +102,15 @@ in
           '';
         };
 
-        services.atproto-relay.settings.database_url = "postgres:///${database.name}?host=/run/postgresql&user=${database.name}";
+        services.atproto-relay.settings.database_url = mkDefault localUrl;
+
+        services.atproto-relay.warnings =
+          lib.optional
+            (cfg.settings.database_url != localUrl && !lib.hasInfix "/run/postgresql" cfg.settings.database_url)
+            ''
+              services.atproto-relay.settings.database_url names a database elsewhere, and PostgreSQL is set up on this
+              machine all the same. Set services.atproto-relay.database.createLocally = false.
+            '';
 
         # The target is reached when the role and the database are there, and not just the server. `wants`, not
         # `requires`: a relay that runs goes on while its database is away, so that stopping PostgreSQL must not stop it
@@ -125,9 +137,8 @@ in
           # Fewer entries in the processor's tables of pages, where the machine has huge pages to give.
           huge_pages = "try";
 
-          # A commit does not wait for the disk. The log is the truth: after a power cut the relay takes from it what the
-          # database had not yet written, as it does after its own crash. Nothing is lost, and the disk is the log's.
-          synchronous_commit = "off";
+          # The relay itself decides for each write whether the commit waits for the disk (synchronous_commit), so that
+          # other databases keep what they have.
           # The log of PostgreSQL itself stays safe against half-written pages, and small.
           full_page_writes = true;
           wal_compression = true;

@@ -3,6 +3,7 @@
 {
   imports = [
     ./assertions.nix
+    ./command.nix
     ./database.nix
     ./hardening.nix
     ./monitoring

@@ -22,20 +22,13 @@ in
       "net.ipv4.tcp_congestion_control" = "bbr";
       "net.core.default_qdisc" = "fq";
 
-      # After a restart all consumers come back within a second, and while the relay is away they wait in this queue.
-      "net.core.somaxconn" = 4096;
+      # After a restart all consumers come back within a second. The queue of complete connections (somaxconn) is as long
+      # as the sockets ask for, and the sizes of buffers are the kernel's own: both are large enough by default.
       "net.ipv4.tcp_max_syn_backlog" = 8192;
 
       # What lies in a socket unsent cannot be dropped for a consumer that falls behind, and it is memory times the number
       # of consumers. The relay has the log to send from, so a socket needs no more than this.
       "net.ipv4.tcp_notsent_lowat" = 131072;
-
-      # 16 MB in flight is 100 MB/s at 160 ms: replays to far consumers and first backfills from far hosts. The middle
-      # values stay small, because thousands of sockets are idle most of the time.
-      "net.core.rmem_max" = 16777216;
-      "net.core.wmem_max" = 16777216;
-      "net.ipv4.tcp_rmem" = "4096 131072 16777216";
-      "net.ipv4.tcp_wmem" = "4096 65536 16777216";
 
       # A firehose is quiet at times; without this each pause would send it back to the beginning of its window.
       "net.ipv4.tcp_slow_start_after_idle" = 0;
@@ -45,8 +38,6 @@ in
       "net.ipv4.tcp_keepalive_time" = 120;
       "net.ipv4.tcp_keepalive_intvl" = 30;
       "net.ipv4.tcp_keepalive_probes" = 6;
-      # The relay dials thousands of hosts, many of them at the same few addresses.
-      "net.ipv4.ip_local_port_range" = "16384 60999";
     };
   };
 }

@@ -15,6 +15,9 @@ let
   # The relay's own default, where the settings are silent.
   maxConsumers = if cfg.settings.max_consumers == null then 1000 else cfg.settings.max_consumers;
 
+  # What the relay keeps over a restart (MAX_KEPT in src/firehose/handover): systemd passes on no more names.
+  mostKept = 8000;
+
   # What systemctl reload applies leaves the relay running; a change of anything else needs a restart.
   live = map (setting: setting.key) (
     lib.filter (setting: setting.live) (lib.importJSON ./settings.json)
@@ -29,11 +32,28 @@ let
       removeAttrs settings [ table ]
     else
       settings // { ${table} = removeAttrs (settings.${table} or { }) (lib.tail path); };
-  needsRestart = lib.foldl' removeKey cfg.settings live;
+  needsRestart = lib.foldl' removeKey (cfg.settings // cfg.listeners) live;
 in
 {
+  imports = [
+    (lib.mkRemovedOptionModule [ "services" "atproto-relay" "limits" "ioWeight" ] ''
+      It had no effect: the kernel shares out a disk by weight only with a scheduler (BFQ) or a cost model, and NVMe drives
+      have neither.
+    '')
+  ];
+
   options.services.atproto-relay = {
-    enable = lib.mkEnableOption "a relay for the AT Protocol, with its database on the same machine";
+    enable = mkOption {
+      type = types.bool;
+      default = false;
+      example = true;
+      description = ''
+        Whether to enable a relay for the AT Protocol, with its database on the same machine. The defaults are for a
+        machine with 8 GiB of memory or more: with less, lower
+        {option}`services.atproto-relay.database.memoryMiB` (a quarter of it are PostgreSQL's own buffers) and
+        `settings.account_cache`.
+      '';
+    };
 
     package = lib.mkPackageOption pkgs "atproto-relay" { };
 
@@ -77,7 +97,10 @@ in
     trustedDomains = mkOption {
       type = types.listOf types.str;
       default = [ "*.host.bsky.network" ];
-      description = "Hosts with the large quota of accounts: a name, or `*.DOMAIN` for all below it.";
+      description = ''
+        Hosts with the large quota of accounts: a name, or `*.DOMAIN` for all below it. What is in
+        `settings.trusted_domains` takes the place of this list.
+      '';
     };
 
     bannedDomains = mkOption {
@@ -133,15 +156,6 @@ in
         '';
       };
 
-      ioWeight = mkOption {
-        type = types.ints.between 1 10000;
-        default = 200;
-        description = ''
-          Share of the disk where it is short (IOWeight=); other services have 100. No event is seen before the log
-          has it on disk, so the disk's queue is the latency of the firehose.
-        '';
-      };
-
       openFiles = mkOption {
         type = types.ints.positive;
         default = 524288;
@@ -163,13 +177,43 @@ in
   };
 
   config = lib.mkIf cfg.enable {
-    services.atproto-relay.settings = {
+    # Defaults: what the operator writes into the settings wins, a list as a whole.
+    services.atproto-relay.settings = lib.mapAttrs (_: lib.mkDefault) {
       data_dir = cfg.stateDir;
       inherit (cfg) hosts;
       trusted_domains = cfg.trustedDomains;
       banned_domains = cfg.bannedDomains;
       log_level = cfg.logLevel;
     };
+
+    assertions = [
+      {
+        assertion = cfg.settings.data_dir == cfg.stateDir;
+        message = ''
+          services.atproto-relay.settings.data_dir is a folder that the relay may not write to. Mount a file system at
+          ${cfg.stateDir} to have the data elsewhere.
+        '';
+      }
+      {
+        assertion = config.users.users ? ${cfg.user};
+        message = ''
+          services.atproto-relay.user is "${cfg.user}", and users.users has no such user: the relay could not be started.
+          Declare it, with isSystemUser and the group services.atproto-relay.group.
+        '';
+      }
+      {
+        assertion = config.users.groups ? ${cfg.group};
+        message = ''
+          services.atproto-relay.group is "${cfg.group}", and users.groups has no such group: the relay could not be
+          started. Declare it.
+        '';
+      }
+    ];
+
+    services.atproto-relay.warnings = lib.optional (maxConsumers > mostKept) ''
+      services.atproto-relay.settings.max_consumers is ${toString maxConsumers}: a restart of the relay keeps the
+      connections of ${toString mostKept} consumers, and closes the others.
+    '';
 
     users.users = lib.mkIf (cfg.user == "atproto-relay") {
       atproto-relay = {
@@ -180,8 +224,6 @@ in
       };
     };
     users.groups = lib.mkIf (cfg.group == "atproto-relay") { atproto-relay = { }; };
-
-    environment.systemPackages = [ cfg.package ];
 
     systemd.slices = {
       ${lib.removeSuffix ".slice" cfg.slice}.description = "Services of the AT Protocol";
@@ -226,7 +268,7 @@ in
 
         # Consumers' sockets and the table of their positions wait here while the relay restarts, and after a crash.
         # Eight more than consumers: the table, and sockets of consumers that have just left.
-        FileDescriptorStoreMax = maxConsumers + 8;
+        FileDescriptorStoreMax = lib.min maxConsumers mostKept + 8;
 
         # The relay pings when the shards, the sequencer and the runtime have moved, not by a clock.
         WatchdogSec = 60;
@@ -241,7 +283,6 @@ in
 
         Slice = cfg.slice;
         CPUWeight = cfg.limits.cpuWeight;
-        IOWeight = cfg.limits.ioWeight;
         LimitNOFILE = cfg.limits.openFiles;
         # The relay shrinks its caches when the kernel says that memory is short.
         MemoryPressureWatch = "on";

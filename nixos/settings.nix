@@ -14,7 +14,7 @@ let
   format = pkgs.formats.toml { };
 
   size =
-    types.either types.ints.unsigned (types.strMatching "[0-9]+([.][0-9]+)? *([kKmMgGtT][iI]?)?[bB]")
+    types.either types.ints.unsigned (types.strMatching "[0-9]+([.][0-9]*)? *(([kKmMgGtT][iI]?)?[bB])?")
     // {
       description = "size, in bytes or with a unit as in \"64GiB\"";
     };
@@ -48,7 +48,10 @@ let
       "interval"
       "none"
     ];
-    "log.min_free_bytes" = types.either (types.enum [ "auto" ]) size;
+    "log.min_free_bytes" = types.either (types.enum [
+      "auto"
+      "shared"
+    ]) size;
     log_format = types.enum [
       "text"
       "json"
@@ -132,7 +135,9 @@ in
   };
 
   config = lib.mkIf cfg.enable {
-    services.atproto-relay.configFile = format.generate "atproto-relay.toml" (written cfg.settings);
+    services.atproto-relay.configFile = format.generate "atproto-relay.toml" (
+      written (cfg.settings // cfg.listeners)
+    );
 
     # What this module lets pass, the relay judges: a word that it does not know fails the build, not the start.
     system.checks = lib.optional (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) (

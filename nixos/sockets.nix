@@ -7,13 +7,43 @@ let
 
   cfg = config.services.atproto-relay;
 
-  address = types.strMatching "([0-9]+[.][0-9]+[.][0-9]+[.][0-9]+|[[][0-9A-Fa-f.:]+[]]):[0-9]+" // {
+  # A number without leading zeros, which would be octal to some.
+  number = "(0|[1-9][0-9]{0,4})";
+  isAddress =
+    text:
+    let
+      ipv4 = builtins.match "${number}[.]${number}[.]${number}[.]${number}:${number}" text;
+      ipv6 = builtins.match "[[][0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*[]]:${number}" text;
+      within = most: digits: lib.toInt digits <= most;
+    in
+    if ipv4 != null then
+      lib.all (within 255) (lib.init ipv4) && within 65535 (lib.last ipv4)
+    else
+      ipv6 != null && within 65535 (lib.last ipv6);
+  address = types.addCheck types.str isAddress // {
     description = "address with a port, as in 127.0.0.1:2470 or [::1]:2470";
   };
   addresses = types.nonEmptyListOf address;
 
   port = listen: lib.toInt (lib.last (lib.splitString ":" listen));
   isLoopback = listen: lib.hasPrefix "127." listen || lib.hasPrefix "[::1]:" listen;
+
+  # The address of a setting, for systemd: a port alone is all addresses of the machine.
+  addressesOf =
+    setting: default:
+    if setting == null then
+      [ default ]
+    else if lib.hasPrefix ":" setting then
+      [
+        "0.0.0.0${setting}"
+        "[::]${setting}"
+      ]
+    else
+      [ setting ];
+  # What the settings say, and systemd does not do.
+  contradicts =
+    option: setting:
+    setting != null && !lib.all (listen: lib.elem listen cfg.${option}) (addressesOf setting null);
 
   socket = name: description: config: {
     inherit description;
@@ -39,20 +69,24 @@ in
   options.services.atproto-relay = {
     listen = mkOption {
       type = addresses;
-      default = [ "127.0.0.1:2470" ];
+      default = addressesOf cfg.settings.listen "127.0.0.1:2470";
+      defaultText = lib.literalMD "`settings.listen`, or `[ \"127.0.0.1:2470\" ]`";
       example = [
         "0.0.0.0:2470"
         "[::]:2470"
       ];
       description = ''
         Addresses of the firehose and the XRPC methods, in plain HTTP. Leave it at loopback and put a proxy with TLS in
-        front ({option}`services.atproto-relay.proxy`).
+        front ({option}`services.atproto-relay.proxy`). A proxy on another machine has to be named in
+        `settings.trusted_proxies`: without it all consumers have the proxy's address, of which
+        `settings.max_consumers_per_ip` are let in.
       '';
     };
 
     metricsListen = mkOption {
       type = addresses;
-      default = [ "127.0.0.1:2471" ];
+      default = addressesOf cfg.settings.metrics_listen "127.0.0.1:2471";
+      defaultText = lib.literalMD "`settings.metrics_listen`, or `[ \"127.0.0.1:2471\" ]`";
       description = "Addresses of `/metrics` and `/_health`. Keep them private.";
     };
 
@@ -66,6 +100,19 @@ in
       '';
     };
 
+    listeners = mkOption {
+      type = types.attrsOf types.str;
+      internal = true;
+      readOnly = true;
+      # What the relay says of itself, and where it would listen by hand. The descriptors that systemd passes win.
+      default = {
+        listen = lib.head cfg.listen;
+        metrics_listen = lib.head cfg.metricsListen;
+      };
+      defaultText = lib.literalMD "the first of each";
+      description = "What the configuration file says of the listeners.";
+    };
+
     openFirewall = mkOption {
       type = types.bool;
       default = false;
@@ -77,12 +124,6 @@ in
   };
 
   config = lib.mkIf cfg.enable {
-    # What the relay says of itself, and where it would listen by hand. The descriptors that systemd passes win.
-    services.atproto-relay.settings = {
-      listen = lib.head cfg.listen;
-      metrics_listen = lib.head cfg.metricsListen;
-    };
-
     systemd.sockets = {
       atproto-relay = socket "public" "Firehose and XRPC of the AT Protocol relay" tcp // {
         listenStreams = cfg.listen;
@@ -121,6 +162,20 @@ in
     );
 
     assertions = [
+      {
+        assertion = !contradicts "listen" cfg.settings.listen;
+        message = ''
+          services.atproto-relay.settings.listen is not among services.atproto-relay.listen, where systemd listens. Set
+          one of them.
+        '';
+      }
+      {
+        assertion = !contradicts "metricsListen" cfg.settings.metrics_listen;
+        message = ''
+          services.atproto-relay.settings.metrics_listen is not among services.atproto-relay.metricsListen, where systemd
+          listens. Set one of them.
+        '';
+      }
       {
         assertion = cfg.openFirewall && cfg.proxy.server == null -> !lib.all isLoopback cfg.listen;
         message = ''

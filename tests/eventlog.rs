@@ -17,8 +17,8 @@ use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Kind};
 use atproto_relay::eventlog::{
-    Append, Durability, EventLog, Faults, Frames, Health, LogOptions, Offer, ReadError, Reader,
-    ResumeError, Taken, UNKNOWN_HOST,
+    Append, Durability, EventLog, Faults, Frames, Health, LogOptions, MinFree, Offer, ReadError,
+    Reader, ResumeError, Taken, UNKNOWN_HOST,
 };
 use bytes::BytesMut;
 use event::{Event, RunningLog, did, eventually, quick_folder};
@@ -28,7 +28,7 @@ use proptest::prelude::*;
 fn options(dir: &Path, segment_bytes: u64) -> LogOptions {
     LogOptions {
         segment_bytes,
-        min_free_bytes: Some(0),
+        min_free: MinFree::Bytes(0),
         ..LogOptions::new(dir)
     }
 }
@@ -1078,7 +1078,7 @@ fn a_full_disk_costs_the_oldest_segments_before_it_holds_events_back() {
     let faults = Arc::new(Faults::default());
     let log = RunningLog::open(LogOptions {
         faults: Some(faults.clone()),
-        min_free_bytes: Some(10_000),
+        min_free: MinFree::Bytes(10_000),
         ..options(folder.path(), 4096)
     });
     let all = events(1, 2000);
@@ -1101,7 +1101,7 @@ fn room_is_kept_free_before_the_disk_is_full() {
     let faults = Arc::new(Faults::default());
     let log = RunningLog::open(LogOptions {
         faults: Some(faults.clone()),
-        min_free_bytes: Some(1_000_000),
+        min_free: MinFree::Bytes(1_000_000),
         ..options(folder.path(), 4096)
     });
     let all = events(1, 400);
@@ -1115,7 +1115,7 @@ fn room_is_kept_free_before_the_disk_is_full() {
     faults.fill_disk_after(1 << 20);
     let log = RunningLog::open(LogOptions {
         faults: Some(faults.clone()),
-        min_free_bytes: Some(u64::MAX),
+        min_free: MinFree::Bytes(u64::MAX),
         ..options(folder.path(), 4096)
     });
     log.log.trim(Instant::now(), SystemTime::now());
@@ -1124,12 +1124,32 @@ fn room_is_kept_free_before_the_disk_is_full() {
 }
 
 #[test]
+fn a_disk_that_others_need_is_left_more_room() {
+    let folder = quick_folder();
+    for (min_free, trimmed) in [(MinFree::OwnDisk, false), (MinFree::SharedDisk, true)] {
+        let dir = folder.path().join(format!("{min_free:?}"));
+        let faults = Arc::new(Faults::default());
+        let log = RunningLog::open(LogOptions {
+            faults: Some(faults.clone()),
+            min_free,
+            ..options(&dir, 4096)
+        });
+        log.append(&events(1, 200));
+        // Between a twentieth and three, and between 5 GB and 20 GB.
+        let total = log.log.disk().expect("a file system").total;
+        faults.fill_disk_after((total / 10).min(10_000_000_000));
+        log.log.trim(Instant::now(), SystemTime::now());
+        assert_eq!(log.log.oldest() > Some(1), trimmed, "{min_free:?}");
+    }
+}
+
+#[test]
 fn a_reader_that_stands_in_a_removed_segment_keeps_no_space_that_is_lacking() {
     let folder = quick_folder();
     let faults = Arc::new(Faults::default());
     let log = RunningLog::open(LogOptions {
         faults: Some(faults.clone()),
-        min_free_bytes: Some(1),
+        min_free: MinFree::Bytes(1),
         ..options(folder.path(), 4096)
     });
     log.append(&events(1, 100));

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use atproto_relay::config::MinFree;
 use atproto_relay::devnet::load::{ProcessOptions, RelayProcess};
 use atproto_relay::devnet::network::{Network, NetworkOptions};
 use atproto_relay::devnet::pds::Pds;
@@ -86,7 +87,7 @@ async fn a_disk_that_fills_up_stops_events_but_not_consumers_and_loses_nothing()
     };
     let bench = Bench::start_with(1, |config, _| {
         config.data_dir = disk.folder.join("data");
-        config.log_min_free_bytes = Some(0);
+        config.log_min_free = MinFree::Bytes(0);
     })
     .await;
     let pds = bench.network.pds(0);
@@ -131,7 +132,7 @@ async fn a_disk_that_others_fill_costs_the_oldest_events_and_no_new_ones() {
     let bench = Bench::start_with(1, |config, _| {
         config.data_dir = disk.folder.join("data");
         // The database lies on the same disk, and must not be the one that finds it full.
-        config.log_min_free_bytes = Some(12 << 20);
+        config.log_min_free = MinFree::Bytes(12 << 20);
     })
     .await;
     let pds = bench.network.pds(0);

@@ -21,7 +21,7 @@ let
         devnet
         pkgs.curl
         pkgs.jq
-        pkgs.netcat
+        pkgs.netcat-openbsd
       ];
     };
 

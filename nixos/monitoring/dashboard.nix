@@ -6,7 +6,7 @@
 let
   datasource = {
     type = "prometheus";
-    uid = "prometheus";
+    uid = "atproto-relay-prometheus";
   };
 
   # What every query is about: the machine that is chosen at the top.
@@ -280,6 +280,7 @@ let
           (query "log" (metric "relay_log_bytes"))
           (query "log.max_bytes" (metric "relay_log_max_bytes"))
           (query "free on the disk" (metric "relay_log_disk_free_bytes"))
+          (query "left free" (metric "relay_log_min_free_bytes"))
           (query "disk" (metric "relay_log_disk_bytes"))
         ])
         (graph "Sequence numbers" "Dense, so the difference is the number of events held." "short" [
@@ -388,12 +389,12 @@ let
           (query "version {{version}}" (metric "relay_build_info"))
         ])
         (graph "Disks" "Time that requests took, by device." "s" [
-          (query "write {{device}}" ''rate(node_disk_write_time_seconds_total{instance="$instance"}[$__rate_interval]) / rate(node_disk_writes_completed_total{instance="$instance"}[$__rate_interval])'')
-          (query "read {{device}}" ''rate(node_disk_read_time_seconds_total{instance="$instance"}[$__rate_interval]) / rate(node_disk_reads_completed_total{instance="$instance"}[$__rate_interval])'')
+          (query "write {{device}}" ''rate(node_disk_write_time_seconds_total{job="atproto-relay-node",instance="$instance"}[$__rate_interval]) / rate(node_disk_writes_completed_total{job="atproto-relay-node",instance="$instance"}[$__rate_interval])'')
+          (query "read {{device}}" ''rate(node_disk_read_time_seconds_total{job="atproto-relay-node",instance="$instance"}[$__rate_interval]) / rate(node_disk_reads_completed_total{job="atproto-relay-node",instance="$instance"}[$__rate_interval])'')
         ])
         (graph "Network" "All of the machine." "Bps" [
-          (query "out {{device}}" ''rate(node_network_transmit_bytes_total{instance="$instance",device!="lo"}[$__rate_interval])'')
-          (query "in {{device}}" ''rate(node_network_receive_bytes_total{instance="$instance",device!="lo"}[$__rate_interval])'')
+          (query "out {{device}}" ''rate(node_network_transmit_bytes_total{job="atproto-relay-node",instance="$instance",device!="lo"}[$__rate_interval])'')
+          (query "in {{device}}" ''rate(node_network_receive_bytes_total{job="atproto-relay-node",instance="$instance",device!="lo"}[$__rate_interval])'')
         ])
       ];
     }

@@ -13,6 +13,7 @@ let
   cfg = config.services.atproto-relay;
   monitoring = cfg.monitoring;
   grafana = monitoring.grafana;
+  ofGrafana = config.services.grafana;
 
   loopback = "127.0.0.1";
   exporter = name: "${loopback}:${toString config.services.prometheus.exporters.${name}.port}";
@@ -35,12 +36,17 @@ let
   );
 
   # Where Grafana finds the key: passed on by systemd, or made at the first start.
-  generatedKey = "${config.services.grafana.dataDir}/secret-key";
+  generatedKey = "${ofGrafana.dataDir}/secret-key";
   key =
     if grafana.secretKeyFile == null then
       generatedKey
     else
       "/run/credentials/grafana.service/secret-key";
+  secretKey = "$__file{${key}}";
+
+  # Grafana at loopback, under no name that others know.
+  isPrivate =
+    ofGrafana.settings.server.http_addr == loopback && ofGrafana.settings.server.domain == "localhost";
 in
 {
   options.services.atproto-relay.monitoring = {
@@ -115,9 +121,11 @@ in
           ruleFiles = [ monitoring.rules ];
           scrapeConfigs = [
             (scrape "atproto-relay" (lib.head cfg.metricsListen))
-            (scrape "node" (exporter "node"))
+            # Under names that a machine with exporters of its own has not given already: Prometheus refuses a name that
+            # is there twice.
+            (scrape "atproto-relay-node" (exporter "node"))
           ]
-          ++ lib.optional cfg.database.createLocally (scrape "postgres" (exporter "postgres"));
+          ++ lib.optional cfg.database.createLocally (scrape "atproto-relay-postgres" (exporter "postgres"));
           alertmanagers = lib.optional (monitoring.alertmanagers != [ ]) {
             static_configs = [ { targets = monitoring.alertmanagers; } ];
           };
@@ -146,12 +154,12 @@ in
               http_port = mkDefault 3000;
             };
             # From NixOS 26.05 on there is no default, and one in the settings would be in the store.
-            security.secret_key = "$__file{${key}}";
+            security.secret_key = mkDefault secretKey;
             # Whoever reaches loopback may look, and nobody may change anything: there is no user, and so no password
-            # "admin". Set these where Grafana is to be reached from outside.
-            security.disable_initial_admin_creation = mkDefault true;
+            # "admin". A Grafana that has a name or an address of its own keeps its users.
+            security.disable_initial_admin_creation = mkDefault isPrivate;
             "auth.anonymous" = {
-              enabled = mkDefault true;
+              enabled = mkDefault isPrivate;
               org_role = mkDefault "Viewer";
             };
             analytics = {
@@ -167,12 +175,13 @@ in
               apiVersion = 1;
               datasources = [
                 {
-                  name = "Prometheus";
-                  uid = "prometheus";
+                  # Beside those that the operator has, of which one may be the default.
+                  name = "AT Protocol relay";
+                  uid = "atproto-relay-prometheus";
                   type = "prometheus";
                   access = "proxy";
                   url = "http://${loopback}:${toString config.services.prometheus.port}";
-                  isDefault = true;
+                  isDefault = false;
                   jsonData.timeInterval = monitoring.scrapeInterval;
                 }
               ];
@@ -191,14 +200,27 @@ in
           };
         };
 
+        assertions = [
+          {
+            assertion =
+              ofGrafana.provision.dashboards.path == null && ofGrafana.provision.datasources.path == null;
+            message = ''
+              services.atproto-relay.monitoring adds to services.grafana.provision.dashboards.settings and
+              services.grafana.provision.datasources.settings, and one of them has a path instead. Write what is in that
+              file into the settings, or set services.atproto-relay.monitoring.grafana.enable = false.
+            '';
+          }
+        ];
+
         systemd.services.grafana =
           if grafana.secretKeyFile == null then
             {
-              preStart = lib.mkBefore ''
+              # A key of the operator's own needs no file here.
+              preStart = lib.mkIf (ofGrafana.settings.security.secret_key == secretKey) (lib.mkBefore ''
                 if ! [ -s ${generatedKey} ]; then
                   (umask 077 && head -c 32 /dev/urandom | base64 >${generatedKey})
                 fi
-              '';
+              '');
             }
           else
             { serviceConfig.LoadCredential = [ "secret-key:${toString grafana.secretKeyFile}" ]; };

@@ -1,17 +1,22 @@
-# Configurations beside those that are rendered, which must come to something: services.atproto-relay, with `enable = true`
-# beside it.
-{
-  sqlite.database.createLocally = false;
-
-  proxy-nginx = {
-    openFirewall = true;
-    proxy = {
-      server = "nginx";
-      domain = "relay.example.com";
-    };
+# Configurations beside those that are rendered, which must come to something: `relay` is services.atproto-relay, with
+# `enable = true` beside it, `machine` the NixOS around it. `has` are lines that a file must have, `lacks` parts that it must
+# not, and `warns` the words of each warning; without it there must be none.
+let
+  unit = "units/atproto-relay.service";
+  settings = "etc/atproto-relay/config.toml";
+  sysctl = "etc/sysctl.d/60-nixos.conf";
+  caddy = {
+    server = "caddy";
+    domain = "relay.example.com";
   };
+  nginx = caddy // {
+    server = "nginx";
+  };
+in
+{
+  sqlite.relay.database.createLocally = false;
 
-  all-volumes.storage = {
+  all-volumes.relay.storage = {
     data = {
       device = "/dev/disk/by-id/nvme-data";
       discard = "online";
@@ -27,7 +32,72 @@
     database.device = "/dev/mapper/database";
   };
 
-  monitoring-with-all = {
+  # A passing name is as good as any where nothing is made on it.
+  volumes-without-format = {
+    relay.storage.log.device = "/dev/md0";
+    has."etc/fstab" = [
+      "/dev/md0 /var/lib/atproto-relay/log xfs noatime,nodev,nosuid,noexec,nofail,x-systemd.device-timeout=30s,logbsize=256k 0 2"
+    ];
+  };
+
+  # The log leaves the system more room where they share a disk, and only there.
+  log-on-the-disk-of-the-system = {
+    relay = { };
+    has.${settings} = [ ''min_free_bytes = "shared"'' ];
+  };
+  log-on-a-file-system-of-ones-own = {
+    relay = { };
+    machine.fileSystems."/var/lib/atproto-relay" = {
+      device = "/dev/disk/by-label/relay";
+      fsType = "xfs";
+    };
+    lacks.${settings} = [ "min_free_bytes" ];
+  };
+
+  # The machine's drives are left as they are, and nothing is below what the kernel gives by itself.
+  no-volume = {
+    relay = { };
+    lacks = {
+      "etc/udev/rules.d/99-local.rules" = [ "nvme" ];
+      ${sysctl} = [
+        "tcp_rmem"
+        "tcp_wmem"
+        "rmem_max"
+        "wmem_max"
+        "ip_local_port_range"
+      ];
+    };
+  };
+
+  # A switch to another system leaves it alone: the mount, the relay and the database stay.
+  volume-that-is-formatted = {
+    relay.storage.log = {
+      device = "/dev/disk/by-id/nvme-log";
+      format = true;
+    };
+    has."units/atproto-relay-prepare-log.service" = [ "X-RestartIfChanged=false" ];
+  };
+
+  # No other database of the machine may be less safe than it was.
+  database-of-others = {
+    relay = { };
+    machine.services.postgresql.ensureDatabases = [ "shop" ];
+    lacks."postgresql.conf" = [
+      "synchronous_commit"
+      "fsync"
+      "full_page_writes = no"
+    ];
+  };
+
+  database-at-another-port = {
+    relay = { };
+    machine.services.postgresql.settings.port = 5433;
+    has.${settings} = [
+      ''database_url = "postgres:///atproto-relay?host=/run/postgresql&port=5433&user=atproto-relay"''
+    ];
+  };
+
+  monitoring-with-all.relay = {
     database.createLocally = false;
     monitoring = {
       enable = true;
@@ -36,25 +106,193 @@
     };
   };
 
-  monitoring-without-grafana.monitoring = {
+  monitoring-without-grafana.relay.monitoring = {
     enable = true;
     grafana.enable = false;
   };
 
+  # A machine with a Grafana and a Prometheus of its own keeps what it has, and is not opened to anybody.
+  monitoring-of-ones-own = {
+    relay.monitoring.enable = true;
+    machine.services = {
+      prometheus = {
+        enable = true;
+        exporters.node.enable = true;
+        scrapeConfigs = [
+          {
+            job_name = "node";
+            static_configs = [ { targets = [ "127.0.0.1:9100" ]; } ];
+          }
+          {
+            job_name = "postgres";
+            static_configs = [ { targets = [ "127.0.0.1:9187" ]; } ];
+          }
+        ];
+      };
+      grafana = {
+        enable = true;
+        settings = {
+          security.secret_key = "$__file{/run/secrets/grafana}";
+          server.domain = "grafana.example.com";
+        };
+        provision.datasources.settings.datasources = [
+          {
+            name = "Prometheus";
+            uid = "prometheus";
+            type = "prometheus";
+            url = "http://127.0.0.1:9090";
+            isDefault = true;
+          }
+        ];
+      };
+    };
+    has."grafana/secret-key" = [ "$__file{/run/secrets/grafana}" ];
+    has."grafana/data-sources" = [
+      "Prometheus: prometheus, the default"
+      "AT Protocol relay: atproto-relay-prometheus"
+    ];
+    has."prometheus/jobs" = [
+      "node"
+      "postgres"
+      "atproto-relay"
+      "atproto-relay-node"
+      "atproto-relay-postgres"
+    ];
+    has."grafana/anonymous" = [ "false" ];
+    lacks."grafana/preStart" = [ "head -c 32" ];
+  };
+
   users-of-ones-own = {
-    user = "relay";
-    group = "relay";
-    slice = "relays.slice";
-    limits.memoryMax = "80%";
+    relay = {
+      user = "relay";
+      group = "relay";
+      slice = "relays.slice";
+      limits.memoryMax = "80%";
+    };
+    machine.users = {
+      users.relay = {
+        isSystemUser = true;
+        group = "relay";
+      };
+      groups.relay = { };
+    };
+    has.${unit} = [ "User=relay" ];
   };
 
   # A key that the module does not know yet is for the relay to judge.
-  settings-of-a-later-version.settings = {
+  settings-of-a-later-version.relay.settings = {
     colour = "blue";
     limits.events_per_week = 1000000;
   };
 
-  nothing-tuned = {
+  # Whatever the operator writes into the settings wins, and a list takes the place of the module's.
+  settings-win = {
+    relay.settings = {
+      log_level = "debug";
+      listen = "0.0.0.0:2470";
+      trusted_domains = [ "pds.example.com" ];
+      hosts = [ "pds.example.com" ];
+      database_url = "postgres:///atproto-relay?host=/run/postgresql&user=atproto-relay&application_name=relay";
+    };
+    has = {
+      ${settings} = [
+        ''log_level = "debug"''
+        ''listen = "0.0.0.0:2470"''
+        ''trusted_domains = ["pds.example.com"]''
+        ''hosts = ["pds.example.com"]''
+        ''database_url = "postgres:///atproto-relay?host=/run/postgresql&user=atproto-relay&application_name=relay"''
+      ];
+      "units/atproto-relay.socket" = [ "ListenStream=0.0.0.0:2470" ];
+    };
+  };
+  port-in-the-settings = {
+    relay.settings.listen = ":2470";
+    has."units/atproto-relay.socket" = [
+      "ListenStream=0.0.0.0:2470"
+      "ListenStream=[::]:2470"
+    ];
+  };
+  database-elsewhere-in-the-settings = {
+    relay.settings.database_url = "postgres://relay@db.example.com/relay";
+    has.${settings} = [ ''database_url = "postgres://relay@db.example.com/relay"'' ];
+    warns = [ "Set services.atproto-relay.database.createLocally = false." ];
+  };
+  sizes-as-the-relay-takes-them = {
+    relay.settings.log = {
+      min_free_bytes = "0";
+      max_bytes = "1000000000000";
+    };
+    has.${settings} = [ ''min_free_bytes = "0"'' ];
+  };
+
+  more-consumers-than-are-kept = {
+    relay.settings.max_consumers = 9000;
+    has.${unit} = [ "FileDescriptorStoreMax=8008" ];
+    warns = [ "a restart of the relay keeps the connections of 8000 consumers" ];
+  };
+
+  # The proxy dials loopback, because the relay believes a proxy there about its clients' addresses.
+  proxy-to-all-addresses = {
+    relay = {
+      listen = [ "0.0.0.0:2470" ];
+      proxy = caddy;
+    };
+    has.Caddyfile = [ "  reverse_proxy 127.0.0.1:2470 {" ];
+  };
+  proxy-beside-a-public-listener = {
+    relay = {
+      listen = [
+        "192.0.2.1:2470"
+        "[::1]:2470"
+      ];
+      proxy = nginx;
+    };
+    has."nginx/locations.conf" = [ "proxy_pass http://[::1]:2470;" ];
+  };
+  nginx-for-more-consumers = {
+    relay = {
+      proxy = nginx;
+      settings.max_consumers = 20000;
+    };
+    has."nginx/events.conf" = [ "worker_connections 41024;" ];
+    warns = [ "a restart of the relay keeps the connections of 8000 consumers" ];
+  };
+  # nginx refuses a directive that is there twice.
+  nginx-with-workers-of-ones-own = {
+    relay.proxy = nginx;
+    machine.services.nginx = {
+      eventsConfig = "worker_connections 65536;";
+      appendConfig = "worker_processes 4;";
+    };
+    has."nginx/events.conf" = [ "worker_connections 65536;" ];
+    has."nginx/append.conf" = [ "worker_processes 4;" ];
+    lacks."nginx/append.conf" = [ "auto" ];
+  };
+  caddy-beside-nginx-at-other-ports = {
+    relay.proxy = caddy;
+    machine.services.nginx = {
+      enable = true;
+      defaultHTTPListenPort = 8080;
+      defaultSSLListenPort = 8443;
+      virtualHosts."shop.example.com" = { };
+    };
+  };
+
+  # The operator's command works on the relay's database, with its secrets.
+  command-with-credentials = {
+    relay = {
+      database.urlFile = "/run/secrets/url";
+      admin.passwordFile = "/run/secrets/admin";
+    };
+    has.command = [
+      "--setenv=RELAY_CONFIG=/etc/atproto-relay/config.toml"
+      "--property=LoadCredential=admin-password:/run/secrets/admin"
+      "--property=LoadCredential=database-url:/run/secrets/url"
+      "--uid=atproto-relay"
+    ];
+  };
+
+  nothing-tuned.relay = {
     database.tune = false;
     network.tune = false;
     storage.tune = false;

@@ -47,6 +47,9 @@ let
       _: case: (builtins.tryEval (builtins.deepSeq case.rendered true)).success
     ) result.refused
   );
+  wrong = lib.concatLists (
+    lib.mapAttrsToList (name: map (problem: "${name}: ${problem}")) result.accepted
+  );
 in
 assert lib.assertMsg (different == [ ])
   "The module comes to something else than what is in nixos/expected: ${toString different}. NIXPKGS=… nixos/check --write takes it over.";
@@ -56,6 +59,9 @@ assert lib.assertMsg (
 assert lib.assertMsg (
   result.undocumented == [ ]
 ) "Options without a description: ${toString result.undocumented}";
+assert lib.assertMsg (
+  wrong == [ ]
+) "Accepted configurations come to something else: ${lib.concatStringsSep "; " wrong}";
 assert lib.assertMsg result.reloads
   "A change of a live setting restarts the relay, or another does not";
-builtins.deepSeq result.accepted (pkgs.runCommand "atproto-relay-module" { } "touch $out")
+builtins.deepSeq result.machines (pkgs.runCommand "atproto-relay-module" { } "touch $out")

@@ -4,8 +4,7 @@
 
 let
   lib = import (nixpkgs + "/lib");
-  standIns = import ./packages.nix { inherit lib; };
-  # A whole nixpkgs has what its modules may ask for beyond them.
+  # A whole nixpkgs has what its modules may ask for beyond a package's path.
   whole = lib.optionalAttrs (builtins.pathExists (nixpkgs + "/pkgs/top-level")) (
     import nixpkgs {
       system = "x86_64-linux";
@@ -13,7 +12,7 @@ let
       overlays = [ ];
     }
   );
-  pkgs = whole // standIns;
+  pkgs = import ./packages.nix { inherit lib whole; };
 
   evaluate =
     configuration:
@@ -95,6 +94,38 @@ let
     else
       toString value;
 
+  # The relay's part of nginx' configuration, as far as its options say it; NixOS adds the rest to it.
+  nginx =
+    nginx: domain:
+    let
+      host = nginx.virtualHosts.${domain};
+      location =
+        name: location:
+        "location ${name} {\n"
+        + lib.optionalString (location.proxyPass != null) "proxy_pass ${location.proxyPass};\n"
+        + lib.optionalString location.proxyWebsockets ''
+          proxy_http_version 1.1;
+          proxy_set_header Upgrade $http_upgrade;
+          proxy_set_header Connection $connection_upgrade;
+        ''
+        + lib.optionalString location.recommendedProxySettings ''
+          proxy_set_header Host $host;
+          proxy_set_header X-Real-IP $remote_addr;
+          proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+          proxy_set_header X-Forwarded-Proto $scheme;
+          proxy_set_header X-Forwarded-Host $host;
+          proxy_set_header X-Forwarded-Server $hostname;
+        ''
+        + lib.optionalString (location.return != null) "return ${toString location.return};\n"
+        + location.extraConfig
+        + "}\n";
+    in
+    {
+      "nginx/events.conf" = nginx.eventsConfig;
+      "nginx/append.conf" = nginx.appendConfig;
+      "nginx/locations.conf" = lib.concatStrings (lib.mapAttrsToList location host.locations);
+    };
+
   # The files that the machine of a configuration would have, by their path in nixos/expected/<configuration>.
   render =
     evaluated:
@@ -113,6 +144,15 @@ let
         };
       relay = config.services.atproto-relay;
 
+      # Prometheus' configuration with the rules that are ours: some versions of NixOS have an empty file beside them.
+      prometheus =
+        let
+          written = builtins.fromJSON config.environment.etc."prometheus/prometheus.yaml".source.text;
+        in
+        builtins.toJSON (
+          written // { rule_files = lib.filter (lib.hasInfix "atproto-relay") written.rule_files; }
+        );
+
       # Files that units and settings name by their path in the store.
       stored = derivation: { "store/${baseNameOf (toString derivation)}" = derivation.text; };
       isVolume = line: lib.any (path: lib.hasInfix " ${path} " line) (ourNames options.fileSystems);
@@ -122,6 +162,9 @@ let
     else
       units
       // etc "atproto-relay/config.toml" "atproto-relay/config.toml"
+      // lib.optionalAttrs relay.enable (stored relay.command)
+      // lib.optionalAttrs (relay.bootstrap.relays != [ ]) (stored relay.bootstrapScript)
+      // lib.optionalAttrs (relay.proxy.server == "nginx") (nginx config.services.nginx relay.proxy.domain)
       // file "etc/fstab" (linesThat isVolume config.environment.etc.fstab.text)
       // lib.optionalAttrs (lib.any (volume: volume != null && volume.format) relay.storage.volumes) (
         stored relay.storage.prepareDevice
@@ -129,7 +172,7 @@ let
       // file "etc/udev/rules.d/99-local.rules" (
         lib.concatMapStrings (definition: definition.value) (ours options.services.udev.extraRules)
       )
-      // lib.optionalAttrs config.services.caddy.enable (
+      // lib.optionalAttrs (relay.proxy.server == "caddy") (
         file "Caddyfile" (
           lib.concatStrings (
             lib.mapAttrsToList (
@@ -139,12 +182,8 @@ let
         )
       )
       // lib.optionalAttrs relay.monitoring.enable (
-        etc "prometheus/prometheus.yaml" "prometheus.yml"
+        file "etc/prometheus.yml" prometheus
         // stored relay.monitoring.rules
-        // {
-          # NixOS has a file for rules that are given in its options; here it is empty.
-          "store/00000000000000000000000000000000-prometheus.rules" = "";
-        }
         // lib.optionalAttrs relay.monitoring.grafana.enable {
           "grafana/dashboard.json" = relay.monitoring.dashboard.text;
           "grafana/settings.json" = builtins.toJSON (
@@ -167,6 +206,32 @@ let
         // file "pg_ident.conf" (ourLines config.services.postgresql.identMap)
       );
 
+  # What a case may ask for beside the rendered files.
+  asides =
+    config:
+    {
+      # A word a line.
+      command = lib.replaceStrings [ " " "'" ] [ "\n" "" ] config.services.atproto-relay.command.text;
+    }
+    // lib.optionalAttrs config.services.grafana.enable (
+      let
+        inherit (config.services) grafana;
+        source =
+          source: "${source.name}: ${source.uid}${lib.optionalString source.isDefault ", the default"}";
+      in
+      {
+        "grafana/secret-key" = grafana.settings.security.secret_key;
+        "grafana/preStart" = config.systemd.services.grafana.preStart;
+        "grafana/data-sources" = lib.concatMapStringsSep "\n" source grafana.provision.datasources.settings.datasources;
+        "grafana/anonymous" = lib.boolToString grafana.settings."auth.anonymous".enabled;
+      }
+    )
+    // lib.optionalAttrs config.services.prometheus.enable {
+      "prometheus/jobs" =
+        lib.concatMapStringsSep "\n" (job: job.job_name)
+          config.services.prometheus.scrapeConfigs;
+    };
+
   configurations = lib.genAttrs [
     "minimal"
     "appliance"
@@ -179,6 +244,15 @@ let
     }
     // relay;
   };
+  # The relay's options, and in `machine` those of the NixOS around it.
+  evaluateCase =
+    case:
+    evaluate {
+      imports = [
+        (enabled case.relay)
+        (case.machine or { })
+      ];
+    };
 in
 {
   rendered = lib.mapAttrs (_: configuration: render (evaluate configuration)) configurations;
@@ -216,7 +290,11 @@ in
         # A test's machine mounts nothing but what `virtualisation.fileSystems` names.
         assert lib.assertMsg (lib.all isMounted services.atproto-relay.storage.volumes)
           "a machine of the VM tests does not mount its volumes";
-        lib.length (lib.attrNames (render evaluated));
+        let
+          rendered = render evaluated;
+        in
+        # Names alone would say nothing: an evaluation can fail in any value.
+        builtins.deepSeq rendered (lib.length (lib.attrNames rendered));
     in
     lib.genAttrs scenarios (name: lib.mapAttrs (_: machine) (test name).nodes);
 
@@ -235,12 +313,48 @@ in
     } == triggers { }
     && triggers { log.durability = "none"; } != triggers { };
 
-  # Each must come to something.
-  accepted = lib.mapAttrs (_: relay: render (evaluate (enabled relay))) (import ./accepted.nix);
+  # Each must come to something, with the lines that are asked for; what is wrong with it otherwise, in words.
+  accepted = lib.mapAttrs (
+    _: case:
+    let
+      evaluated = evaluateCase case;
+      rendered = render evaluated;
+      lacking = path: line: ''${path} has no "${line}"'';
+      files = rendered // asides evaluated.config;
+      text = path: files.${path} or "";
+      wrong =
+        map (path: "${path} is no file that is rendered") (
+          lib.filter (path: !(files ? ${path})) (lib.attrNames (case.has or { }))
+        )
+        ++ lib.concatLists (
+          lib.mapAttrsToList (
+            path: expected:
+            map (lacking path) (
+              lib.filter (line: !lib.elem line (lib.splitString "\n" (text path))) expected
+            )
+          ) (case.has or { })
+        )
+        ++ lib.concatLists (
+          lib.mapAttrsToList (
+            path: strange:
+            map (part: ''${path} has "${part}"'') (lib.filter (part: lib.hasInfix part (text path)) strange)
+          ) (case.lacks or { })
+        );
+      warnings = map (lib.replaceStrings [ "\n" ] [ " " ]) (
+        evaluated.config.services.atproto-relay.warnings
+      );
+      warns = case.warns or [ ];
+      isSaid = warning: lib.any (words: lib.hasInfix words warning) warns;
+    in
+    builtins.deepSeq rendered (
+      wrong
+      ++ lib.optional (lib.length warnings != lib.length warns || !lib.all isSaid warnings) "warns of: ${toString warnings}"
+    )
+  ) (import ./accepted.nix);
 
   # Each must fail, and say so in these words.
   refused = lib.mapAttrs (_: case: {
     inherit (case) message;
-    rendered = render (evaluate (enabled case.relay));
+    rendered = render (evaluateCase case);
   }) (import ./refusals.nix);
 }

@@ -1,7 +1,12 @@
 # Stand-ins for the packages that a configuration names, so that it can be rendered by evaluation alone: nothing is built
-# or fetched, and a rendering does not change with the version of a package. A package is the path
-# /nix/store/000…-NAME; a file that a package would be generated for keeps its text.
-{ lib }:
+# or fetched, and a rendering does not change with the version of a package. A package has the path
+# /nix/store/000…-NAME; a file that a package would be generated for keeps its text. Where there is a whole nixpkgs, the
+# rest of a stand-in is the real package, because modules ask more of a package than its path.
+{
+  lib,
+  # The packages of a whole nixpkgs, or none.
+  whole ? { },
+}:
 
 let
   store = "/nix/store/${lib.concatStrings (lib.genList (_: "0") 32)}-";
@@ -41,6 +46,37 @@ let
       // more
     );
   package = name: derivation name { };
+
+  # A package of the whole nixpkgs, with every path replaced.
+  replaced =
+    name:
+    let
+      real = whole.${name};
+      standIn = package name;
+      outputs = lib.genAttrs (real.outputs or [ "out" ] ++ kept) (_: self);
+      kept = [
+        "bin"
+        "dev"
+        "lib"
+        "man"
+        "cli"
+      ];
+      self =
+        real
+        // outputs
+        // {
+          inherit (standIn) outPath drvPath;
+          out = self;
+          override = _: self;
+          overrideAttrs = _: self;
+          # The program's name is part of a rendering.
+          meta = real.meta or { } // {
+            mainProgram = real.meta.mainProgram or name;
+          };
+        };
+    in
+    self;
+  standIn = name: if whole ? ${name} then replaced name else package name;
 
   # A file with this text.
   file = name: text: derivation name { inherit text; };
@@ -128,16 +164,12 @@ let
     "linux-pam"
     "nano"
     "ncurses"
-    "netcat"
+    "netcat-openbsd"
     "nginx"
     "nginxStable"
     "nix"
     "openssh"
     "perl"
-    "postgresql_14"
-    "postgresql_15"
-    "postgresql_16"
-    "postgresql_17"
     "procps"
     "prometheus"
     "prometheus-node-exporter"
@@ -158,16 +190,30 @@ let
     "xfsprogs"
     "xz"
     "zstd"
+  ] standIn;
+  # NixOS asks for the version of the cluster's folder.
+  postgresql =
+    lib.genAttrs
+      [
+        "postgresql_14"
+        "postgresql_15"
+        "postgresql_16"
+        "postgresql_17"
+      ]
+      (
+        name: if whole ? ${name} then standIn name else derivation name { psqlSchema = lib.removePrefix "postgresql_" name; }
+      );
+  # What the whole nixpkgs does not have.
+  added = lib.genAttrs [
     "atproto-relay"
     "atproto-devnet"
   ] package;
-  packages = named // {
+  # What the evaluation of NixOS needs of a nixpkgs, where there is none.
+  base = {
     inherit lib;
     _type = "pkgs";
     config = { };
     overlays = [ ];
-    # The machine's overlays are for packages, and here are none.
-    appendOverlays = _: packages;
     __splicedPackages = packages;
     system = "x86_64-linux";
     path = "/nixpkgs";
@@ -188,6 +234,10 @@ let
         isModular = true;
       };
     });
+  };
+  generated = {
+    # The machine's overlays are for packages, and a rendering has none of its own.
+    appendOverlays = _: packages;
     runtimeShell = "${store}bash/bin/bash";
     writeText = file;
     writeTextDir = path: text: file (baseNameOf path) text;
@@ -205,7 +255,7 @@ let
       package name;
     symlinkJoin = { name, ... }: package name;
     buildEnv = { name, ... }: package name;
-    formats = {
+    formats = whole.formats or { } // {
       inherit json;
       toml = format toml;
       yaml = json;
@@ -213,5 +263,6 @@ let
       keyValue = json;
     };
   };
+  packages = base // whole // named // postgresql // added // generated;
 in
 packages

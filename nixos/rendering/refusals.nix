@@ -1,4 +1,5 @@
-# Configurations that must be refused, and what must be said of each: services.atproto-relay, with `enable = true` beside it.
+# Configurations that must be refused, and what must be said of each: `relay` is services.atproto-relay, with
+# `enable = true` beside it, `machine` the NixOS around it.
 {
   # Wrong types
   time-without-unit = {
@@ -19,6 +20,14 @@
   };
   port-without-address = {
     relay.listen = [ ":2470" ];
+    message = "is not of type `address with a port, as in 127.0.0.1:2470 or [::1]:2470'";
+  };
+  port-that-does-not-exist = {
+    relay.listen = [ "0.0.0.0:99999" ];
+    message = "is not of type `address with a port, as in 127.0.0.1:2470 or [::1]:2470'";
+  };
+  address-that-does-not-exist = {
+    relay.listen = [ "999.1.1.1:2470" ];
     message = "is not of type `address with a port, as in 127.0.0.1:2470 or [::1]:2470'";
   };
   weight-out-of-range = {
@@ -45,6 +54,11 @@
   unknown-volume = {
     relay.storage.logs.device = "/dev/disk/by-id/nvme-log";
     message = "The option `services.atproto-relay.storage.logs' does not exist";
+  };
+
+  weight-without-effect = {
+    relay.limits.ioWeight = 500;
+    message = "The option definition `services.atproto-relay.limits.ioWeight'";
   };
 
   # Secrets in the store
@@ -81,18 +95,22 @@
     relay.settings.database_url = "postgres://relay@db.example.com/relay";
     message = "services.atproto-relay.database.urlFile and services.atproto-relay.settings.database_url both name a database.";
   };
-  url-beside-the-local-database = {
-    relay.settings.database_url = "postgres://relay@db.example.com/relay";
-    message = "The option `services.atproto-relay.settings.database_url' has conflicting definition values";
+  two-addresses = {
+    relay.listen = [ "0.0.0.0:2470" ];
+    relay.settings.listen = "127.0.0.1:2480";
+    message = "services.atproto-relay.settings.listen is not among services.atproto-relay.listen";
   };
-  two-log-levels = {
-    relay.logLevel = "warn";
-    relay.settings.log_level = "debug";
-    message = "The option `services.atproto-relay.settings.log_level' has conflicting definition values";
+  data-where-the-relay-may-not-write = {
+    relay.settings.data_dir = "/data/relay";
+    message = "services.atproto-relay.settings.data_dir is a folder that the relay may not write to.";
   };
-  address-in-the-settings = {
-    relay.settings.listen = "0.0.0.0:2470";
-    message = "The option `services.atproto-relay.settings.listen' has conflicting definition values";
+  user-that-is-not-declared = {
+    relay.user = "relay";
+    message = "services.atproto-relay.user is \"relay\", and users.users has no such user";
+  };
+  group-that-is-not-declared = {
+    relay.group = "relays";
+    message = "services.atproto-relay.group is \"relays\", and users.groups has no such group";
   };
   firewall-open-for-nobody = {
     relay.openFirewall = true;
@@ -101,6 +119,40 @@
   proxy-without-name = {
     relay.proxy.server = "nginx";
     message = "services.atproto-relay.proxy.server needs services.atproto-relay.proxy.domain";
+  };
+  proxy-to-an-address-of-the-network = {
+    relay = {
+      listen = [ "192.0.2.1:2470" ];
+      proxy = {
+        server = "nginx";
+        domain = "relay.example.com";
+      };
+    };
+    message = "services.atproto-relay.proxy.server reaches the relay at loopback";
+  };
+  caddy-beside-nginx = {
+    relay.proxy = {
+      server = "caddy";
+      domain = "relay.example.com";
+    };
+    machine.services.nginx = {
+      enable = true;
+      virtualHosts."shop.example.com" = { };
+    };
+    message = "services.atproto-relay.proxy.server is \"caddy\", and nginx listens on port 80 or 443";
+  };
+  nginx-beside-caddy = {
+    relay.proxy = {
+      server = "nginx";
+      domain = "relay.example.com";
+    };
+    machine.services.caddy.enable = true;
+    message = "services.atproto-relay.proxy.server is \"nginx\", and Caddy listens on port 80 and 443";
+  };
+  dashboards-in-a-file-of-ones-own = {
+    relay.monitoring.enable = true;
+    machine.services.grafana.provision.dashboards.path = "/etc/grafana/dashboards.yml";
+    message = "services.atproto-relay.monitoring adds to services.grafana.provision.dashboards.settings";
   };
   too-few-open-files = {
     relay.limits.openFiles = 4096;
@@ -114,6 +166,11 @@
     relay.storage.database.device = "/dev/disk/by-id/nvme-database";
     message = "services.atproto-relay.storage.database is a volume for PostgreSQL on this machine";
   };
+  database-beside-its-disk = {
+    relay.storage.database.device = "/dev/disk/by-id/nvme-database";
+    machine.services.postgresql.dataDir = "/data/pg";
+    message = "services.postgresql.dataDir is /data/pg: the database would not be on that volume.";
+  };
   one-disk-for-two = {
     relay.storage.log.device = "/dev/disk/by-id/nvme-one";
     relay.storage.database.device = "/dev/disk/by-id/nvme-one";
@@ -122,6 +179,27 @@
   passing-name = {
     relay.storage.log = {
       device = "/dev/nvme0n1";
+      format = true;
+    };
+    message = "services.atproto-relay.storage.log.format needs a name that stays with the device";
+  };
+  passing-name-of-a-raid = {
+    relay.storage.log = {
+      device = "/dev/md0";
+      format = true;
+    };
+    message = "services.atproto-relay.storage.log.format needs a name that stays with the device";
+  };
+  passing-name-of-a-mapping = {
+    relay.storage.log = {
+      device = "/dev/dm-0";
+      format = true;
+    };
+    message = "services.atproto-relay.storage.log.format needs a name that stays with the device";
+  };
+  passing-name-of-a-card = {
+    relay.storage.log = {
+      device = "/dev/mmcblk0";
       format = true;
     };
     message = "services.atproto-relay.storage.log.format needs a name that stays with the device";

@@ -134,11 +134,8 @@ let
               "x-systemd.device-timeout=30s"
             ]
             ++ lib.optionals (config.fsType == "xfs") [
-              # Eight log buffers of 256 KiB: synced writes of several threads share one write of the journal.
-              "logbufs=8"
+              # Log buffers of 256 KiB: synced writes of several threads share one write of the journal.
               "logbsize=256k"
-              # Files grow by 1 MiB at a time instead of by a few blocks: indexes of segments, and PostgreSQL's tables.
-              "allocsize=1m"
             ]
             ++ lib.optional (config.discard == "online") "discard"
             ++ lib.optional config.format "x-systemd.requires=${prepareUnit role}"
@@ -155,7 +152,9 @@ let
   };
   # Names that are given in the order in which the kernel found the devices.
   isPassing =
-    device: builtins.match "/dev/(nvme[0-9]+n[0-9]+(p[0-9]+)?|[shv]d[a-z]+[0-9]*)" device != null;
+    device:
+    builtins.match "/dev/((nvme[0-9]+n|mmcblk|md|loop|nbd)[0-9]+(p[0-9]+)?|dm-[0-9]+|(xv|[shv])d[a-z]+[0-9]*)" device
+    != null;
   # Names that come from what is on the device, so that an empty one has none.
   isFromContent = device: builtins.match "/dev/disk/by-(label|uuid)/.*" device != null;
   # With these, what was synced is not on the disk.
@@ -201,8 +200,8 @@ in
         type = types.bool;
         default = true;
         description = ''
-          Whether to set the kernel's limits of unwritten data, and the queues of NVMe drives. Each kernel setting is a
-          default: what is set in {option}`boot.kernel.sysctl` wins.
+          Whether to set the kernel's limits of unwritten data and, where a volume is set, the queues of the machine's
+          NVMe drives. Each kernel setting is a default: what is set in {option}`boot.kernel.sysctl` wins.
         '';
       };
 
@@ -219,6 +218,14 @@ in
   config = lib.mkIf cfg.enable (
     lib.mkMerge [
       {
+        # Where the log is on the disk of the system, the next versions of the system need room beside it.
+        services.atproto-relay.settings.log.min_free_bytes = lib.mkIf (
+          storage.data == null
+          && storage.log == null
+          && !(config.fileSystems ? ${roles.data.mountPoint})
+          && !(config.fileSystems ? ${roles.log.mountPoint})
+        ) (lib.mkDefault "shared");
+
         fileSystems = lib.mapAttrs' (
           _: volume:
           lib.nameValuePair volume.mountPoint {
@@ -252,6 +259,16 @@ in
             message = ''
               services.atproto-relay.storage.database is a volume for PostgreSQL on this machine, and
               services.atproto-relay.database.createLocally is off.
+            '';
+          }
+          {
+            assertion =
+              storage.database != null && cfg.database.createLocally
+              -> lib.hasPrefix "${roles.database.mountPoint}/" config.services.postgresql.dataDir;
+            message = ''
+              services.atproto-relay.storage.database is mounted at ${roles.database.mountPoint}, and
+              services.postgresql.dataDir is ${config.services.postgresql.dataDir}: the database would not be on that
+              volume.
             '';
           }
         ]
@@ -315,6 +332,9 @@ in
             after = [ "${device}.device" ];
             # It runs before the file systems are mounted, and so before everything that services wait for.
             unitConfig.DefaultDependencies = false;
+            # A switch to another system leaves it alone. Stopping it would stop the mount that requires it, and with that
+            # the relay and the database; there is nothing that a second run could do while the volume is mounted.
+            restartIfChanged = false;
             path = [
               # cmp
               pkgs.diffutils
@@ -337,11 +357,20 @@ in
               PrivateNetwork = true;
               DevicePolicy = "closed";
               DeviceAllow = [ "${volume.device} rw" ];
-              CapabilityBoundingSet = [
-                "CAP_SYS_ADMIN"
-                "CAP_SYS_RAWIO"
-                "CAP_DAC_OVERRIDE"
+              # For the ioctls of block devices. The device is root's, so that no permission has to be overridden.
+              CapabilityBoundingSet = [ "CAP_SYS_ADMIN" ];
+              IPAddressDeny = "any";
+              KeyringMode = "private";
+              PrivateMounts = true;
+              PrivateTmp = true;
+              ProtectClock = true;
+              ProtectProc = "invisible";
+              RemoveIPC = true;
+              SystemCallFilter = [
+                "@system-service"
+                "~@resources"
               ];
+              SystemCallErrorNumber = "EPERM";
               NoNewPrivileges = true;
               LockPersonality = true;
               MemoryDenyWriteExecute = true;
@@ -362,6 +391,14 @@ in
       })
 
       (lib.mkIf storage.tune {
+        # A volume has an NVMe drive of its own; without one, the drives of the machine are left as they are.
+        services.udev.extraRules = lib.mkIf (volumes != { }) ''
+          # NVMe drives of a machine with volumes of the AT Protocol relay: the kernel reads ahead by little, and the drive
+          # orders its queues itself. A drive with several ports is a device without a scheduler.
+          ACTION=="add|change", SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", KERNEL=="nvme[0-9]*n[0-9]*", ATTR{queue/read_ahead_kb}="${toString storage.readAheadKiB}"
+          ACTION=="add|change", SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", KERNEL=="nvme[0-9]*n[0-9]*", TEST=="queue/scheduler", ATTR{queue/scheduler}="none"
+        '';
+
         boot.kernel.sysctl = lib.mapAttrs (_: lib.mkDefault) {
           # Unwritten data of the database must not pile up to gigabytes and then stand before the log's next sync: the
           # kernel begins to write it at 256 MiB, and makes the writer wait at 1 GiB.
@@ -370,14 +407,6 @@ in
           # The caches of the relay and of PostgreSQL are there to be in memory; the page cache goes first.
           "vm.swappiness" = 10;
         };
-
-        # The drive has queues of its own and orders them better than a scheduler before it would. A drive with several
-        # ports is a device without a scheduler, before paths that udev is not told of: the kernel gives them none.
-        services.udev.extraRules = ''
-          # NVMe drives of the AT Protocol relay
-          ACTION=="add|change", SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", KERNEL=="nvme[0-9]*n[0-9]*", ATTR{queue/read_ahead_kb}="${toString storage.readAheadKiB}"
-          ACTION=="add|change", SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", KERNEL=="nvme[0-9]*n[0-9]*", TEST=="queue/scheduler", ATTR{queue/scheduler}="none"
-        '';
       })
     ]
   );

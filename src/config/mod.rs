@@ -103,8 +103,8 @@ pub struct Config {
     pub replay_window: Duration,
     /// Most bytes the log takes on disk; the oldest segments go first.
     pub log_max_bytes: u64,
-    /// Bytes the log leaves free on its file system; `None` is the smaller of 5 % of it and 5 GB.
-    pub log_min_free_bytes: Option<u64>,
+    /// Room the log leaves on its file system.
+    pub log_min_free: MinFree,
     /// Size of one log segment in bytes, preallocated.
     pub log_segment_bytes: u64,
     /// When the log's bytes are on disk before consumers see them.
@@ -163,7 +163,7 @@ impl Default for Config {
             account_cache_bytes: 512 * 1024 * 1024,
             replay_window: Duration::from_secs(72 * 3600),
             log_max_bytes: 200_000_000_000,
-            log_min_free_bytes: None,
+            log_min_free: MinFree::Auto,
             log_segment_bytes: 128 * 1024 * 1024,
             log_durability: Durability::Sync,
             log_group_window: Duration::from_millis(2),
@@ -233,6 +233,17 @@ pub enum Validation {
     Ratchet,
     /// Missing `prevData` and `prev` pass; what is there is still checked.
     Lenient,
+}
+
+/// Room the log leaves on its file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MinFree {
+    /// For a disk of the relay's own: 5 % of it, at most 5 GB.
+    Auto,
+    /// For the disk of the system: 15 % of it, at most 20 GB.
+    Shared,
+    /// So many bytes.
+    Bytes(u64),
 }
 
 /// When an event's bytes must be on disk.

@@ -12,7 +12,7 @@ use super::source::Raw;
 use super::units::{format_bytes, format_duration, parse_bytes, parse_duration};
 use super::{
     AdminListen, Cidr, Config, DatabaseUrl, DomainPattern, HostEntry, MAX_GROUP_WINDOW, MAX_SHARDS,
-    MIN_DATABASE_CONNECTIONS, MIN_SEGMENT_BYTES,
+    MIN_DATABASE_CONNECTIONS, MIN_SEGMENT_BYTES, MinFree,
 };
 
 /// Headings of `--help` and of the README's table.
@@ -119,6 +119,8 @@ use Variable::{Switch, Value};
 const NONE: &str = "none";
 /// What stands for a size that follows from the machine.
 const AUTO: &str = "auto";
+/// The room that the log leaves on a disk that it shares.
+const SHARED: &str = "shared";
 
 const SETTINGS: &[Setting] = &[
     Setting {
@@ -353,22 +355,24 @@ const SETTINGS: &[Setting] = &[
         placeholder: "SIZE",
         default: "auto",
         group: Group::Log,
-        help: "Room the log leaves on its file system; the oldest events go first. auto is 5 % of it, at most 5GB; 0 turns it off, and a full disk holds events back",
+        help: "Room the log leaves on its file system; the oldest events go first. auto is 5 % of it, at most 5GB; shared, for the disk of the system, 15 %, at most 20GB; 0 turns it off, and a full disk holds events back",
         list: false,
         secret: false,
         live: true,
         set: |c, raw| {
-            c.log_min_free_bytes = match raw {
-                Raw::Text(text) if text.trim() == AUTO => None,
-                raw => Some(bytes(raw)?),
+            c.log_min_free = match raw {
+                Raw::Text(text) if text.trim() == AUTO => MinFree::Auto,
+                Raw::Text(text) if text.trim() == SHARED => MinFree::Shared,
+                raw => MinFree::Bytes(bytes(raw)?),
             };
             Ok(())
         },
         show: |c| {
-            quoted(
-                c.log_min_free_bytes
-                    .map_or_else(|| AUTO.into(), format_bytes),
-            )
+            quoted(match c.log_min_free {
+                MinFree::Auto => AUTO.to_owned(),
+                MinFree::Shared => SHARED.to_owned(),
+                MinFree::Bytes(bytes) => format_bytes(bytes),
+            })
         },
     },
     Setting {

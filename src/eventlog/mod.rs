@@ -95,9 +95,8 @@ pub struct LogOptions {
     pub window: Duration,
     /// The oldest segments go when all together are larger than this.
     pub max_bytes: u64,
-    /// They also go to leave so much room on the file system; 0 leaves none, `None` is the smaller of a
-    /// twentieth of the file system and 5 GB.
-    pub min_free_bytes: Option<u64>,
+    /// They also go to leave so much room on the file system.
+    pub min_free: MinFree,
     /// Faults for tests; `None` in service.
     pub faults: Option<Arc<Faults>>,
 }
@@ -112,10 +111,21 @@ impl LogOptions {
             group_window: Duration::from_millis(2),
             window: Duration::from_secs(72 * 3600),
             max_bytes: 200_000_000_000,
-            min_free_bytes: None,
+            min_free: MinFree::OwnDisk,
             faults: None,
         }
     }
+}
+
+/// The room that the log leaves on its file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MinFree {
+    /// What a disk needs that is the relay's: the smaller of a twentieth and 5 GB.
+    OwnDisk,
+    /// What a system needs that has the log beside it: the smaller of three twentieths and 20 GB.
+    SharedDisk,
+    /// So many bytes; 0 leaves none.
+    Bytes(u64),
 }
 
 /// What of [`LogOptions`] may change while the log is open.
@@ -127,8 +137,8 @@ pub struct Limits {
     pub window: Duration,
     /// See [`LogOptions::max_bytes`].
     pub max_bytes: u64,
-    /// See [`LogOptions::min_free_bytes`].
-    pub min_free_bytes: Option<u64>,
+    /// See [`LogOptions::min_free`].
+    pub min_free: MinFree,
 }
 
 /// Why the log could not be opened, read or changed.
@@ -279,7 +289,7 @@ impl EventLog {
                 group_window: options.group_window,
                 window: options.window,
                 max_bytes: options.max_bytes,
-                min_free_bytes: options.min_free_bytes,
+                min_free: options.min_free,
             }),
             options,
             dir,
@@ -371,6 +381,11 @@ impl EventLog {
     /// The system's.
     pub fn disk(&self) -> io::Result<Room> {
         disk::room(&self.shared.dir, self.options().faults.as_deref())
+    }
+
+    /// Bytes that the limits keep free on a file system of this size.
+    pub fn min_free_bytes(&self, room: Room) -> u64 {
+        retention::min_free_bytes(self.shared.limits(), room)
     }
 
     /// Bytes that the limits keep free on the file system, and that are not free. Reads the disk.

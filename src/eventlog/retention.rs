@@ -7,16 +7,30 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::disk::Room;
 use super::segment::{Segment, reserved_bytes};
-use super::{EventLog, Limits, Shared, disk};
+use super::{EventLog, Limits, MinFree, Shared, disk};
 use crate::telemetry::{Removal, metrics};
 
 /// A leap of the system's clock is what exceeds this; less is its being kept right.
 const LEAP: Duration = Duration::from_secs(5);
-/// Room left on the file system where the options name none: this part of it, and this many bytes at
-/// most, which a database and the system's own logs can live on for a while.
+/// Room is left on the file system in these parts of it where the options name no size.
 const FREE_PART: u64 = 20;
+/// On a disk of the relay's own: one part, and this many bytes at most, which a database can live on for a while.
 const MOST_FREE_BYTES: u64 = 5_000_000_000;
+/// On the disk of the system: so many parts, and this many bytes at most, which the next versions of the system fit in.
+const SHARED_FREE_PARTS: u64 = 3;
+const MOST_SHARED_FREE_BYTES: u64 = 20_000_000_000;
+
+/// Bytes that the log leaves on a file system.
+pub(super) fn min_free_bytes(limits: Limits, room: Room) -> u64 {
+    let part = room.total / FREE_PART;
+    match limits.min_free {
+        MinFree::OwnDisk => part.min(MOST_FREE_BYTES),
+        MinFree::SharedDisk => (part * SHARED_FREE_PARTS).min(MOST_SHARED_FREE_BYTES),
+        MinFree::Bytes(bytes) => bytes,
+    }
+}
 
 impl EventLog {
     /// Removes what is out of the window at the moment `at`, when the system's clock shows `shown`.
@@ -96,9 +110,7 @@ impl Shared {
     /// room (a quota, another writer), at least one segment is to go.
     pub(super) fn lacking_room(&self, limits: Limits) -> io::Result<u64> {
         let room = disk::room(&self.dir, self.options.faults.as_deref())?;
-        let floor = limits
-            .min_free_bytes
-            .unwrap_or_else(|| (room.total / FREE_PART).min(MOST_FREE_BYTES));
+        let floor = min_free_bytes(limits, room);
         let refused = floor > 0 && self.lacks_room.load(Ordering::Acquire);
         Ok(floor.saturating_sub(room.free).max(u64::from(refused)))
     }

@@ -32,7 +32,7 @@ use crate::api::listener::{self, Door, ListenerOptions};
 use crate::api::{AdminPassword, Operator};
 use crate::client::TrustedProxies;
 use crate::clock::Clock;
-use crate::config::{Config, Durability, HostEntry};
+use crate::config::{Config, Durability, HostEntry, MinFree};
 use crate::dial::{Guard, PdsHost};
 use crate::discovery::{Crawler, CrawlerOptions};
 use crate::eventlog::{self, EventLog, LogError, LogOptions};
@@ -542,7 +542,7 @@ async fn open_log(config: &Config) -> Result<EventLog, StartError> {
         group_window: config.log_group_window,
         window: config.replay_window,
         max_bytes: config.log_max_bytes,
-        min_free_bytes: config.log_min_free_bytes,
+        min_free: log_min_free(config),
         ..LogOptions::new(config.log_dir())
     };
     match task::spawn_blocking(move || EventLog::open(options)).await {
@@ -575,12 +575,20 @@ fn tuning(config: &Config) -> verify::Tuning {
     }
 }
 
+fn log_min_free(config: &Config) -> eventlog::MinFree {
+    match config.log_min_free {
+        MinFree::Auto => eventlog::MinFree::OwnDisk,
+        MinFree::Shared => eventlog::MinFree::SharedDisk,
+        MinFree::Bytes(bytes) => eventlog::MinFree::Bytes(bytes),
+    }
+}
+
 fn log_limits(config: &Config) -> eventlog::Limits {
     eventlog::Limits {
         group_window: config.log_group_window,
         window: config.replay_window,
         max_bytes: config.log_max_bytes,
-        min_free_bytes: config.log_min_free_bytes,
+        min_free: log_min_free(config),
     }
 }
 

@@ -135,6 +135,9 @@ fn look(log: &EventLog, before: u64) -> Looked {
     if let Ok(room) = log.disk() {
         metrics().log_disk_bytes.set(as_gauge(room.total));
         metrics().log_disk_free_bytes.set(as_gauge(room.free));
+        metrics()
+            .log_min_free_bytes
+            .set(as_gauge(log.min_free_bytes(room)));
     }
     let age = log
         .oldest_time()

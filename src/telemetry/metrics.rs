@@ -189,6 +189,8 @@ pub struct Metrics {
     pub log_disk_bytes: IntGauge,
     /// Bytes of it that may still be written, sampled.
     pub log_disk_free_bytes: IntGauge,
+    /// Bytes that the log leaves on its file system.
+    pub log_min_free_bytes: IntGauge,
     /// Steps of recovery at the start: events applied once more, segments looked through.
     pub recovery_steps: IntCounter,
     /// 1 while the log cannot write and takes no events.
@@ -333,6 +335,10 @@ impl Metrics {
             log_disk_free_bytes: r.gauge(
                 "relay_log_disk_free_bytes",
                 "Bytes of the log's file system that may still be written",
+            ),
+            log_min_free_bytes: r.gauge(
+                "relay_log_min_free_bytes",
+                "Bytes that the log leaves on its file system",
             ),
             recovery_steps: r.counter(
                 "relay_recovery_steps_total",

@@ -32,7 +32,7 @@ start_all()
 with subtest("Prometheus reaches the relay, the machine's exporter and the database's"):
     relay.wait_for_unit("atproto-relay.service")
     relay.wait_for_unit("prometheus.service")
-    for job in ["atproto-relay", "node", "postgres"]:
+    for job in ["atproto-relay", "atproto-relay-node", "atproto-relay-postgres"]:
         wait_for_sample(f'up{{job="{job}"}} == 1')
 
 with subtest("it has loaded the alert rules, and every one of them can be evaluated"):
@@ -51,7 +51,7 @@ with subtest("events of the network show in Prometheus"):
     wait_for_sample("pg_up == 1")
 
 with subtest("every query of the dashboard is answered, and but for what is wrong there is something to see"):
-    for job in ["node", "postgres"]:
+    for job in ["atproto-relay-node", "atproto-relay-postgres"]:
         wait_for_sample(f'count_over_time(up{{job="{job}"}}[1m]) > 1')
     wait_for_sample('rate(relay_events_forwarded_total{kind="commit"}[1m]) > 0')
     panels = json.loads(relay.succeed("cat /etc/dashboard.json"))["panels"]
