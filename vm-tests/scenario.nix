@@ -16,8 +16,7 @@ let
       imports = [ relayModule ];
       # The machines are alone on their network.
       networking.firewall.enable = false;
-      environment.systemPackages = [
-        config.services.atproto-relay.package
+      environment.systemPackages = lib.optional (!config.services.atproto-relay.enable) config.services.atproto-relay.package ++ [
         devnet
         pkgs.curl
         pkgs.jq
@@ -57,7 +56,45 @@ let
     systemd.tmpfiles.rules = lib.mapAttrsToList (
       name: secret: "f+ /run/secrets/${name} 0400 root root - ${secret}"
     ) (machine.secrets or { });
+    # No authority would give these machines a certificate.
+    services.caddy.virtualHosts = lib.mkIf (config.services.atproto-relay.proxy.server == "caddy") {
+      ${config.services.atproto-relay.proxy.domain}.hostName = lib.mkForce "http://";
+    };
+    services.nginx.virtualHosts = lib.mkIf (config.services.atproto-relay.proxy.server == "nginx") {
+      ${config.services.atproto-relay.proxy.domain} = {
+        enableACME = lib.mkForce false;
+        forceSSL = lib.mkForce false;
+        default = true;
+      };
+    };
     virtualisation.memorySize = 2048;
+    # The log and PostgreSQL's own, where they have no disk.
+    virtualisation.diskSize = 4096;
+  };
+
+  # A second system with other packages, and the command that switches to it and back, as `nixos-rebuild switch` would.
+  updated = { config, pkgs, ... }: {
+    specialisation.updated.configuration = {
+      services.atproto-relay.package = lib.mkForce (
+        pkgs.symlinkJoin {
+          name = "atproto-relay-updated";
+          paths = [ config.services.atproto-relay.package ];
+          meta.mainProgram = "atproto-relay";
+        }
+      );
+      systemd.services = lib.mapAttrs' (
+        role: _: lib.nameValuePair "atproto-relay-prepare-${role}" { path = [ pkgs.jq ]; }
+      ) (lib.filterAttrs (_: volume: volume.format or false) config.services.atproto-relay.storage);
+    };
+    environment.systemPackages = [
+      (pkgs.writeShellScriptBin "switch-to" ''
+        case $1 in
+        updated) system=/run/booted-system/specialisation/updated ;;
+        *) system=/run/booted-system ;;
+        esac
+        exec $system/bin/switch-to-configuration test
+      '')
+    ];
   };
 
   # Empty NVMe devices, known by their serial numbers. What is written to them is kept as long as qemu runs: over a
@@ -97,7 +134,8 @@ in
     ]
     ++ lib.optional (machine ? devnet) (devnetPart machine.devnet)
     ++ lib.optional (machine ? relay) (relay machine)
-    ++ lib.optional (machine ? disks) (disks machine);
+    ++ lib.optional (machine ? disks) (disks machine)
+    ++ lib.optional (machine.updated or false) updated;
   }) scenario.machines;
 
   testScript = builtins.readFile ./prelude.py + "\n" + builtins.readFile (folder + "/testScript.py");

@@ -44,8 +44,9 @@ let
           # Parts of a NixOS that need more of a package than a name.
           documentation.enable = false;
           environment.stub-ld.enable = false;
-          # promtool cannot look at a stand-in.
+          # promtool and nginx cannot look at a stand-in.
           services.prometheus.checkConfig = false;
+          services.nginx.validateConfigFile = false;
         }
       ];
     };
@@ -96,8 +97,9 @@ let
 
   # The relay's part of nginx' configuration, as far as its options say it; NixOS adds the rest to it.
   nginx =
-    nginx: domain:
+    config: domain:
     let
+      inherit (config.services) nginx;
       host = nginx.virtualHosts.${domain};
       location =
         name: location:
@@ -121,6 +123,7 @@ let
         + "}\n";
     in
     {
+      "nginx/service.conf" = "[Service]\nLimitNOFILE=${toString config.systemd.services.nginx.serviceConfig.LimitNOFILE}\n";
       "nginx/events.conf" = nginx.eventsConfig;
       "nginx/append.conf" = nginx.appendConfig;
       "nginx/locations.conf" = lib.concatStrings (lib.mapAttrsToList location host.locations);
@@ -164,7 +167,7 @@ let
       // etc "atproto-relay/config.toml" "atproto-relay/config.toml"
       // lib.optionalAttrs relay.enable (stored relay.command)
       // lib.optionalAttrs (relay.bootstrap.relays != [ ]) (stored relay.bootstrapScript)
-      // lib.optionalAttrs (relay.proxy.server == "nginx") (nginx config.services.nginx relay.proxy.domain)
+      // lib.optionalAttrs (relay.proxy.server == "nginx") (nginx config relay.proxy.domain)
       // file "etc/fstab" (linesThat isVolume config.environment.etc.fstab.text)
       // lib.optionalAttrs (lib.any (volume: volume != null && volume.format) relay.storage.volumes) (
         stored relay.storage.prepareDevice
@@ -235,7 +238,9 @@ let
   configurations = lib.genAttrs [
     "minimal"
     "appliance"
+    "caddy"
     "external-database"
+    "nginx"
   ] (name: ./configurations + "/${name}.nix");
 
   enabled = relay: {

@@ -165,8 +165,8 @@ let
     "nano"
     "ncurses"
     "netcat-openbsd"
-    "nginx"
-    "nginxStable"
+    "openresty"
+    "tengine"
     "nix"
     "openssh"
     "perl"
@@ -191,7 +191,10 @@ let
     "xz"
     "zstd"
   ] standIn;
-  # NixOS asks for the version of the cluster's folder.
+  # NixOS asks for nginx' modules, and for the version of PostgreSQL's folder.
+  nginx = lib.genAttrs [ "nginx" "nginxStable" ] (
+    name: if whole ? ${name} then standIn name else derivation name { modules = [ ]; }
+  );
   postgresql =
     lib.genAttrs
       [
@@ -263,6 +266,6 @@ let
       keyValue = json;
     };
   };
-  packages = base // whole // named // postgresql // added // generated;
+  packages = base // whole // named // nginx // postgresql // added // generated;
 in
 packages

@@ -14,12 +14,12 @@ MIRROR = os.environ.get("VM_TESTS_MIRROR", "http://deb.debian.org/debian")
 PACKAGES = [
     "systemd", "systemd-sysv", "udev", "dbus", "kmod", "procps", "iproute2", "netcat-openbsd", "curl", "jq",
     "ca-certificates", "e2fsprogs", "xfsprogs", "initramfs-tools", "busybox", "linux-image-cloud-amd64", "postgresql",
-    "prometheus", "prometheus-node-exporter", "prometheus-postgres-exporter",
+    "prometheus", "prometheus-node-exporter", "prometheus-postgres-exporter", "caddy", "nginx-light",
 ]  # fmt: skip
 # What Debian starts by itself and no test wants; each test enables what it needs.
 UNWANTED = [
     "postgresql.service", "prometheus.service", "prometheus-node-exporter.service",
-    "prometheus-postgres-exporter.service", "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer",
+    "prometheus-postgres-exporter.service", "caddy.service", "nginx.service", "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer",
     "e2scrub_all.timer", "e2scrub_reap.service", "xfs_scrub_all.timer", "fstrim.timer", "systemd-pstore.service",
 ]  # fmt: skip
 MASKED = [

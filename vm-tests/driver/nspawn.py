@@ -38,7 +38,7 @@ class Nspawn(Machine):
         command = ["systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network"]
         command += [f"--network-bridge={self.bridge}", f"--machine={self.name}", f"--directory={self.root}"]
         command += ["--console=pipe", "--notify-ready=yes", "--link-journal=no"]
-        command += [f"--bind-ro={source}:{target}" for source, target in self.binds.items()]
+        command += [f"--bind-ro={source}:{target}" for target, source in self.binds.items()]
         group = cgroup.create(self.name)
         with open(self.folder / "console", "ab") as console:
             self.process = subprocess.Popen(

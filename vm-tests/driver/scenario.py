@@ -10,7 +10,7 @@ from pathlib import Path
 from .machine import MachineError
 from .nspawn import Nspawn
 from .qemu import Qemu
-from .seed import PACKAGE, seed
+from .seed import PACKAGE, UPDATED_PACKAGE, seed
 
 BRIDGE = "lan"
 # What a testScript says in a log line where this machine lacks what a step needs.
@@ -79,13 +79,15 @@ class Run:
         for number, name in enumerate(sorted(scenario.machines), start=1):
             described = scenario.machines[name]
             its = seed(name, described, addresses, renderings)
+            packages = [PACKAGE, UPDATED_PACKAGE] if described.get("updated") else [PACKAGE]
             if backend == "qemu" or described.get("kernel"):
                 for tool in sorted(binaries.iterdir()):
-                    its.file(f"{PACKAGE}/bin/{tool.name}", tool.read_bytes(), 0o755)
+                    for package in packages:
+                        its.file(f"{package}/bin/{tool.name}", tool.read_bytes(), 0o755)
                 disks = described.get("disks", {})
                 self.machines[name] = Qemu(name, report, image, folder, its, BRIDGE, number, disks, accelerator)
             else:
-                binds = {binaries: f"{PACKAGE}/bin"}
+                binds = {f"{package}/bin": binaries for package in packages}
                 self.machines[name] = Nspawn(name, report, image, folder, its, BRIDGE, binds)
 
     def names(self):

@@ -9,16 +9,46 @@ import tarfile
 from pathlib import Path
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Where the module's rendering says that the package is.
-PACKAGE = "/nix/store/00000000000000000000000000000000-atproto-relay"
+# Where the module's rendering says that a package is; and where the one of another set of packages would be.
+STORE = "/nix/store/00000000000000000000000000000000-"
+UPDATED_STORE = "/nix/store/11111111111111111111111111111111-"
+PACKAGE = f"{STORE}atproto-relay"
+UPDATED_PACKAGE = f"{UPDATED_STORE}atproto-relay"
 UNITS = "/etc/systemd/system"
 # The relay's public listener, as far as a scenario moves it away from loopback.
 SOCKET = "atproto-relay.socket"
 SERVICE = "atproto-relay.service"
 
 
+# The systems between which `switch-to` switches.
+SYSTEMS = "/etc/vm-tests/systems"
+# Mount options that a file system in memory does not know.
+OF_DISKS = ("x-systemd.device-timeout", "logbsize", "discard")
+
 # What stands behind the rendered lines: NixOS' own for pg_hba.conf, and less memory than a server has.
 ADDED = {"pg_hba.conf": "local all all peer\n", "postgresql.conf": "shared_buffers = '128MB'\n"}
+
+
+# What NixOS puts around the module's part of nginx' configuration.
+NGINX = """\
+pid /run/nginx.pid;
+error_log stderr;
+{append}
+events {{
+{events}
+}}
+http {{
+    access_log off;
+    map $http_upgrade $connection_upgrade {{
+        default upgrade;
+        '' close;
+    }}
+    server {{
+        listen 80 default_server;
+{locations}
+    }}
+}}
+"""
 
 
 class Seed:
@@ -101,9 +131,15 @@ Restart=on-failure
 
 def relay(seed, machine, rendering):
     """The relay, its sockets and its database, word for word as the module renders them."""
+    in_memory = not machine.get("kernel")
     for unit in sorted((rendering / "units").iterdir()):
         text = unit.read_text()
+        if in_memory:
+            text = without_device(text)
         seed.unit(unit.name, text)
+        if machine.get("updated"):
+            seed.file(f"{SYSTEMS}/former/{unit.name}", text)
+            seed.file(f"{SYSTEMS}/updated/{unit.name}", text.replace(STORE, UPDATED_STORE))
         if "PATH=/nix/store/" in text:
             seed.file(f"{UNITS}/{unit.name}.d/path.conf", f"[Service]\nEnvironment=PATH={PATH}\n")
         for line in text.splitlines():
@@ -115,7 +151,11 @@ def relay(seed, machine, rendering):
     for path in sorted(etc.rglob("*")):
         if path.is_file():
             seed.file(f"/etc/{path.relative_to(etc)}", path.read_bytes())
+    if in_memory and (etc / "fstab").is_file():
+        seed.file("/etc/fstab", volumes_in_memory((etc / "fstab").read_text()))
     store(seed, rendering)
+    command(seed)
+    proxy(seed, rendering)
     database(seed, rendering)
     secrets = [
         f"f+ /run/secrets/{name} 0400 root root - {secret}" for name, secret in machine.get("secrets", {}).items()
@@ -125,6 +165,44 @@ def relay(seed, machine, rendering):
     if "listen" in machine:
         listen = f"[Socket]\nListenStream=\nListenStream={machine['listen']}\n"
         seed.file(f"{UNITS}/{SOCKET}.d/vm-tests.conf", listen)
+
+
+def without_device(unit):
+    """A unit that waits for no device and prepares none, and is the rendered one otherwise."""
+    lines = [line for line in unit.splitlines(keepends=True) if not line.startswith(("BindsTo=dev-", "After=dev-"))]
+    return "".join("ExecStart=/bin/true\n" if "prepare-device" in line else line for line in lines)
+
+
+def volumes_in_memory(fstab):
+    """The rendered mounts, as file systems in memory."""
+    lines = []
+    for line in fstab.splitlines():
+        _, place, _, options, *_ = line.split()
+        kept = [option for option in options.split(",") if not option.startswith(OF_DISKS)]
+        lines.append(f"tmpfs {place} tmpfs {','.join(kept)} 0 0\n")
+    return "".join(lines)
+
+
+def command(seed):
+    """The operator's command, as the module puts it into PATH."""
+    seed.link("/usr/local/bin/atproto-relay", f"{STORE}atproto-relay-command")
+    seed.link(f"{STORE}systemd/bin/systemd-run", "/usr/bin/systemd-run")
+
+
+def proxy(seed, rendering):
+    """Caddy or nginx with the module's site, without the certificates that no authority would give this machine."""
+    caddyfile = rendering / "Caddyfile"
+    if caddyfile.is_file():
+        # Debian's Caddy is older than this option.
+        lines = [line for line in caddyfile.read_text().splitlines() if "stream_close_delay" not in line]
+        seed.file("/etc/caddy/Caddyfile", "\n".join(["http:// {", *lines[1:], ""]))
+        seed.link(f"{UNITS}/multi-user.target.wants/caddy.service", "/usr/lib/systemd/system/caddy.service")
+    nginx = rendering / "nginx"
+    if nginx.is_dir():
+        part = {path.stem: path.read_text() for path in nginx.iterdir()}
+        seed.file("/etc/nginx/nginx.conf", NGINX.format(**part))
+        seed.file(f"{UNITS}/nginx.service.d/module.conf", part["service"])
+        seed.link(f"{UNITS}/multi-user.target.wants/nginx.service", "/usr/lib/systemd/system/nginx.service")
 
 
 def database(seed, rendering):
@@ -156,7 +234,9 @@ def store(seed, rendering):
 
 def environment(settings):
     """A scenario's settings as variables: they win over the rendered file, which stays as it is."""
-    lines = [f'Environment="{variable(key)}={value(given)}"' for key, given in flatten(settings).items()]
+    # The disk of a guest is that of the machine that it runs on, which others fill.
+    flat = {"log.min_free_bytes": "auto"} | flatten(settings)
+    lines = [f'Environment="{variable(key)}={value(given)}"' for key, given in flat.items()]
     return "\n".join(["[Service]", *lines, ""])
 
 

@@ -6,6 +6,8 @@
       "*.host.bsky.network"
       "pds.example.com"
     ];
+    # Hosts to begin with: those that this relay knows.
+    bootstrap.relays = [ "https://relay1.us-east.bsky.network" ];
     admin.passwordFile = "/run/secrets/atproto-relay-admin";
     openFirewall = true;
 
