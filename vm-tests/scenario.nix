@@ -16,12 +16,14 @@ let
       imports = [ relayModule ];
       # The machines are alone on their network.
       networking.firewall.enable = false;
-      environment.systemPackages = lib.optional (!config.services.atproto-relay.enable) config.services.atproto-relay.package ++ [
-        devnet
-        pkgs.curl
-        pkgs.jq
-        pkgs.netcat-openbsd
-      ];
+      environment.systemPackages =
+        lib.optional (!config.services.atproto-relay.enable) config.services.atproto-relay.package
+        ++ [
+          devnet
+          pkgs.curl
+          pkgs.jq
+          pkgs.netcat-openbsd
+        ];
     };
 
   devnetPart = arguments: {

@@ -235,9 +235,7 @@ let
           (query "too slow an hour" "increase(${metric "relay_consumers_too_slow_total"}[1h])")
           (query "cut for {{reason}} an hour" "increase(${metric "relay_consumers_cut_total"}[1h])")
           (query "held back a minute" "60 * ${per (metric "relay_consumers_held_back_total")}")
-          (query "other connections closed for {{reason}} an hour"
-            "increase(${metric "relay_http_connections_closed_total"}[1h])"
-          )
+          (query "other connections closed for {{reason}} an hour" "increase(${metric "relay_http_connections_closed_total"}[1h])")
         ])
         (graph "Behind the log's end"
           "The slowest and the median consumer. They cost no memory: they read older pages of the log."
@@ -307,12 +305,16 @@ let
           (query "waiting" (metric "relay_store_queue"))
           (query "failing" (metric "relay_store_failing"))
         ])
-        (graph "Batches" "Time of one batch; batches that were repeated; public reads that found no free connection." "s" [
-          (query "p50" (quantile 0.5 "relay_store_flush_seconds"))
-          (query "p99" (quantile 0.99 "relay_store_flush_seconds"))
-          (query "repeated a minute" "60 * ${per (metric "relay_store_flush_errors_total")}")
-          (query "public reads refused a minute" "60 * ${per (metric "relay_store_reads_refused_total")}")
-        ])
+        (graph "Batches"
+          "Time of one batch; batches that were repeated; public reads that found no free connection."
+          "s"
+          [
+            (query "p50" (quantile 0.5 "relay_store_flush_seconds"))
+            (query "p99" (quantile 0.99 "relay_store_flush_seconds"))
+            (query "repeated a minute" "60 * ${per (metric "relay_store_flush_errors_total")}")
+            (query "public reads refused a minute" "60 * ${per (metric "relay_store_reads_refused_total")}")
+          ]
+        )
         (graph "Accounts read from the database"
           "Share of the events whose account was not in memory: raise account_cache."
           "percentunit"

@@ -216,11 +216,13 @@ in
           if grafana.secretKeyFile == null then
             {
               # A key of the operator's own needs no file here.
-              preStart = lib.mkIf (ofGrafana.settings.security.secret_key == secretKey) (lib.mkBefore ''
-                if ! [ -s ${generatedKey} ]; then
-                  (umask 077 && head -c 32 /dev/urandom | base64 >${generatedKey})
-                fi
-              '');
+              preStart = lib.mkIf (ofGrafana.settings.security.secret_key == secretKey) (
+                lib.mkBefore ''
+                  if ! [ -s ${generatedKey} ]; then
+                    (umask 077 && head -c 32 /dev/urandom | base64 >${generatedKey})
+                  fi
+                ''
+              );
             }
           else
             { serviceConfig.LoadCredential = [ "secret-key:${toString grafana.secretKeyFile}" ]; };

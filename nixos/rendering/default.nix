@@ -123,7 +123,8 @@ let
         + "}\n";
     in
     {
-      "nginx/service.conf" = "[Service]\nLimitNOFILE=${toString config.systemd.services.nginx.serviceConfig.LimitNOFILE}\n";
+      "nginx/service.conf" =
+        "[Service]\nLimitNOFILE=${toString config.systemd.services.nginx.serviceConfig.LimitNOFILE}\n";
       "nginx/events.conf" = nginx.eventsConfig;
       "nginx/append.conf" = nginx.appendConfig;
       "nginx/locations.conf" = lib.concatStrings (lib.mapAttrsToList location host.locations);
@@ -225,14 +226,16 @@ let
       {
         "grafana/secret-key" = grafana.settings.security.secret_key;
         "grafana/preStart" = config.systemd.services.grafana.preStart;
-        "grafana/data-sources" = lib.concatMapStringsSep "\n" source grafana.provision.datasources.settings.datasources;
+        "grafana/data-sources" =
+          lib.concatMapStringsSep "\n" source
+            grafana.provision.datasources.settings.datasources;
         "grafana/anonymous" = lib.boolToString grafana.settings."auth.anonymous".enabled;
       }
     )
     // lib.optionalAttrs config.services.prometheus.enable {
-      "prometheus/jobs" =
-        lib.concatMapStringsSep "\n" (job: job.job_name)
-          config.services.prometheus.scrapeConfigs;
+      "prometheus/jobs" = lib.concatMapStringsSep "\n" (
+        job: job.job_name
+      ) config.services.prometheus.scrapeConfigs;
     };
 
   configurations = lib.genAttrs [
@@ -334,9 +337,7 @@ in
         ++ lib.concatLists (
           lib.mapAttrsToList (
             path: expected:
-            map (lacking path) (
-              lib.filter (line: !lib.elem line (lib.splitString "\n" (text path))) expected
-            )
+            map (lacking path) (lib.filter (line: !lib.elem line (lib.splitString "\n" (text path))) expected)
           ) (case.has or { })
         )
         ++ lib.concatLists (
@@ -353,7 +354,9 @@ in
     in
     builtins.deepSeq rendered (
       wrong
-      ++ lib.optional (lib.length warnings != lib.length warns || !lib.all isSaid warnings) "warns of: ${toString warnings}"
+      ++ lib.optional (
+        lib.length warnings != lib.length warns || !lib.all isSaid warnings
+      ) "warns of: ${toString warnings}"
     )
   ) (import ./accepted.nix);
 

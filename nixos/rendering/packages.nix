@@ -204,7 +204,11 @@ let
         "postgresql_17"
       ]
       (
-        name: if whole ? ${name} then standIn name else derivation name { psqlSchema = lib.removePrefix "postgresql_" name; }
+        name:
+        if whole ? ${name} then
+          standIn name
+        else
+          derivation name { psqlSchema = lib.removePrefix "postgresql_" name; }
       );
   # What the whole nixpkgs does not have.
   added = lib.genAttrs [
