@@ -25,7 +25,8 @@ with subtest("there is room again: it goes on by itself, on the same connection"
     write(pds1, rate=10)
     relay.succeed(f"rm {LOG}/filler")
     wait_for_report(consumer, f".events > {before['events'] + 100}", timeout=120)
-    relay.succeed(f"curl --silent --fail {METRICS}/_health")
+    # A problem ends when it has not been seen for five seconds.
+    relay.wait_until_succeeds(f"curl --silent --fail {METRICS}/_health", timeout=30)
 
 with subtest("nothing was lost or doubled by it"):
     write(pds1, rate=0)
