@@ -59,7 +59,7 @@ def guest(image, folder, report, bridge, binaries):
     seed.file("/etc/hostname", "probe\n")
     seed.file("/etc/vm-tests-lan", "192.168.1.254/24\n")
     seed.file("/etc/machine-id", "0" * 31 + "1\n")
-    machine = Nspawn("probe", report, image, folder, seed, bridge, {binaries: "/opt"})
+    machine = Nspawn("probe", report, image, folder, seed, bridge, {"/opt": binaries})
     try:
         machine.power_on()
         status, said = machine.shell("/opt/atproto-relay --version && /opt/atproto-devnet --version", 30)
