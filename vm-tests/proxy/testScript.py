@@ -10,7 +10,7 @@ HANDSHAKE = (
 LOAD = (
     "systemd-run --quiet --unit=crowd-{name} --property=LimitNOFILE=16384 --property=StandardOutput=file:/tmp/{name}"
     " $(command -v atproto-devnet) load --relay http://$(getent ahostsv4 {name} | head -n1 | cut -d ' ' -f 1):80"
-    " --listen 0.0.0.0:{port} --name load --hosts 1 --accounts 10 --events 120 --rate 6 --records 10"
+    " --listen 0.0.0.0:{port} --name load --hosts 1 --accounts 10 --events 60 --rate 6 --records 10"
     " --consumers 1000 --json"
 )
 
