@@ -5,6 +5,7 @@
 #[path = "support/relay.rs"]
 mod support;
 
+use atproto_relay::atproto::car::{self, Car};
 use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Commit, MAX_FRAME_BYTES, Message, Peek};
@@ -502,5 +503,159 @@ async fn an_account_event_says_the_combined_status() {
     assert!(same_but_for_seq(&out, &expected));
     bench.admin("/admin/repo/reverseTakedown", body).await;
     assert!(consumer.next().await.1.contains("true None"));
+    bench.relay.shutdown().await;
+}
+
+/// A commit that no other follows, made otherwise than its PDS did, and the rule that refuses it.
+type Remade = (&'static str, fn(&Commit<'_>) -> Vec<u8>);
+
+/// The commit with another CAR: what `change` makes of its roots and blocks.
+fn with_blocks(commit: &Commit<'_>, change: impl FnOnce(&mut Vec<Cid>, &mut Blocks)) -> Vec<u8> {
+    let car = Car::parse(commit.blocks).unwrap();
+    let mut roots = car.roots().to_vec();
+    let mut blocks: Blocks = (car.blocks().iter())
+        .map(|(cid, data)| (cid, data.to_vec()))
+        .collect();
+    change(&mut roots, &mut blocks);
+    let root = roots[0];
+    let blocks = car::write(&roots, blocks.iter().map(|(cid, data)| (*cid, &data[..])));
+    frame::encode_commit(&Commit {
+        commit: root,
+        blocks: &blocks,
+        ..commit.clone()
+    })
+}
+
+type Blocks = Vec<(Cid, Vec<u8>)>;
+
+fn junk(blocks: &mut Blocks, count: u32) {
+    blocks.extend((0..count).map(|n| {
+        let data = n.to_be_bytes().to_vec();
+        (Cid::of(Codec::DagCbor, &data), data)
+    }));
+}
+
+fn in_raw(cid: Cid) -> Cid {
+    Cid::from_digest(Codec::Raw, cid.digest())
+}
+
+/// Consistent in themselves, and refused all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_with_blocks_cids_or_ops_that_may_not_be_are_refused() {
+    let _turn = COUNTERS.lock().await;
+    let bench = Bench::start(1).await;
+    let pds = bench.network.pds(0);
+    let mut consumer = bench.consumer(0).await;
+    let did = create(&bench, 0, "alice");
+    catch_up(&bench, &mut consumer).await;
+    let remade: [Remade; 4] = [
+        ("too_many_blocks", |commit| {
+            with_blocks(commit, |_, blocks| junk(blocks, 600))
+        }),
+        ("cid_codec", |commit| {
+            with_blocks(commit, |roots, blocks| {
+                for (cid, _) in blocks.iter_mut().filter(|(cid, _)| *cid == roots[0]) {
+                    *cid = in_raw(*cid);
+                }
+                roots[0] = in_raw(roots[0]);
+            })
+        }),
+        ("cid_codec", |commit| {
+            let mut commit = commit.clone();
+            commit.ops[0].cid = commit.ops[0].cid.map(in_raw);
+            frame::encode_commit(&commit)
+        }),
+        ("op_duplicate", |commit| {
+            let mut commit = commit.clone();
+            commit.ops.push(commit.ops[0]);
+            frame::encode_commit(&commit)
+        }),
+    ];
+    for (rule, remake) in remade {
+        let write = atproto_relay::devnet::pds::Write::Create {
+            collection: COLLECTION.to_owned(),
+            rkey: None,
+            record: post(rule),
+        };
+        let good = pds.commit_silently(&did, &[write]).unwrap();
+        let before = samples(&bench).await;
+        let mut unneeded = Vec::new();
+        pds.emit_with(|stamp| {
+            let frame = frames::commit(stamp, &did, &good);
+            let Message::Commit(commit) = frame::decode(&frame).unwrap().message else {
+                panic!("a commit");
+            };
+            unneeded = with_blocks(&commit, |_, blocks| junk(blocks, 300));
+            remake(&commit).into()
+        });
+        // Blocks that nobody needs pass while they are few.
+        send(pds, &unneeded);
+        let out = consumer.next_frame().await;
+        assert!(same_but_for_seq(&out, &last(pds)), "after {rule}");
+        let drops = samples(&bench).await.since(&before).drops();
+        assert_eq!(drops, [(rule.to_owned(), 1)].into());
+    }
+    bench.relay.shutdown().await;
+}
+
+/// Too long, or of an account that is spelt in another way: refused, and the host stays connected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_are_too_long_or_spelt_otherwise_are_refused() {
+    let _turn = COUNTERS.lock().await;
+    let bench = Bench::start(1).await;
+    let pds = bench.network.pds(0);
+    let mut consumer = bench.consumer(0).await;
+    let did = create(&bench, 0, "alice");
+    catch_up(&bench, &mut consumer).await;
+    let shouted = format!("did:plc:{}", did.identifier().to_ascii_uppercase());
+    let identity = |did: &str, time: &str| {
+        frame::encode_identity(&frame::Identity {
+            seq: 0,
+            did,
+            time,
+            handle: None,
+        })
+    };
+    let account = |did: &str, time: &str| {
+        frame::encode_account(&frame::Account {
+            seq: 0,
+            did,
+            time,
+            active: false,
+            status: Some("deactivated"),
+        })
+    };
+    let long = "x".repeat(8 * 1024);
+    let commit = |spelt: &str| {
+        let commit = last(pds);
+        let mut frame = commit.to_vec();
+        for at in 0..frame.len().saturating_sub(did.as_str().len()) {
+            if frame[at..].starts_with(did.as_str().as_bytes()) {
+                frame[at..at + spelt.len()].copy_from_slice(spelt.as_bytes());
+            }
+        }
+        frame
+    };
+    write(pds, &did);
+    catch_up(&bench, &mut consumer).await;
+    for (rule, frame) in [
+        ("event_too_large", identity(did.as_str(), &long)),
+        ("event_too_large", account(did.as_str(), &long)),
+        ("did_syntax", identity(&shouted, "now")),
+        ("did_syntax", account(&shouted, "now")),
+        ("did_syntax", commit(&shouted)),
+    ] {
+        let before = samples(&bench).await;
+        send(pds, &frame);
+        let written = write(pds, &did);
+        assert_eq!(consumer.next().await.1, written, "after {rule}");
+        let drops = samples(&bench).await.since(&before).drops();
+        assert_eq!(drops, [(rule.to_owned(), 1)].into());
+    }
+    // The longest that may be.
+    let length = 8 * 1024 - identity(did.as_str(), "").len() - 2;
+    send(pds, &identity(did.as_str(), &"x".repeat(length)));
+    assert_eq!(last(pds).len(), 8 * 1024);
+    assert_eq!(consumer.next().await.1, format!("identity {did}"));
     bench.relay.shutdown().await;
 }

@@ -157,6 +157,11 @@ impl RelayProcess {
 
     /// Asks the relay to end, and waits for it; whether it ended well.
     pub async fn end(mut self, patience: Duration) -> Result<bool, ProcessError> {
+        self.stop(patience).await
+    }
+
+    /// Like [`RelayProcess::end`]; it may be started again.
+    pub async fn stop(&mut self, patience: Duration) -> Result<bool, ProcessError> {
         let pid = i32::try_from(self.child.id())
             .ok()
             .and_then(rustix::process::Pid::from_raw);
