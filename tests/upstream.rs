@@ -472,14 +472,20 @@ async fn old_seqs_and_bad_dids_are_dropped_and_the_next_event_passes() {
     assert_eq!(host.progress().cursor(), Some(13));
 }
 
+/// One account has one name: a spelling that others take for another account goes no further, and is settled.
 #[tokio::test]
-async fn dids_are_normalised() {
+async fn dids_pass_in_their_one_spelling_only() {
     let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
-    relay.hosts.add(&pds.host()).await.unwrap();
-    pds.accept()
-        .await
-        .send(identity_of(1, "did:web:Example.COM"));
-    assert_eq!(relay.next().await.did.as_str(), "did:web:example.com");
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let peer = pds.accept().await;
+    peer.send(identity_of(1, "did:web:Example.COM"));
+    peer.send(identity_of(2, "did:web:example.com%3a80"));
+    peer.send(identity_of(3, "did:plc:EWVI7NXZYOUN6ZHXRHS64OIZ"));
+    peer.send(identity_of(4, "did:key:zQ3SHok"));
+    assert_eq!(relay.next().await.did.as_str(), "did:key:zQ3SHok");
+    peer.send(identity_of(5, "did:web:example.com%3A80"));
+    assert_eq!(relay.next().await.did.as_str(), "did:web:example.com%3A80");
+    assert_eq!(host.progress().cursor(), Some(5));
 }
 
 #[tokio::test]
