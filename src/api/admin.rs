@@ -294,18 +294,28 @@ impl LimitChange {
 
     /// What it changes at a host, for the log: what was, and what is to be.
     fn told(&self, host: &HostRow, mode: Option<Option<Validation>>) -> [String; 2] {
-        let general =
-            |value: Option<u32>| value.map_or("general".into(), |value| value.to_string());
+        let general = |value: Option<u64>| value.map_or("general".into(), |it| it.to_string());
         let word = |mode: Option<Validation>| mode.map_or("general", validation_word).to_owned();
-        let rate = |name, before, after: Option<Option<u32>>| {
+        let limit = |name, before, after: Option<Option<u64>>| {
             after.map(|after| (name, general(before), general(after)))
         };
-        let (limit, now) = (host.account_limit, host.rates);
+        let events = |name, before: Option<u32>, after: Option<Option<u32>>| {
+            let after = after.map(|after| after.map(u64::from));
+            limit(name, before.map(u64::from), after)
+        };
+        let RateOverrides {
+            per_second,
+            per_hour,
+            per_day,
+            bytes_per_hour,
+        } = host.rates;
+        let accounts = host.account_limit.to_string();
         let changes = [
-            (self.repo_limit).map(|new| ("repo_limit", limit.to_string(), new.to_string())),
-            rate("per_second", now.per_second, self.per_second),
-            rate("per_hour", now.per_hour, self.per_hour),
-            rate("per_day", now.per_day, self.per_day),
+            (self.repo_limit).map(|new| ("repo_limit", accounts, new.to_string())),
+            events("per_second", per_second, self.per_second),
+            events("per_hour", per_hour, self.per_hour),
+            events("per_day", per_day, self.per_day),
+            limit("bytes_per_hour", bytes_per_hour, self.bytes_per_hour),
             mode.map(|new| ("validation", word(host.validation), word(new))),
         ];
         let mut told = [Vec::new(), Vec::new()];
