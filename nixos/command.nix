@@ -14,6 +14,9 @@ let
   configFile = "/etc/atproto-relay/config.toml";
   program = lib.getExe cfg.package;
 
+  # Words of a shell. lib.escapeShellArgs leaves out quotes, some in one version of nixpkgs and none in another.
+  words = lib.concatMapStringsSep " " (word: "'${lib.replaceStrings [ "'" ] [ "'\\''" ] word}'");
+
   credentials = map (
     credential: "--property=LoadCredential=${credential}"
   ) config.systemd.services.atproto-relay.serviceConfig.LoadCredential;
@@ -44,7 +47,7 @@ let
     *" --config"*) needs_service=false ;;
     esac
     if $needs_service && [ "$(id -u)" = 0 ]; then
-      exec ${lib.escapeShellArgs asService} ${program} "$@"
+      exec ${words asService} ${program} "$@"
     fi
     export RELAY_CONFIG="''${RELAY_CONFIG-${configFile}}"
     exec ${program} "$@"
@@ -60,7 +63,7 @@ let
   relays = cfg.bootstrap.relays;
   bootstrap = pkgs.writeShellScript "atproto-relay-bootstrap" ''
     # A relay that was asked once is not asked again: a host that the operator has removed since stays away.
-    for relay in ${lib.escapeShellArgs relays}; do
+    for relay in ${words relays}; do
       asked=$STATE_DIRECTORY/$(printf %s "$relay" | sha256sum | cut -c 1-32)
       [ -e "$asked" ] && continue
       ${program} hosts pull "$relay" --to unix:${cfg.adminSocket} || exit
