@@ -206,3 +206,121 @@ async fn what_an_operator_was_answered_is_read_at_once() {
         bench.relay.shutdown().await;
     }
 }
+
+/// Accounts that lists have, clients that ask for lists all the time, and new accounts that are timed meanwhile.
+const LISTED: usize = 20_000;
+const STRANGERS: usize = 64;
+const NEW_ACCOUNTS: usize = 100;
+
+/// How long a new account takes to a consumer while strangers read lists. With `RELAY=PATH` it measures another binary,
+/// with `DATABASE=postgres` on PostgreSQL: `cargo test --locked --test reads -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn new_accounts_while_strangers_read_lists() {
+    use atproto_relay::devnet::load::{ProcessOptions, RelayProcess, unlimited};
+    use atproto_relay::devnet::network::{Network, NetworkOptions};
+
+    let network = Network::start(NetworkOptions::default()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let binary = std::env::var("RELAY").unwrap_or(env!("CARGO_BIN_EXE_atproto-relay").into());
+    let mut arguments = unlimited(1);
+    let mut postgres = None;
+    if std::env::var("DATABASE").is_ok() {
+        let url = postgres::server().unwrap().database().await;
+        arguments.push(format!("--database-url={url}").into());
+        postgres = Some(url);
+    }
+    let process = ProcessOptions {
+        binary: binary.into(),
+        folder: folder.path().to_owned(),
+        plc: network.plc_url().to_owned(),
+        hosts: network.all_pds().iter().map(|pds| pds.url()).collect(),
+        arguments,
+    };
+    let mut relay = RelayProcess::start(process, support::PATIENCE)
+        .await
+        .unwrap();
+    relay.kill().unwrap();
+    list(folder.path(), postgres).await;
+    relay.restart(support::PATIENCE).await.unwrap();
+    for strangers in [0, STRANGERS] {
+        let url = format!("{}/xrpc/com.atproto.sync.listRepos?limit=1000", relay.url());
+        let reading: Vec<_> = (0..strangers)
+            .map(|_| {
+                let (client, url) = (reqwest::Client::new(), url.clone());
+                tokio::spawn(async move {
+                    while let Ok(page) = client.get(&url).send().await {
+                        page.bytes().await.ok();
+                    }
+                })
+            })
+            .collect();
+        let mut times = time_accounts(&network, &relay, strangers).await;
+        reading.iter().for_each(tokio::task::JoinHandle::abort);
+        times.sort();
+        let (median, p95) = (times[times.len() / 2], times[times.len() * 95 / 100]);
+        println!("{strangers} strangers: a new account took {median:?}, p95 {p95:?}");
+    }
+}
+
+async fn time_accounts(
+    network: &atproto_relay::devnet::network::Network,
+    relay: &atproto_relay::devnet::load::RelayProcess,
+    round: usize,
+) -> Vec<std::time::Duration> {
+    use futures_util::StreamExt as _;
+
+    let firehose = format!("{}/xrpc/com.atproto.sync.subscribeRepos", relay.firehose());
+    let (mut socket, _) = tokio_tungstenite::connect_async(firehose).await.unwrap();
+    let mut times = Vec::new();
+    for number in 0..NEW_ACCOUNTS {
+        let pds = network.pds(0);
+        let handle = format!("new{round}x{number}.{}", pds.domain());
+        let started = std::time::Instant::now();
+        let did = pds.create_account(&handle).unwrap().did;
+        loop {
+            let message = socket.next().await.unwrap().unwrap().into_data();
+            let found = message
+                .windows(did.as_str().len())
+                .any(|part| part == did.as_str().as_bytes());
+            if found {
+                break;
+            }
+        }
+        times.push(started.elapsed());
+    }
+    times
+}
+
+/// Fills the table of accounts behind the relay's back.
+async fn list(folder: &std::path::Path, postgres: Option<String>) {
+    use sqlx::{AssertSqlSafe, Connection as _};
+
+    let cid = format!("01711220{}", "ab".repeat(32));
+    let columns = "INSERT INTO accounts (host_id, did, rev, data_cid, commit_cid)";
+    match postgres {
+        Some(url) => {
+            let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
+            let rows = format!(
+                "{columns} SELECT 1, 'did:web:' || i || '.example', i, '\\x{cid}', '\\x{cid}' FROM generate_series(1, {LISTED}) i"
+            );
+            sqlx::query(AssertSqlSafe(rows))
+                .execute(&mut connection)
+                .await
+                .unwrap();
+        }
+        None => {
+            let file = format!("sqlite:{}", folder.join("data/relay.sqlite").display());
+            let mut connection = sqlx::SqliteConnection::connect(&file).await.unwrap();
+            let rows = format!(
+                "{columns} WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {LISTED}) \
+                 SELECT 1, 'did:web:' || i || '.example', i, x'{cid}', x'{cid}' FROM n"
+            );
+            sqlx::query(AssertSqlSafe(rows))
+                .execute(&mut connection)
+                .await
+                .unwrap();
+            connection.close().await.unwrap();
+        }
+    }
+}
