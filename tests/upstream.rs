@@ -817,9 +817,10 @@ async fn a_ban_is_answered_while_the_host_waits_for_memory() {
         let body = ipld!({"seq": seq, "did": DID, "time": "t", "x": vec![0_u8; 100_000]});
         frame(ipld!({"op": 1, "t": "#identity"}), body)
     };
-    peer.send(long(1));
-    peer.send(long(2));
-    let held = relay.next().await;
+    for seq in 1..=3 {
+        peer.send(long(seq));
+    }
+    let held = [relay.next().await, relay.next().await];
     until("it waits for memory", || relay.hosts.memory().waiting == 1).await;
     assert!(relay.hosts.memory().short_for.is_some());
     let banned = Instant::now();
