@@ -287,6 +287,20 @@ fn captured_commits_pass_strict() {
     assert!(passed.len() == 51, "{} commits", passed.len());
 }
 
+/// The bound on blocks is far from what hosts send.
+#[test]
+fn real_commits_have_a_small_part_of_the_blocks_that_may_be() {
+    let mut most = 0;
+    for sample in samples() {
+        let commit = sample.commit();
+        let blocks = Car::parse(commit.blocks).unwrap().blocks().len();
+        let needed = 1 + commit.ops.len() * rules::BLOCKS_PER_OP / 4;
+        assert!(blocks <= needed.max(12), "{}: {blocks}", sample.name);
+        most = most.max(blocks);
+    }
+    println!("at most {most} blocks");
+}
+
 #[test]
 fn frames_from_before_sync_1_1_pass_lenient_only() {
     let Some(folder) = fixtures("indigo-firehose-commits") else {

@@ -10,8 +10,8 @@ use atproto_relay::atproto::key::PublicKey;
 use atproto_relay::atproto::tid::Tid;
 use atproto_relay::config::Validation;
 use atproto_relay::store::{
-    AccountRow, AccountUpdate, Batch, HostId, HostRow, HostStatus, KnownKey, LocalStatus, NewHost,
-    RateOverrides, RepoState, Store, StoreError, UpstreamStatus, Writer,
+    AccountRow, AccountUpdate, Batch, Heard, HostId, HostRow, HostStatus, KnownKey, LocalStatus,
+    NewHost, RateOverrides, RepoState, Store, StoreError, UpstreamStatus, Writer,
 };
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -715,6 +715,74 @@ fn a_replayed_log_ends_in_the_same_state() {
     });
 }
 
+/// What the log names as an account's host, against what the row knows: the host that the row then has, and whether its
+/// key is still there.
+#[test]
+fn a_replay_moves_no_account_that_has_an_identity() {
+    on_both(|url| async move {
+        let store = open(&url).await;
+        let [old, new] = [
+            host_with_limit(&store, "old.example.com", 9).await.id,
+            host_with_limit(&store, "new.example.com", 9).await.id,
+        ];
+        let cases = [
+            // Resolved after the event: the row knows better.
+            (Some(100), 99, (new, true)),
+            // Perhaps before it: nobody is believed until it is resolved.
+            (Some(100), 100, (new, false)),
+            (Some(100), 101, (new, false)),
+            // Never resolved: the log is all there is.
+            (None, 101, (old, false)),
+        ];
+        for (n, (resolved_at, at, expected)) in (0..).zip(cases) {
+            let row = AccountUpdate {
+                key: resolved_at.map(key),
+                upstream: Some(UpstreamStatus::Active),
+                status_seq: Some(7),
+                ..created(n, new)
+            };
+            store.apply(&batch(vec![row])).await.unwrap();
+            let replayed = AccountUpdate {
+                heard: Some(Heard { host: old, at }),
+                counted: Some(false),
+                upstream: Some(UpstreamStatus::Deleted),
+                status_seq: Some(6),
+                ..AccountUpdate::new(did(n))
+            };
+            let counted = expected.0 == new;
+            for _ in 0..2 {
+                store.apply(&batch(vec![replayed.clone()])).await.unwrap();
+                let row = account(&store, n).await;
+                let found = (row.host, row.signing_key.is_some());
+                assert_eq!(found, expected, "{resolved_at:?} {at}");
+                assert_eq!(row.counted, counted);
+                assert_eq!(row.upstream, UpstreamStatus::Active, "from a later event");
+            }
+        }
+        assert_eq!((count(&store, old).await, count(&store, new).await), (0, 3));
+        // Of an account that is not known the log tells all; a repeated event is not told twice.
+        let unknown = AccountUpdate {
+            heard: Some(Heard { host: old, at: 1 }),
+            counted: Some(true),
+            upstream: Some(UpstreamStatus::Active),
+            status_seq: Some(5),
+            ..AccountUpdate::new(did(50))
+        };
+        let learned = AccountUpdate {
+            upstream: Some(UpstreamStatus::Deleted),
+            status_seq: Some(5),
+            ..AccountUpdate::new(did(50))
+        };
+        for (update, counted) in [(&unknown, 1), (&learned, 0), (&unknown, 0)] {
+            store.apply(&batch(vec![update.clone()])).await.unwrap();
+            assert_eq!(count(&store, old).await, counted);
+        }
+        let row = account(&store, 50).await;
+        assert_eq!((row.host, row.upstream), (old, UpstreamStatus::Deleted));
+        store.close().await;
+    });
+}
+
 #[test]
 fn a_failing_batch_leaves_nothing_behind() {
     on_both(|url| async move {
@@ -1034,9 +1102,10 @@ fn tables_with_migrations_of_another_program_are_refused() {
 /// The first release's tables, with rows of it.
 #[test]
 fn the_tables_of_the_first_release_are_brought_up_to_date_with_what_they_hold() {
-    const ROWS: [&str; 4] = [
+    const ROWS: [&str; 5] = [
         "INSERT INTO hosts (hostname, tls, last_seq, account_limit, account_count, trusted, created_at) \
-         VALUES ('old.example.com', TRUE, 41, 100, 2, FALSE, 1790000000)",
+         VALUES ('old.example.com', TRUE, 41, 100, 3, FALSE, 1790000000)",
+        "INSERT INTO accounts (host_id, did, upstream_status) VALUES (1, 'did:web:c.example', 'deleted')",
         "INSERT INTO accounts (host_id, did, local_status, upstream_status) VALUES (1, 'did:web:a.example', 1, NULL)",
         "INSERT INTO accounts (host_id, did, rev, data_cid, commit_cid) VALUES (1, 'did:web:B.example', 77, @, @)",
         "UPDATE log_position SET replay_from = 2, head = 8",
@@ -1071,13 +1140,33 @@ fn the_tables_of_the_first_release_are_brought_up_to_date_with_what_they_hold() 
             .await
             .unwrap()
             .unwrap();
-        assert_eq!((host.cursor, host.account_count), (Some(41), 2));
+        assert_eq!(
+            (host.cursor, host.account_count),
+            (Some(41), 2),
+            "a deleted account counts no more"
+        );
         let taken_down = store.list_taken_down(0, 9).await.unwrap().rows;
         assert_eq!(taken_down[0].did.as_str(), "did:web:a.example");
         let listed = store.list_accounts(0, 9).await.unwrap().rows;
         assert_eq!(listed[0].did.as_str(), "did:web:B.example");
         assert_eq!(listed[0].repo.unwrap().rev, Tid::from_u64(77));
         assert_eq!(store.replay_from().await.unwrap(), 2);
+        // The release before counts every account that it creates; its deletion uncounts it.
+        for sql in [
+            "INSERT INTO accounts (host_id, did) VALUES (1, 'did:web:d.example')",
+            "UPDATE hosts SET account_count = account_count + 1",
+        ] {
+            execute(&url, sql).await;
+        }
+        let deleted = AccountUpdate {
+            upstream: Some(UpstreamStatus::Deleted),
+            status_seq: Some(1),
+            ..AccountUpdate::new(Did::parse("did:web:d.example").unwrap())
+        };
+        for _ in 0..2 {
+            store.apply(&batch(vec![deleted.clone()])).await.unwrap();
+            assert_eq!(count(&store, host.id).await, 2);
+        }
         work(&store, "new.example.com", 1).await;
         store.close().await;
     });
