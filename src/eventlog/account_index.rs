@@ -88,7 +88,7 @@ pub(super) fn remove(dir: &Path, first: u64) -> io::Result<()> {
 /// Removes what was half written of the account index of a segment, and all of it where that segment is not there.
 pub(super) fn remove_leftovers(dir: &Path, first: u64, is_there: bool) -> io::Result<()> {
     match fs::remove_file(path(dir, first).with_extension("acc.new")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ if is_there => Ok(()),
         _ => remove(dir, first),
     }
@@ -132,7 +132,7 @@ fn record((hash, place): (&u32, u64)) -> u64 {
 
 /// The number of the bucket that holds a hash, of a power of two of them.
 fn bucket_of(hash: u32, buckets: u64) -> u64 {
-    u64::from(hash) * buckets >> 32
+    (u64::from(hash) * buckets) >> 32
 }
 
 fn header(first: u64, events: u64, buckets: u64, table: &[u8]) -> [u8; HEADER_BYTES as usize] {

@@ -153,6 +153,7 @@ struct Event {
     waiting: Waiting,
 }
 
+#[expect(clippy::large_enum_variant, reason = "nearly every item is an event")]
 enum Item {
     Event(Event),
     Command(Command),
