@@ -266,7 +266,11 @@ impl HostHandle {
         reason: &dyn Display,
     ) {
         self.ledger().count(rule, did, seq, reason);
-        tracing::debug!(host = self.name(), ?did, seq, rule, reason = %reason, "event dropped");
+        // Most are of verification, and that is what operators ask to see. Text is escaped by the log's format.
+        tracing::debug!(
+            target: "atproto_relay::verify",
+            host = self.name(), did, seq, rule, reason = %reason, "event dropped"
+        );
     }
 
     /// Notes a change of its connection for the log.

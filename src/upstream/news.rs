@@ -269,7 +269,15 @@ impl Lines {
             rule,
             example: Example { did, seq, reason },
         } = summary;
-        tracing::info!(host, drops, rule, did = ?did, seq, reason, "events of a host dropped");
+        tracing::info!(
+            host,
+            drops,
+            rule,
+            did,
+            seq,
+            reason,
+            "events of a host dropped"
+        );
     }
 
     /// Whether there may be another line that hosts can bring about whenever they like.
