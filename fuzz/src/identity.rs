@@ -68,6 +68,8 @@ fn names(text: &str) {
     }
     if let Ok(did) = Did::normalized(text) {
         assert_eq!(Did::parse(did.as_str()).as_ref(), Ok(&did));
+        assert_eq!(Did::canonical(did.as_str()).as_ref(), Ok(&did));
+        assert_eq!(Did::canonical(text).is_ok(), did.as_str() == text);
     }
     if let Ok(handle) = Handle::parse(text) {
         assert!(handle.as_str().eq_ignore_ascii_case(text));
