@@ -575,6 +575,26 @@ async fn pings_are_answered_while_events_flow_and_while_none_do() {
     }
 }
 
+/// A ping that comes due while a consumer has half of an event waits for the other half.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pings_come_between_whole_frames() {
+    let options = FirehoseOptions {
+        ping_interval: Duration::from_millis(20),
+        ..FirehoseOptions::default()
+    };
+    let relay = Relay::with(options, 256 << 20).await;
+    // Some are longer than what a socket holds.
+    let lengths = [10, 4_900_000, 4_900_000, 4_900_000, 4_900_000];
+    let all: Vec<_> = (1..)
+        .zip(lengths)
+        .map(|(n, length)| Event::identity(1, length, n))
+        .collect();
+    relay.append(&all);
+    let mut client = relay.connect("?cursor=0").await;
+    await_stuck(&relay);
+    assert_events(&mut client, 1, &all).await;
+}
+
 #[tokio::test]
 async fn the_relay_pings_and_cuts_who_never_answers() {
     let options = FirehoseOptions {

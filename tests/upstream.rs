@@ -310,6 +310,17 @@ fn identity_at(seq: i64, did: &str, time: &str) -> Vec<u8> {
     frame(ipld!({"op": 1, "t": "#identity"}), body)
 }
 
+/// An event of so many bytes: it has a field that nobody knows.
+fn padded_identity(seq: i64, bytes: usize) -> Vec<u8> {
+    let padded = |length: usize| {
+        let text = "x".repeat(length);
+        let body = ipld!({"seq": seq, "did": DID, "time": "now", "padding": text});
+        frame(ipld!({"op": 1, "t": "#identity"}), body)
+    };
+    let around = padded(100_000).len() - 100_000;
+    padded(bytes - around)
+}
+
 fn info(name: &str) -> Vec<u8> {
     frame(
         ipld!({"op": 1, "t": "#info"}),
@@ -466,10 +477,16 @@ async fn old_seqs_and_bad_dids_are_dropped_and_the_next_event_passes() {
     peer.send(identity_of(12, "not a did"));
     peer.send(frame(ipld!({"op": 1, "t": "#novelty"}), ipld!({"x": 1})));
     peer.send(frame(ipld!({"op": 7, "t": "#identity"}), ipld!({})));
+    peer.send(frame(
+        ipld!({"op": 1, "t": "#identity"}),
+        ipld!({"did": DID}),
+    ));
     peer.send.send(Message::Text("hello".into())).unwrap();
     peer.send_events([13]);
     assert_eq!(relay.settle(3).await, [10, 11, 13]);
     assert_eq!(host.progress().cursor(), Some(13));
+    let dropped = [("upstream_seq", 2), ("did_syntax", 1), ("frame_fields", 1)];
+    assert_eq!(host.dropped(), dropped);
 }
 
 /// One account has one name: a spelling that others take for another account goes no further, and is settled.
@@ -504,7 +521,8 @@ async fn a_malformed_or_oversized_frame_closes_the_connection() {
         non_minimal,
         vec![],
         vec![0xff],
-        vec![0; 5_000_001],
+        // An event but for its length.
+        padded_identity(6, 5_000_001),
     ];
     for (index, frame) in bad.into_iter().enumerate() {
         let mut peer = pds.accept().await;
@@ -518,6 +536,10 @@ async fn a_malformed_or_oversized_frame_closes_the_connection() {
         assert_eq!(relay.settle(1).await, [index as i64 + 1]);
         peer.closed().await;
     }
+    let peer = pds.accept().await;
+    assert_eq!(host.dropped(), [("frame", 4), ("frame_too_large", 1)]);
+    peer.send(padded_identity(6, 4_999_900));
+    assert_eq!(relay.settle(1).await, [6]);
     assert_eq!(host.gaps(), 0);
 }
 

@@ -258,6 +258,14 @@ mod tests {
                 "with a negative version",
             ),
             (replace(b"prev\xf6", b"prev\xf7"), "with undefined"),
+            (
+                replace(b"\xa6\x63did", b"\xa5\x63did"),
+                "claiming a field less",
+            ),
+            (
+                replace(b"\xa6\x63did", b"\xa7\x63did"),
+                "claiming a field more",
+            ),
             (vec![0xa0], "empty"),
             (vec![], "nothing"),
         ];
