@@ -312,10 +312,14 @@ async fn a_move_and_a_deletion_are_held_against_the_quota() {
     let bench = with_quota(3).await;
     let [full, other, _] = [0, 1, 2].map(|n| bench.network.pds(n));
     let mut consumer = bench.consumer(0).await;
-    let accounts: Vec<Did> = (0..QUOTA + 1)
-        .map(|n| create(full, &format!("a{n}")))
-        .collect();
-    let last = &accounts[QUOTA as usize];
+    // One after the other: which of several comes over the quota is not said.
+    let mut accounts = Vec::new();
+    for n in 0..QUOTA {
+        let did = create(full, &format!("a{n}"));
+        until_event(&mut consumer, &format!("account {did} true None")).await;
+        accounts.push(did);
+    }
+    let last = &create(full, "last");
     let throttled = format!("account {last} false Some(\"throttled\")");
     until_event(&mut consumer, &throttled).await;
     // Where there is room it comes free.
