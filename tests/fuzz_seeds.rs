@@ -313,5 +313,8 @@ fn log_edits() -> Vec<(&'static str, &'static [u8])> {
         ),
         ("redactions", b"\x04\x07\x00\x00\x0fredacted it all"),
         ("redactions-damaged", b"\x04\x07\x00\x00\x02\xff\xfe"),
+        ("account-index-gone", b"\x05\x08\x00\x00\x00"),
+        ("account-index-torn", b"\x00\x08\x30\x00\x00"),
+        ("account-index-damaged", b"\x03\x09\x20\x00\x40"),
     ]
 }

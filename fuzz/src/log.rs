@@ -1,6 +1,6 @@
 //! Opening a log whose files were damaged in every way: it opens, its sequence numbers are dense, no
-//! event comes out that was not put in, the next one gets the next number, and the second time it
-//! opens nothing is different.
+//! event comes out that was not put in, the next one gets the next number, the second time it opens
+//! nothing is different, and a redaction leaves nothing of its account.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
 
 use atproto_relay::atproto::car;
 use atproto_relay::atproto::cid::{Cid, Codec};
@@ -26,6 +27,8 @@ const HOST: u32 = 7;
 const ENTRY_BYTES: usize = 64;
 const CHECKSUM_AT: usize = 60;
 const STATE_AT: usize = 53;
+/// Longest wait for a redaction.
+const LONGEST_PASS: Duration = Duration::from_secs(20);
 /// Files do not grow past this.
 const MOST_BYTES: usize = 64 << 10;
 /// Longest bytes that one edit writes.
@@ -67,6 +70,29 @@ pub fn check(bytes: &[u8]) {
         let mut again = self::events(&log, oldest, head.min(EVENTS), forged);
         assert!(again.remove(&next).is_some(), "the new event is gone");
         assert_eq!(again, events, "another log the second time");
+        redact(&log);
+    }
+}
+
+/// Takes an account out, and looks for what is left of it.
+fn redact(log: &EventLog) {
+    let account = event(1).did;
+    log.redact(&account, log.head())
+        .expect("the journal takes it");
+    let begun = Instant::now();
+    while log.redactions_pending() > 0 {
+        assert!(begun.elapsed() < LONGEST_PASS, "the redaction does not end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for event in log.entries(1) {
+        let (_, frame) = event.expect("the log can be read");
+        let of_account = frame
+            .windows(account.as_str().len())
+            .any(|it| it == account.as_str().as_bytes());
+        assert!(
+            !of_account || frame::is_plain_account(&frame),
+            "an event is left"
+        );
     }
 }
 
@@ -143,7 +169,9 @@ fn damage(files: &mut Files, mut edits: &[u8]) -> bool {
     while let [what, which, low, high, count, rest @ ..] = edits {
         edits = rest;
         let at = usize::from(u16::from_le_bytes([*low, *high]));
-        let names: Vec<_> = files.keys().cloned().collect();
+        let mut names: Vec<_> = files.keys().cloned().collect();
+        // Behind the others, which the seeds name by their place.
+        names.sort_by_key(|name| name.ends_with(".acc"));
         let Some(name) = names.get(usize::from(*which) % names.len().max(1)) else {
             return forged;
         };
