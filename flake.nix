@@ -48,15 +48,23 @@
 
       nixosModules = {
         default = self.nixosModules.atproto-relay;
-        atproto-relay =
-          { pkgs, ... }:
-          {
-            imports = [ ./nixos ];
-            # No overlay is needed on the machine. A package of one's own, or of an overlay, is set as usual.
-            services.atproto-relay.package =
-              lib.mkDefault
-                self.packages.${pkgs.stdenv.hostPlatform.system}.atproto-relay;
-          };
+        atproto-relay = {
+          _class = "nixos";
+          # One module, whatever name it is imported by, and however often.
+          key = "${self}#nixosModules.atproto-relay";
+          imports = [
+            ./nixos
+            (
+              { pkgs, ... }:
+              {
+                # No overlay is needed on the machine. A package of one's own, or of an overlay, is set as usual.
+                services.atproto-relay.package =
+                  lib.mkDefault
+                    self.packages.${pkgs.stdenv.hostPlatform.system}.atproto-relay;
+              }
+            )
+          ];
+        };
       };
 
       apps = eachSystem (
@@ -105,6 +113,20 @@
             installPhase = "touch $out";
             postInstall = "";
           });
+
+          # The module by both of its names at once, as a configuration of several files may import it.
+          imports =
+            let
+              machine = lib.nixosSystem {
+                modules = lib.attrValues self.nixosModules ++ [
+                  {
+                    nixpkgs.hostPlatform = pkgs.stdenv.hostPlatform.system;
+                    services.atproto-relay.enable = true;
+                  }
+                ];
+              };
+            in
+            pkgs.writeText "atproto-relay-imports" "${machine.config.services.atproto-relay.package}";
 
           # The module, evaluated with this nixpkgs: the renderings that are committed, the refusals, every option.
           module = import ./nixos/rendering/check.nix { inherit nixpkgs pkgs; };

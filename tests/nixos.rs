@@ -52,6 +52,27 @@ fn the_module_has_every_setting() {
     );
 }
 
+/// A setting of a kind that the module does not know would fail every evaluation, and no evaluation runs here.
+#[test]
+fn the_module_has_a_type_for_every_setting() {
+    let module = read("settings.nix");
+    let entries = |table: &str| -> BTreeSet<String> {
+        let inside = module.split_once(table).expect(table).1;
+        let inside = inside.split_once("\n  };").expect("its end").0;
+        let keys = inside.lines().filter_map(|line| line.split_once(" = "));
+        keys.map(|(key, _)| key.trim().trim_matches('"').to_owned())
+            .collect()
+    };
+    let (kinds, keys) = (entries("typeOf = {"), entries("typeOfKey = {"));
+    assert!(kinds.len() > 10 && keys.len() > 3, "{kinds:?} {keys:?}");
+    let untyped: Vec<&str> = settings()
+        .iter()
+        .filter(|s| !kinds.contains(s.placeholder) && !keys.contains(s.key))
+        .map(|s| s.key)
+        .collect();
+    assert!(untyped.is_empty(), "nixos/settings.nix: {untyped:?}");
+}
+
 #[test]
 fn the_lock_pins_what_the_flake_takes() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
