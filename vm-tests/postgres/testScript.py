@@ -22,7 +22,8 @@ with subtest("the relay is let in by its user alone, over the socket, without a 
     relay.fail(f"runuser -u nobody -- {peer} --no-password --command='SELECT 1'")
 
 with subtest("the settings of the module are in force"):
-    assert query("SHOW synchronous_commit") == "off"
+    # Other databases of the machine keep what they have; the relay asks for less where less is enough.
+    assert query("SHOW synchronous_commit") == "on"
     assert query("SHOW wal_compression") not in ("off", "")
     assert float(query("SHOW autovacuum_vacuum_scale_factor")) < 0.1
 
