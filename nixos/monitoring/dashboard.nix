@@ -281,6 +281,10 @@ let
           (query "left free" (metric "relay_log_min_free_bytes"))
           (query "disk" (metric "relay_log_disk_bytes"))
         ])
+        (graph "Redactions" "Accounts whose events a deletion or a takedown takes out of the log." "short" [
+          (query "pending" (metric "relay_log_redactions_pending"))
+          (query "done a minute" "60 * ${per (metric "relay_log_redactions_total")}")
+        ])
         (graph "Sequence numbers" "Dense, so the difference is the number of events held." "short" [
           (query "held" "${metric "relay_log_seq"} - ${metric "relay_log_oldest_seq"}")
           (query "not yet durable" (metric "relay_log_durable_lag_events"))
