@@ -375,7 +375,11 @@ fn a_bad_configuration_is_one_line_and_exit_code_2() {
             (
                 "--replay-window",
                 "3 days",
-                vec!["--replay-window", "no unit"],
+                vec![
+                    "--replay-window",
+                    "unknown unit `days`",
+                    "ms, s, m, h, d or w",
+                ],
             ),
             (
                 "--log-max-bytes",
