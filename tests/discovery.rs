@@ -265,7 +265,7 @@ async fn the_public_adds_only_so_many_new_hosts_a_day() {
 #[tokio::test]
 async fn no_client_and_no_domain_takes_the_whole_day() {
     let relay = Relay::start(CrawlerOptions {
-        new_hosts_per_day: 12,
+        new_hosts_per_day: 13,
         new_hosts_per_day_per_ip: 2,
         new_hosts_per_day_per_domain: 3,
         ..options()
@@ -307,6 +307,8 @@ async fn no_client_and_no_domain_takes_the_whole_day() {
     }
     assert_eq!(relay.request_from("203.0.113.1", &names[2]).await, limited);
     assert_eq!(others[2].asked(), 0);
+    // There was room for another domain.
+    relay.request_from("203.0.113.1", &host(29)).await.unwrap();
     // Now the day is over for everybody but the operator.
     assert_eq!(relay.request_from("203.0.113.2", &host(30)).await, limited);
     relay.request_from("203.0.113.2", &host(1)).await.unwrap();
