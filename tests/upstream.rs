@@ -793,6 +793,37 @@ async fn pings_and_texts_hold_up_their_own_host() {
     );
 }
 
+/// How long a message in fragments becomes is known at its end: no more than that counts.
+#[tokio::test]
+async fn a_message_in_fragments_counts_with_its_bytes() {
+    let mut relay = Relay::start().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let name = listener.local_addr().unwrap().to_string();
+    let host = PdsHost::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
+    let host = relay.hosts.add(&host).await.unwrap();
+    let rates = RateOverrides {
+        // Room for the longest frame, which a message in fragments may become, and a little.
+        bytes_per_hour: Some(5_500_000),
+        ..RateOverrides::default()
+    };
+    relay.hosts.set_rates(host.id(), rates).await.unwrap();
+    let (stream, _) = within("it connects", listener.accept()).await.unwrap();
+    let stream = tokio_tungstenite::accept_async(stream).await.unwrap();
+    let mut stream = stream.into_inner();
+    for seq in 1..=3 {
+        let body = ipld!({"seq": seq, "did": DID, "time": "t", "x": vec![0_u8; 100_000]});
+        let message = frame(ipld!({"op": 1, "t": "#identity"}), body);
+        let (first, rest) = message.split_at(80_000);
+        for (opcode, part) in [(0x02, first), (0x80, rest)] {
+            stream.write_all(&[opcode, 127]).await.unwrap();
+            let length = (part.len() as u64).to_be_bytes();
+            stream.write_all(&length).await.unwrap();
+            stream.write_all(part).await.unwrap();
+        }
+    }
+    assert_eq!(relay.settle(3).await, [1, 2, 3]);
+}
+
 /// Only an answer of the host itself may say what a message is: one whose end never comes is none.
 #[tokio::test]
 async fn a_message_that_does_not_end_ends_the_connection() {
@@ -818,6 +849,72 @@ async fn a_message_that_does_not_end_ends_the_connection() {
             .await
             .unwrap();
     }
+}
+
+/// Nor do pings give it time: it holds memory that other hosts need.
+#[tokio::test]
+async fn pings_within_a_message_do_not_prolong_it() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let name = listener.local_addr().unwrap().to_string();
+    let relay = Relay::start_with(HostsOptions {
+        message_timeout: Duration::from_millis(100),
+        ..options()
+    })
+    .await;
+    let host = PdsHost::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
+    relay.hosts.add(&host).await.unwrap();
+    let (stream, _) = within("it connects", listener.accept()).await.unwrap();
+    let stream = tokio_tungstenite::accept_async(stream).await.unwrap();
+    let (mut answers, mut stream) = stream.into_inner().into_split();
+    // The first fragment of a message, longer than what the host has of its own.
+    let mut begun = vec![0x02, 127, 0, 0, 0, 0, 0, 1, 0x86, 0xa0];
+    begun.resize(begun.len() + 100_000, 0xa0);
+    stream.write_all(&begun).await.unwrap();
+    until("it is given memory", || relay.hosts.memory().shared > 0).await;
+    let pinging =
+        tokio::spawn(
+            async move { while stream.write_all(&[0x89, 0].repeat(1_000)).await.is_ok() {} },
+        );
+    let closed = async {
+        while answers
+            .read(&mut [0; 4096])
+            .await
+            .is_ok_and(|read| read > 0)
+        {}
+    };
+    within("it closes", closed).await;
+    until("the memory is given back", || {
+        relay.hosts.memory().shared == 0
+    })
+    .await;
+    pinging.await.unwrap();
+}
+
+/// A host that numbers anew waits for its own events, which may wait for long, with no memory that others need.
+#[tokio::test]
+async fn a_host_that_waits_for_its_own_events_gives_memory_back() {
+    let mut relay = Relay::start_with(HostsOptions {
+        message_timeout: Duration::from_millis(100),
+        ..options()
+    })
+    .await;
+    let mut pds = Pds::start().await;
+    relay.hosts.add(&pds.host()).await.unwrap();
+    let peer = pds.accept().await;
+    peer.send_events([500]);
+    let open = relay.next().await;
+    drop(peer);
+    let long = |seq| {
+        let body = ipld!({"seq": seq, "did": DID, "time": "t", "x": vec![0_u8; 100_000]});
+        frame(ipld!({"op": 1, "t": "#identity"}), body)
+    };
+    let mut peer = pds.accept().await;
+    peer.send(long(1));
+    peer.closed().await;
+    assert_eq!(relay.hosts.memory().shared, 0);
+    open.permit.settle(Settled::Dropped);
+    pds.accept().await.send(long(1));
+    assert_eq!(relay.settle(1).await, [1]);
 }
 
 /// Whatever a host's connection waits for, the operator does not wait with it.
@@ -1005,6 +1102,43 @@ async fn a_banned_host_is_closed_and_refused_until_the_ban_is_lifted() {
     relay.hosts.unban(host.id()).await.unwrap();
     assert_eq!(pds.accept().await.cursor, Some(1));
     assert_eq!(relay.stored_status(&host).await, HostStatus::Active);
+}
+
+/// Whoever asks for a crawl of the host all the time does not get in between.
+#[tokio::test]
+async fn a_ban_holds_whatever_is_asked_meanwhile() {
+    let (mut pds, relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let (hosts, name) = (relay.hosts.clone(), pds.host());
+    let asking = tokio::spawn(async move {
+        loop {
+            hosts.add(&name).await.ok();
+            tokio::task::yield_now().await;
+        }
+    });
+    for seq in 1..=5 {
+        let peer = pds.accept().await;
+        peer.send_events([seq]);
+        relay.hosts.ban(host.id()).await.unwrap();
+        let mut peers = vec![peer];
+        while let Ok(peer) = pds.peers.try_recv() {
+            peers.push(peer);
+        }
+        for mut peer in peers {
+            peer.send.send(Message::Binary(identity(seq).into())).ok();
+            peer.closed().await;
+        }
+        assert_eq!(
+            (
+                host.state(),
+                host.status(),
+                relay.stored_status(&host).await
+            ),
+            (HostState::Banned, HostStatus::Banned, HostStatus::Banned)
+        );
+        relay.hosts.unban(host.id()).await.unwrap();
+    }
+    asking.abort();
 }
 
 #[tokio::test]

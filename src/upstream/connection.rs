@@ -111,6 +111,8 @@ pub(super) enum End {
     ErrorFrame { error: String, message: String },
     #[error("{MAX_OLD_IN_A_ROW} events in a row had old sequence numbers")]
     OldSeqs,
+    #[error("it numbers its events anew, and those before are not settled within {} s", .0.as_secs_f32())]
+    Unsettled(Duration),
 }
 
 impl From<WsError> for End {
@@ -249,7 +251,7 @@ impl<S: Sink> Connection<'_, S> {
                 Message::Binary(frame) => {
                     let room = match room.take() {
                         Some(mut room) => {
-                            room.trim(frame.len());
+                            self.host.take_back(room.trim(frame.len()));
                             room
                         }
                         None => self.hold(socket, &mut pings, frame.len()).await?,
@@ -385,8 +387,13 @@ impl<S: Sink> Connection<'_, S> {
                 .contradicts(event.seq, event.did, &frame)
         {
             let cursor = event.seq.saturating_sub(1);
-            // Rare and large: boxed, so that the future of every event stays small.
-            Box::pin(self.shared.renumber(self.host, cursor, self.cancel)).await?;
+            // Rare and large: boxed, so that the future of every event stays small. No longer than a message may take: this
+            // event has memory that others need.
+            let renumbered = Box::pin(self.shared.renumber(self.host, cursor, self.cancel));
+            let patience = self.times.message;
+            timeout(patience, renumbered)
+                .await
+                .map_err(|_| End::Unsettled(patience))??;
         }
         self.last = Some(event.seq);
         self.taken += 1;

@@ -341,8 +341,12 @@ impl HostHandle {
         }
     }
 
+    /// Its status from now on. A ban stays: only the operator's word lifts it.
     pub(super) fn set_status(&self, status: HostStatus) {
-        self.statuses().wanted = status;
+        let mut statuses = self.statuses();
+        if statuses.wanted != HostStatus::Banned {
+            statuses.wanted = status;
+        }
     }
 
     /// Notes a status that the caller has written to the database.
@@ -388,6 +392,15 @@ impl HostHandle {
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         windows.admit(Instant::now(), cost, &rates)
+    }
+
+    /// Takes back bytes that were counted for a message before its length was known.
+    pub(super) fn take_back(&self, bytes: usize) {
+        let mut windows = self
+            .windows
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        windows.take_back(bytes);
     }
 
     pub(super) fn set_account_limit(&self, limit: i64, general: &HostLimits) {

@@ -319,6 +319,8 @@ impl Hosts {
     pub async fn ban(&self, id: HostId) -> Result<(), StoreError> {
         self.inner.stop(id).await;
         let written = self.inner.write_status(id, HostStatus::Banned).await;
+        // Somebody may have asked for it meanwhile.
+        self.inner.stop(id).await;
         if let Some(host) = self.get(id) {
             // Without the ban in the database it is connected again.
             self.inner.run(&host);

@@ -449,8 +449,8 @@ enum Place {
 }
 
 impl Room {
-    /// The message turned out to be of so many bytes, and no more than there is room for.
-    pub(super) fn trim(&mut self, bytes: usize) {
+    /// The message turned out to be of so many bytes, and no more than there is room for. Returns how many fewer.
+    pub(super) fn trim(&mut self, bytes: usize) -> usize {
         let surplus = self.bytes.saturating_sub(bytes);
         self.bytes -= surplus;
         match &mut self.place {
@@ -458,6 +458,7 @@ impl Room {
             Place::Borrowed(loan) => loan.trim(bytes),
             Place::Parked | Place::Unhoused(_) | Place::None => {}
         }
+        surplus
     }
 }
 

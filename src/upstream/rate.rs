@@ -17,6 +17,9 @@ const WINDOWS: [Duration; 5] = [
     Duration::from_secs(1),
 ];
 
+/// Which of them is of bytes.
+const BYTES: usize = 3;
+
 /// What a message counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cost {
@@ -117,6 +120,12 @@ impl RateWindows {
             window.current += amount;
         }
         Ok(())
+    }
+
+    /// Takes back bytes that were counted too much, as far as their window is not over.
+    pub(super) fn take_back(&mut self, bytes: usize) {
+        let window = &mut self.windows[BYTES];
+        window.current = window.current.saturating_sub(bytes as u64);
     }
 }
 

@@ -116,24 +116,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// The next message.
     pub(super) async fn next(&mut self) -> Result<Message, ReadError> {
+        let patience = self.patience;
         loop {
-            if let Some(message) = self.step()? {
-                return Ok(message);
-            }
-            let is_within = self.frame.is_some() || self.message.is_some();
-            if !is_within && self.unread.is_empty() {
-                self.deadline = None;
-                self.fill().await?;
-                continue;
-            }
-            let patience = self.patience;
+            let step = match self.step()? {
+                Some(message) if self.message.is_none() => return Ok(message),
+                None if self.is_at_rest() => {
+                    self.deadline = None;
+                    self.fill().await?;
+                    continue;
+                }
+                step => step,
+            };
             let deadline = *self
                 .deadline
                 .get_or_insert_with(|| Instant::now() + patience);
+            // What comes between the fragments of a message does not prolong it, however long it is held back.
+            if Instant::now() >= deadline {
+                return Err(ReadError::Unfinished(patience));
+            }
+            if let Some(message) = step {
+                return Ok(message);
+            }
             timeout_at(deadline, self.fill())
                 .await
                 .map_err(|_| ReadError::Unfinished(patience))??;
         }
+    }
+
+    /// Whether nothing is begun: the next byte is the first one of a frame.
+    fn is_at_rest(&self) -> bool {
+        self.frame.is_none() && self.message.is_none() && self.unread.is_empty()
     }
 
     /// The message that begins may have so many bytes. Its time begins now.
