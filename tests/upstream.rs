@@ -851,43 +851,79 @@ async fn a_message_that_does_not_end_ends_the_connection() {
     }
 }
 
-/// Nor do pings give it time: it holds memory that other hosts need.
+/// The first fragment of a message, longer than what a host has of its own.
+fn first_fragment() -> Vec<u8> {
+    let mut bytes = vec![0x02, 127, 0, 0, 0, 0, 0, 1, 0x86, 0xa0];
+    bytes.resize(bytes.len() + 100_000, 0xa0);
+    bytes
+}
+
+/// Nor do pings give it time, held back by whatever limit: it has memory that other hosts need.
 #[tokio::test]
 async fn pings_within_a_message_do_not_prolong_it() {
+    let many_empty = [0x89, 0].repeat(1_000);
+    let too_long_for_an_hour = vec![0x89, 1, 0];
+    for (pings, bytes_per_hour) in [
+        (many_empty, None),
+        // The longest frame always fits, and takes all of this.
+        (too_long_for_an_hour, Some(1)),
+    ] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let name = listener.local_addr().unwrap().to_string();
+        let relay = Relay::start_with(HostsOptions {
+            message_timeout: Duration::from_millis(100),
+            ..options()
+        })
+        .await;
+        let host = PdsHost::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
+        let host = relay.hosts.add(&host).await.unwrap();
+        let rates = RateOverrides {
+            bytes_per_hour,
+            ..RateOverrides::default()
+        };
+        relay.hosts.set_rates(host.id(), rates).await.unwrap();
+        let (stream, _) = within("it connects", listener.accept()).await.unwrap();
+        let stream = tokio_tungstenite::accept_async(stream).await.unwrap();
+        let (mut answers, mut stream) = stream.into_inner().into_split();
+        stream.write_all(&first_fragment()).await.unwrap();
+        until("it is given memory", || relay.hosts.memory().shared > 0).await;
+        let pinging = tokio::spawn(async move { while stream.write_all(&pings).await.is_ok() {} });
+        let closed = async {
+            while answers
+                .read(&mut [0; 4096])
+                .await
+                .is_ok_and(|read| read > 0)
+            {}
+        };
+        within("it closes", closed).await;
+        until("the memory is given back", || {
+            relay.hosts.memory().shared == 0
+        })
+        .await;
+        pinging.await.unwrap();
+    }
+}
+
+/// Fragments without a byte cost time, and no limit counts them.
+#[tokio::test]
+async fn a_message_of_empty_fragments_ends_the_connection() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let name = listener.local_addr().unwrap().to_string();
-    let relay = Relay::start_with(HostsOptions {
-        message_timeout: Duration::from_millis(100),
-        ..options()
-    })
-    .await;
+    let relay = Relay::start().await;
     let host = PdsHost::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
     relay.hosts.add(&host).await.unwrap();
-    let (stream, _) = within("it connects", listener.accept()).await.unwrap();
-    let stream = tokio_tungstenite::accept_async(stream).await.unwrap();
-    let (mut answers, mut stream) = stream.into_inner().into_split();
-    // The first fragment of a message, longer than what the host has of its own.
-    let mut begun = vec![0x02, 127, 0, 0, 0, 0, 0, 1, 0x86, 0xa0];
-    begun.resize(begun.len() + 100_000, 0xa0);
-    stream.write_all(&begun).await.unwrap();
-    until("it is given memory", || relay.hosts.memory().shared > 0).await;
-    let pinging =
-        tokio::spawn(
-            async move { while stream.write_all(&[0x89, 0].repeat(1_000)).await.is_ok() {} },
-        );
-    let closed = async {
-        while answers
-            .read(&mut [0; 4096])
+    for opcode in [0x01, 0x02] {
+        let (stream, _) = within("it connects", listener.accept()).await.unwrap();
+        let stream = tokio_tungstenite::accept_async(stream).await.unwrap();
+        let mut stream = stream.into_inner();
+        stream.write_all(&[opcode, 0]).await.unwrap();
+        stream.write_all(&[0, 0].repeat(1_000)).await.unwrap();
+        let mut rest = Vec::new();
+        // What of it was not read resets the connection.
+        within("it closes", stream.read_to_end(&mut rest))
             .await
-            .is_ok_and(|read| read > 0)
-        {}
-    };
-    within("it closes", closed).await;
-    until("the memory is given back", || {
-        relay.hosts.memory().shared == 0
-    })
-    .await;
-    pinging.await.unwrap();
+            .ok();
+    }
 }
 
 /// A host that numbers anew waits for its own events, which may wait for long, with no memory that others need.

@@ -260,12 +260,12 @@ impl<S: Sink> Connection<'_, S> {
                 }
                 Message::Close => return Err(End::Closed),
                 Message::Text(bytes) | Message::Pong(bytes) => {
-                    self.hold_back(socket, &mut pings, Cost::Other(bytes))
+                    self.hold_other(socket, &mut pings, bytes, room.is_some())
                         .await?;
                 }
                 Message::Ping(payload) => {
-                    let cost = Cost::Other(payload.len());
-                    self.hold_back(socket, &mut pings, cost).await?;
+                    self.hold_other(socket, &mut pings, payload.len(), room.is_some())
+                        .await?;
                     self.in_time(socket.pong(&payload)).await?;
                 }
             }
@@ -304,6 +304,25 @@ impl<S: Sink> Connection<'_, S> {
                 _ = pings.tick() => self.ping(socket).await?,
             }
         }
+    }
+
+    /// Waits until the host's limits let so many bytes through that are no event; `within` a message that has memory
+    /// which others need, for no longer than that message may take.
+    async fn hold_other(
+        &self,
+        socket: &mut Socket,
+        pings: &mut Interval,
+        bytes: usize,
+        within: bool,
+    ) -> Result<(), End> {
+        let held = self.hold_back(socket, pings, Cost::Other(bytes));
+        if !within {
+            return held.await;
+        }
+        let patience = self.times.message;
+        timeout(patience, held)
+            .await
+            .map_err(|_| ReadError::Unfinished(patience))?
     }
 
     /// Waits until the host's limits let through what costs that much.

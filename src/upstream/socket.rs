@@ -22,6 +22,9 @@ const LEAST_READ_BYTES: usize = 2 * 1024;
 /// Longest header of a frame that is not masked.
 const MAX_HEADER_BYTES: usize = 10;
 
+/// Fragments of a message without a byte: they cost time, and no limit counts them.
+const MAX_EMPTY_FRAGMENTS: usize = 1_000;
+
 /// Longest payload of a control frame (RFC 6455 section 5.5).
 const MAX_CONTROL_BYTES: usize = 125;
 
@@ -98,6 +101,8 @@ struct Partial {
     length: usize,
     /// How long it may become.
     allowed: usize,
+    /// Fragments that brought nothing.
+    empty: usize,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
@@ -368,6 +373,10 @@ impl Partial {
         self.length = self.length.saturating_add(length);
         if self.length > MAX_FRAME_BYTES {
             return Err(ReadError::TooLarge);
+        }
+        self.empty += usize::from(length == 0);
+        if self.empty > MAX_EMPTY_FRAGMENTS {
+            return Err(ReadError::Protocol("too many fragments are empty"));
         }
         Ok(())
     }
