@@ -117,6 +117,17 @@ impl Residents {
         }
     }
 
+    /// As [`Residents::learn`], for an account that has changed since SQL was asked: another state there is an older one.
+    pub fn complete(&mut self, did: &Did, row: Option<AccountRow>) {
+        let read = row.and_then(|row| row.repo);
+        if let Some(account) = self.get(did)
+            && let (Some(tip), Some(read)) = (account.repo, read)
+            && tip.rev == read.rev
+        {
+            account.repo = Some(read.into());
+        }
+    }
+
     /// How many are resident.
     pub fn len(&self) -> usize {
         self.in_use.len() + self.at_rest.len() - self.at_rest.lent()

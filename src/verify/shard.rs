@@ -181,6 +181,8 @@ struct Parked {
     items: VecDeque<Item>,
     /// The first one's question, while it is open.
     asking: Option<Question>,
+    /// The number of the account's last change when that was asked.
+    asked_after: u64,
 }
 
 impl Item {
@@ -464,6 +466,10 @@ impl Shard {
         asker: Option<Arc<HostHandle>>,
         since: Instant,
     ) {
+        let asked_after = self
+            .residents
+            .peek(&did)
+            .map_or(0, |account| account.ticket);
         let lanes = self.parked.entry(did.clone()).or_default();
         let shared = matches!(question, Question::Account | Question::Written);
         let is_asked = shared && lanes.values().any(|lane| lane.asking == Some(question));
@@ -471,6 +477,7 @@ impl Shard {
         parked.items.push_front(item.parked());
         self.parked_items += 1;
         parked.asking = Some(question);
+        parked.asked_after = asked_after;
         if !is_asked {
             self.look_up(did, question, asker, since, false);
         }
@@ -781,8 +788,9 @@ impl Shard {
         let lane = asker.as_ref().map(|host| host.id());
         let lanes = match answer {
             Answer::Account(row) => {
-                self.residents.learn(did, row.map(|row| *row));
-                self.lanes_that_ask(did, Question::Account)
+                let lanes = self.lanes_that_ask(did, Question::Account);
+                self.learn_row(did, row.map(|row| *row), &lanes);
+                lanes
             }
             Answer::Identity { result, fresh } => {
                 if let Some(waiting) = self.first_waiting(did, lane) {
@@ -825,6 +833,21 @@ impl Shard {
         let lanes = self.parked.get(did).into_iter().flatten();
         let asking = lanes.filter(|(_, parked)| parked.asking == Some(question));
         asking.map(|(lane, _)| *lane).collect()
+    }
+
+    /// Takes in the row that these lanes asked for. What changed since is newer than the row: an account that moved
+    /// meanwhile is not given back.
+    fn learn_row(&mut self, did: &Did, row: Option<AccountRow>, lanes: &[Lane]) {
+        let lanes = lanes
+            .iter()
+            .filter_map(|lane| self.parked.get(did)?.get(lane));
+        let asked_after = lanes.map(|parked| parked.asked_after).min().unwrap_or(0);
+        let account = self.residents.peek(did);
+        if account.is_some_and(|account| account.ticket > asked_after) {
+            self.residents.complete(did, row);
+        } else {
+            self.residents.learn(did, row);
+        }
     }
 
     fn learn_identity(

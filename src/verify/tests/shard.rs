@@ -475,6 +475,21 @@ async fn the_row_of_an_account_is_read_once_for_all_hosts() {
     bench.asked(FRESH).await;
 }
 
+/// A row that was read before the account changed does not undo the change: it may be from before a move.
+#[tokio::test]
+async fn a_row_of_before_the_last_change_is_not_taken() {
+    let (mut bench, mut repo) = Bench::with_account().await;
+    let Answer::Account(Some(mut old)) = row(Some(public_key(&secret(6)))) else {
+        panic!("a row");
+    };
+    old.host = HostId(2);
+    bench.answer(Answer::Account(Some(old)));
+    let next = repo.commit(&[]);
+    bench.commit(&next);
+    assert_eq!(bench.next_out(), out(&next));
+    assert!(bench.questions.try_recv().is_err(), "nothing is asked");
+}
+
 /// The identity of an account past its time is asked for beside its events, once, and the answer is taken in.
 #[tokio::test]
 async fn an_old_identity_is_renewed_while_events_pass() {
