@@ -262,6 +262,21 @@ async fn the_public_adds_only_so_many_new_hosts_a_day() {
         .unwrap();
 }
 
+/// One host, asked for several times at once, takes one place of the day.
+#[tokio::test]
+async fn a_host_counts_once_however_often_it_is_asked_for() {
+    let relay = Relay::start(CrawlerOptions {
+        new_hosts_per_day: 2,
+        ..options()
+    })
+    .await;
+    let (one, other) = (Server::pds().await, Server::pds().await);
+    let one_url = one.url();
+    let asked = futures_util::future::join_all((0..4).map(|_| relay.request(&one_url))).await;
+    assert!(asked.iter().all(Result::is_ok), "{asked:?}");
+    relay.request(&other.url()).await.unwrap();
+}
+
 #[tokio::test]
 async fn no_client_and_no_domain_takes_the_whole_day() {
     let relay = Relay::start(CrawlerOptions {
