@@ -14,13 +14,16 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use atproto_relay::atproto::did::Did;
-use atproto_relay::atproto::frame::{self, Kind};
+use atproto_relay::atproto::frame::{self, Kind, Peek};
 use atproto_relay::devnet::load::{ProcessError, RelayProcess};
 use atproto_relay::devnet::pds::Pds;
-use atproto_relay::store::Store;
+use atproto_relay::eventlog::{Append, EventLog, LogOptions, UNKNOWN_HOST, sequencer};
+use atproto_relay::store::{Batch, LocalStatus, NewHost, Store};
+use atproto_relay::verify::LOCAL_STATUS_BASE;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use process::{
@@ -55,10 +58,15 @@ fn copy_database(from: &Path, to: &Path) {
     }
 }
 
+/// The database of a relay that is down, a new one where there is none.
+async fn database(folder: &tempfile::TempDir) -> Store {
+    let database = format!("sqlite:{}", data(folder).join("relay.sqlite").display());
+    Store::open(&database).await.unwrap()
+}
+
 /// Waits until the database knows that the log's numbers up to `seq` were given out.
 async fn until_counted(folder: &tempfile::TempDir, seq: u64) {
-    let database = format!("sqlite:{}", data(folder).join("relay.sqlite").display());
-    let store = Store::open(&database).await.unwrap();
+    let store = database(folder).await;
     let wait = async { while store.log_head().await.unwrap() < seq {} };
     timeout(PATIENCE, wait)
         .await
@@ -278,6 +286,178 @@ async fn a_takedown_outlives_the_loss_of_the_database() {
             .values()
             .all(|frame| !contains(frame, b"not to be seen"))
     );
+}
+
+/// Appends an event to the log of a relay that is down, and nothing of what follows from it is done.
+fn append(log: &Path, did: &Did, frame: Bytes, host: u32, upstream_seq: i64) {
+    let Ok(Peek::Event(event)) = frame::peek(&frame) else {
+        panic!("not an event");
+    };
+    let log = EventLog::open(LogOptions::new(log)).unwrap();
+    let (sender, rx) = sync_channel(1);
+    let sequencer = sequencer::spawn(log, rx, |_: Vec<(u64, ())>| {}).unwrap();
+    let event = Append {
+        frame,
+        seq_span: event.seq_span,
+        host,
+        upstream_seq,
+        did: did.clone(),
+        kind: event.kind,
+        payload: (),
+    };
+    sender.send(vec![event]).unwrap();
+    drop(sender);
+    sequencer.join();
+}
+
+/// The crash comes when the end of the account is on disk, and before its redaction is noted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_start_redacts_what_the_crash_left_of_an_ended_account() {
+    let (network, mut relay, folder) = start(1, None).await;
+    let consumer = Consumer::start(relay.firehose());
+    let pds = network.pds(0);
+    let [alice, bob, carol] = ["alice", "bob", "carol"].map(|name| {
+        let account = pds.create_account(&format!("{name}.pds1.test"));
+        let did = account.unwrap().did;
+        write(pds, &did, &format!("a secret of {name}."));
+        did
+    });
+    consumer.has(15).await;
+    drop(consumer);
+    relay.kill().unwrap();
+    let store = database(&folder).await;
+    let host = store.hosts().await.unwrap()[0].id;
+    store.close().await;
+    pds.delete_account(&alice).unwrap();
+    let deleted = pds.events().pop().unwrap();
+    let seq = deleted.seq as i64;
+    append(&log(&folder), &alice, deleted.frame, host.0, seq);
+    let taken_down = frame::encode_account(&frame::Account {
+        seq: 0,
+        did: carol.as_str(),
+        time: "2026-01-01T00:00:00.000Z",
+        active: false,
+        status: Some("takendown"),
+    });
+    let code = i64::from(LocalStatus::TakenDown.code()) + LOCAL_STATUS_BASE;
+    let taken_down = Bytes::from(taken_down);
+    append(&log(&folder), &carol, taken_down, UNKNOWN_HOST, code);
+    relay.restart(PATIENCE).await.unwrap();
+    write(pds, &bob, "the next one");
+    let (events, _) = read_until(&relay, 0, "the next one").await;
+    let left = |text: &str| {
+        let frames = events.values();
+        frames
+            .filter(|frame| contains(frame, text.as_bytes()))
+            .count()
+    };
+    assert_eq!(
+        (left("a secret of alice."), left("a secret of carol.")),
+        (0, 0)
+    );
+    assert_eq!(left("a secret of bob."), 1);
+    for (did, status) in [(&alice, "deleted"), (&carol, "takendown")] {
+        let answer = status_of(&relay, did.as_str()).await;
+        assert_eq!(answer["status"], json!(status), "{answer}");
+    }
+}
+
+/// What a relay says of a host.
+async fn host_of(relay: &RelayProcess, hostname: &str) -> Value {
+    let url = format!(
+        "{}/xrpc/com.atproto.sync.getHostStatus?hostname={hostname}",
+        relay.url()
+    );
+    reqwest::get(url).await.unwrap().json().await.unwrap()
+}
+
+/// The database is not the log's: the number that the log has for one host is another's there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_got_the_number_of_another_one_is_given_nothing_of_its_own() {
+    let (network, mut relay, folder) = start(1, None).await;
+    let consumer = Consumer::start(relay.firehose());
+    let pds = network.pds(0);
+    let alice = pds.create_account("alice.pds1.test").unwrap().did;
+    consumer.has(4).await;
+    drop(consumer);
+    relay.kill().unwrap();
+    let before = database(&folder).await;
+    let number = before.hosts().await.unwrap()[0].id;
+    before.close().await;
+    copy_database(Path::new("/nonexistent"), &data(&folder));
+    let stranger = "127.0.0.1:1";
+    let after = database(&folder).await;
+    let new = NewHost::new(stranger, false, false);
+    assert_eq!(after.add_host(&new).await.unwrap().id, number);
+    after.close().await;
+    relay.restart(PATIENCE).await.unwrap();
+    let said = relay.said();
+    assert!(said.contains("mean others in the event log"), "{said}");
+    let host = host_of(&relay, stranger).await;
+    assert_eq!(
+        (&host["accountCount"], &host["seq"]),
+        (&json!(0), &Value::Null),
+        "{host}"
+    );
+    // Who sent it is a new host here, and has its account again with the next event.
+    until_connected(&relay, 1).await;
+    write(pds, &alice, "the next one");
+    let (events, _) = read_until(&relay, 0, "the next one").await;
+    assert!(events.keys().copied().eq(1..=5), "{:?}", events.keys());
+    for (hostname, accounts) in [(stranger, 0), (pds.host().as_str(), 1)] {
+        let host = host_of(&relay, hostname).await;
+        assert_eq!(host["accountCount"], json!(accounts), "{host}");
+    }
+}
+
+/// The host began to number anew, and the crash came before a checkpoint: the position in the log is from before that,
+/// and a cursor that was on its way came later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_host_sent_under_its_old_numbers_is_not_taken_for_what_it_sends_now() {
+    let (network, mut relay, folder) = start(1, None).await;
+    let consumer = Consumer::start(relay.firehose());
+    let pds = network.pds(0);
+    let [alice, bob] = ["alice", "bob"].map(|name| {
+        let account = pds.create_account(&format!("{name}.pds1.test"));
+        account.unwrap().did
+    });
+    consumer.has(8).await;
+    // Of what is redacted only number and account are left.
+    for path in ["/admin/repo/takeDown", "/admin/repo/reverseTakedown"] {
+        admin(&relay, path, json!({"did": alice.as_str()})).await;
+    }
+    consumer.has(10).await;
+    drop(consumer);
+    until_counted(&folder, 10).await;
+    relay.kill().unwrap();
+    begin_anew(&folder, 8, 11).await;
+    pds.restart_seq(1);
+    // Beyond the old cursor, so that it does not look like one of the future.
+    for n in 0..9 {
+        write(pds, &alice, &format!("new {n}."));
+    }
+    relay.restart(PATIENCE).await.unwrap();
+    write(pds, &bob, "the end");
+    let (events, _) = read_until(&relay, 10, "the end").await;
+    let new: Vec<&Bytes> = events.range(11..).map(|(_, frame)| frame).collect();
+    assert_eq!(new.len(), 10, "{:?}", events.keys());
+    for (n, frame) in new[..9].iter().enumerate() {
+        assert!(contains(frame, format!("new {n}.").as_bytes()), "{n}");
+    }
+}
+
+/// Writes what a relay that saw a host begin anew left behind: its first number in the log since, and the cursor before.
+async fn begin_anew(folder: &tempfile::TempDir, cursor: i64, log_seq: u64) {
+    let store = database(folder).await;
+    let host = store.hosts().await.unwrap()[0].id;
+    store.renumber_host(host, 0, log_seq).await.unwrap();
+    let late = Batch {
+        cursors: vec![(host, cursor)],
+        replay_from: Some(1),
+        ..Batch::default()
+    };
+    store.apply(&late).await.unwrap();
+    store.close().await;
 }
 
 /// Gives up the log of a test.
