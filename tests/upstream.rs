@@ -387,6 +387,23 @@ async fn a_connection_resumes_after_the_last_event_taken_even_if_it_is_not_settl
     drop(held);
 }
 
+/// The log need not know that first event when the crash comes: it may have been dropped, or wait for a look-up.
+#[tokio::test]
+async fn a_new_host_is_resumed_after_a_crash_whatever_became_of_its_first_event() {
+    let (mut pds, mut relay) = (Pds::start().await, Relay::start().await);
+    let host = relay.hosts.add(&pds.host()).await.unwrap();
+    let peer = pds.accept().await;
+    assert_eq!(peer.cursor, None);
+    peer.send_events([7]);
+    let first = relay.next().await;
+    let stored = relay.store.host(host.id()).await.unwrap().unwrap();
+    assert_eq!((first.seq, stored.cursor), (7, Some(6)));
+    // Another relay finds what that one would, had it died now.
+    let (store, folder) = (relay.store.clone(), relay._folder.clone());
+    let _after = Relay::start_on(options(), store, folder, HashMap::new()).await;
+    assert_eq!(pds.accept().await.cursor, Some(6));
+}
+
 /// Events of the one account that the log holds, by the host's numbers and its own.
 fn durable<const N: usize>(events: [(i64, u64); N]) -> BTreeMap<i64, Durable> {
     let of_one = |(seq, log_seq)| {

@@ -296,6 +296,12 @@ impl Loan {
         }
     }
 
+    /// As if it had been held for longer than a moment.
+    #[cfg(test)]
+    pub(super) fn age(&mut self) {
+        self.since -= SLOW_LOAN + Duration::from_millis(1);
+    }
+
     /// Whether it was held for longer than a moment.
     pub(super) fn was_slow(&self) -> bool {
         self.since.elapsed() > SLOW_LOAN

@@ -736,6 +736,40 @@ mod tests {
         assert_eq!(memory.in_use().shared, 0);
     }
 
+    #[tokio::test]
+    async fn a_host_that_held_a_loan_for_long_comes_after_all_others() {
+        let memory = Memory::new(MemoryLimits {
+            per_host: 100,
+            shared: 2_000,
+            parked: 500,
+        });
+        let host = || {
+            let limits = InFlightLimits::default();
+            let recovered = RecoveredHost::default();
+            Arc::new(Progress::new(recovered, limits, memory.clone()))
+        };
+        let (slow, quick, new) = (host(), host(), host());
+        drop(quick.room(200).await);
+        let mut held = slow.room(200).await;
+        let Place::Borrowed(loan) = &mut held.place else {
+            panic!("it is more than the host's own share");
+        };
+        loan.age();
+        drop(held);
+        // More than half is lent: what is left is for others than it, and they do not wait behind it.
+        let lent = quick.room(1_000).await;
+        let mut waiting = Box::pin(slow.room(200));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        let others = (
+            quick.room(200).now_or_never().expect("there is enough"),
+            new.room(200).now_or_never().expect("there is enough"),
+        );
+        drop(others);
+        assert!(waiting.as_mut().now_or_never().is_none());
+        drop(lent);
+        assert!(waiting.now_or_never().is_some(), "at last it is its turn");
+    }
+
     proptest::proptest! {
         #[test]
         fn the_cursor_is_the_end_of_the_settled_prefix(order in proptest::collection::vec(0usize..40, 40)) {
