@@ -809,6 +809,28 @@ fn failing_syncs_show_nothing_that_is_not_kept() {
     }
 }
 
+/// What follows from an event, its host's cursor and its account's state among it, must not outlive the event.
+#[test]
+fn what_a_sync_does_not_cover_is_seen_and_not_settled() {
+    let folder = quick_folder();
+    let faults = Arc::new(Faults::default());
+    let log = RunningLog::open(LogOptions {
+        durability: Durability::Interval(Duration::from_millis(1)),
+        faults: Some(faults.clone()),
+        ..options(folder.path(), 1 << 20)
+    });
+    let all = events(1, 12);
+    log.append(&all[..4]);
+    faults.fail_syncs(u64::MAX);
+    log.send(&all[4..]);
+    eventually("the sync", || faults.refused() > 0);
+    assert_holds(&log.log, &all, "before the sync");
+    assert!(log.durable.try_recv().is_err(), "settled without a sync");
+    faults.heal();
+    let settled = log.await_durable(8);
+    assert_eq!(settled, (5..=12).zip(5..=12).collect::<Vec<_>>());
+}
+
 #[test]
 fn failing_writes_hold_events_back_and_lose_none() {
     for durability in [
