@@ -4,7 +4,7 @@
 //! question gets exactly one answer; one that found no turn waits for it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant as Moment};
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, WeakUnboundedSender};
 use tokio::task::JoinSet;
@@ -19,7 +19,7 @@ use crate::upstream::HostHandle;
 use super::Settlements;
 use super::alarm::{Alarm, Watched};
 use super::judge::{NoIdentity, Question};
-use super::shard::{Answer, Work};
+use super::shard::{Answer, Lookup, Work};
 use super::turns::{Turn, Turns};
 
 /// Most account rows read at once.
@@ -46,21 +46,6 @@ pub struct Places {
     pub directory: usize,
     /// At hosts: the documents of did:web and the statuses of accounts, each.
     pub hosts: usize,
-}
-
-/// A shard's question.
-pub(super) struct Lookup {
-    pub shard: usize,
-    pub did: Did,
-    pub question: Question,
-    /// The host whose event asks; `None` where an operator does, who only asks for accounts.
-    pub asker: Option<Arc<HostHandle>>,
-    /// When the event that asks came: what was read later is fresh for it.
-    pub since: Moment,
-    /// No event waits for the answer.
-    pub beside: bool,
-    /// What the answer must come behind: the account's last change in its shard, or its last move.
-    pub after: u64,
 }
 
 /// Answers questions until the shards are gone.
@@ -459,7 +444,7 @@ mod tests {
             did,
             question,
             asker: None,
-            since: Moment::now(),
+            since: std::time::Instant::now(),
             beside: false,
             after: 0,
         }

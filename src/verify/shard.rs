@@ -30,7 +30,6 @@ use crate::upstream::{HostHandle, InFlight, Received};
 use super::judge::{
     self, Candidate, Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting,
 };
-use super::lookup::Lookup;
 use super::residents::Residents;
 use super::rule::Rule;
 use super::rules::Chain;
@@ -73,6 +72,21 @@ pub(super) struct Command {
     /// Only an account whose local status is this one is changed.
     pub only_from: Option<LocalStatus>,
     pub reply: Reply,
+}
+
+/// A shard's question.
+pub(super) struct Lookup {
+    pub shard: usize,
+    pub did: Did,
+    pub question: Question,
+    /// The host whose event asks; `None` where an operator does, who only asks for accounts.
+    pub asker: Option<Arc<HostHandle>>,
+    /// When the event that asks came: what was read later is fresh for it.
+    pub since: Instant,
+    /// No event waits for the answer.
+    pub beside: bool,
+    /// What the answer must come behind: the account's last change in its shard, or its last move.
+    pub after: u64,
 }
 
 /// What a look-up found.

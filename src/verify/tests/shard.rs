@@ -21,9 +21,8 @@ use crate::pulse::Pulse;
 use crate::store::{AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus};
 use crate::upstream::{HostHandle, HostState, Received};
 use crate::verify::judge::{NoIdentity, Question};
-use crate::verify::lookup::Lookup;
 use crate::verify::rule::Rule;
-use crate::verify::shard::{Answer, Command, Outlets, Shard, Work};
+use crate::verify::shard::{Answer, Command, Lookup, Outlets, Shard, Work};
 use crate::verify::{KnownHosts, Options, Places, Settlement, Settlements, Tuning};
 
 const PATIENCE: Duration = Duration::from_secs(20);
