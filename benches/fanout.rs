@@ -5,7 +5,7 @@
 
 #[path = "fanout/clients.rs"]
 mod clients;
-#[path = "../tests/support/event.rs"]
+#[path = "../tests/it/support/event.rs"]
 #[allow(dead_code, reason = "the tests use the rest of it")]
 mod event;
 #[path = "fanout/servers.rs"]

@@ -21,7 +21,7 @@ use atproto_relay::devnet::scratch::Scratch;
 use atproto_relay::eventlog::sequencer;
 use atproto_relay::eventlog::{Append, Durability, EventLog, LogOptions};
 use atproto_relay::verify::rules::{self, Strictness};
-use atproto_relay::verify::signature::{self, Job, SignedDigest};
+use atproto_relay::verify::signature::{self, Job, SignedMessage};
 use bytes::Bytes;
 use criterion::Criterion;
 use rand::SeedableRng;
@@ -184,7 +184,8 @@ fn signatures(criterion: &mut Criterion) {
                 let key = SigningKey::generate(curve, &mut rng);
                 let message = n.to_le_bytes();
                 let public = PublicKey::parse_did_key(&key.did_key()).expect("a key");
-                let digest = SignedDigest {
+                let digest = SignedMessage {
+                    message: message.into(),
                     digest: Sha256::digest(message).into(),
                     signature: key.sign(&message),
                 };

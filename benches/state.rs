@@ -4,7 +4,7 @@
 //! `cargo bench --bench state` measures a million accounts, `cargo bench --bench state -- 1000000 10000000` others as
 //! well. With `residents`, `sqlite`, `postgres` or `relay` before the numbers only that part.
 
-#[path = "../tests/support/postgres.rs"]
+#[path = "../tests/it/support/postgres.rs"]
 mod postgres;
 mod support;
 

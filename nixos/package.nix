@@ -1,10 +1,9 @@
-# The relay, or with `devnet` the devnet beside it. The crates bring their C sources along (AWS-LC, libsecp256k1,
+# The relay, or with `devnet` the devnet beside it. The crates bring their C sources along (ring, libsecp256k1,
 # SQLite), so that nothing of the system is linked but the C library.
 {
   lib,
   stdenv,
   rustPlatform,
-  cmake,
   installShellFiles,
   devnet ? false,
 }:
@@ -27,6 +26,7 @@ rustPlatform.buildRustPackage {
       ../migrations
       # Named in Cargo.toml: cargo wants to find them.
       ../benches
+      ../tests/it
     ];
   };
 
@@ -39,12 +39,9 @@ rustPlatform.buildRustPackage {
     name
   ];
 
-  # AWS-LC is built by cmake; here is nothing else to configure.
-  nativeBuildInputs = [
-    cmake
-    installShellFiles
-  ];
-  dontUseCmakeConfigure = true;
+  # The profile that is optimised across crates.
+  buildType = "dist";
+  nativeBuildInputs = [ installShellFiles ];
 
   # The tests need the devnet, and half an hour: the flake's check `tests` runs them.
   doCheck = false;

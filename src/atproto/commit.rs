@@ -114,7 +114,7 @@ impl<'a> SignedCommit<'a> {
     /// # Errors
     /// As [`VerifyingKey::verify`].
     pub fn verify_signature(&self, key: &VerifyingKey) -> Result<(), SignatureError> {
-        key.verify_digest(&self.unsigned_digest(), self.sig)
+        key.verify(&self.unsigned_bytes(), self.sig)
     }
 
     /// The SHA-256 of [`SignedCommit::unsigned_bytes`].

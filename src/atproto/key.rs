@@ -4,8 +4,8 @@
 
 use std::fmt;
 
-use aws_lc_rs::digest::{Digest, SHA256};
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
+use p256::elliptic_curve::sec1::ToEncodedPoint as _;
+use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
@@ -152,7 +152,7 @@ impl PublicKey {
         }
         let on_curve = match curve {
             Curve::K256 => secp256k1::PublicKey::from_slice(bytes).is_ok(),
-            Curve::P256 => ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, bytes).is_ok(),
+            Curve::P256 => p256::PublicKey::from_sec1_bytes(bytes).is_ok(),
         };
         if !on_curve {
             return Err(KeyError::NotOnCurve(curve));
@@ -277,7 +277,8 @@ pub struct VerifyingKey(Parsed);
 #[derive(Clone)]
 enum Parsed {
     K256(secp256k1::PublicKey),
-    P256(ParsedPublicKey),
+    /// Uncompressed, as ring takes it.
+    P256([u8; UNCOMPRESSED_LEN]),
 }
 
 impl VerifyingKey {
@@ -291,9 +292,11 @@ impl VerifyingKey {
             Curve::K256 => secp256k1::PublicKey::from_byte_array_compressed(key.point)
                 .map(Parsed::K256)
                 .map_err(|_| not_on_curve),
-            Curve::P256 => ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key.point)
+            Curve::P256 => p256::PublicKey::from_sec1_bytes(&key.point)
+                .ok()
+                .and_then(|key| key.to_encoded_point(false).as_bytes().try_into().ok())
                 .map(Parsed::P256)
-                .map_err(|_| not_on_curve),
+                .ok_or(not_on_curve),
         }
         .map(Self)
     }
@@ -319,14 +322,19 @@ impl VerifyingKey {
     /// # Errors
     /// [`SignatureError`] when it is not 64 bytes, not low-S, or does not verify.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
-        self.verify_digest(&Sha256::digest(message).into(), signature)
+        self.verify_hashed(message, &Sha256::digest(message).into(), signature)
     }
 
-    /// Verifies a signature over a SHA-256 digest.
+    /// Verifies a signature over a message whose SHA-256 is known: libsecp256k1 takes that, ring hashes by itself.
     ///
     /// # Errors
     /// As [`VerifyingKey::verify`].
-    pub fn verify_digest(&self, digest: &[u8; 32], signature: &[u8]) -> Result<(), SignatureError> {
+    pub fn verify_hashed(
+        &self,
+        message: &[u8],
+        digest: &[u8; 32],
+        signature: &[u8],
+    ) -> Result<(), SignatureError> {
         let Ok(signature) = <&[u8; SIGNATURE_LEN]>::try_from(signature) else {
             return Err(SignatureError::Length(signature.len()));
         };
@@ -340,8 +348,8 @@ impl VerifyingKey {
                     secp256k1::ecdsa::verify(&parsed, message, key)
                 })
                 .is_ok(),
-            Parsed::P256(key) => Digest::import_less_safe(digest, &SHA256)
-                .and_then(|digest| key.verify_digest_sig(&digest, signature))
+            Parsed::P256(key) => UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key)
+                .verify(message, signature)
                 .is_ok(),
         };
         if verified {

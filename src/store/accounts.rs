@@ -4,6 +4,7 @@
 use super::Store;
 use super::database::{Database, Durability, reading, writing};
 use super::error::{Doing, StoreError};
+use super::record::record;
 use super::rows::{AccountRow, HostId, Page, RepoState};
 use super::status::{LocalStatus, UpstreamStatus};
 use crate::atproto::cid::Cid;
@@ -11,6 +12,8 @@ use crate::atproto::did::Did;
 use crate::atproto::key::PublicKey;
 use crate::atproto::tid::Tid;
 use std::collections::{HashMap, HashSet};
+
+use sqlx::{ColumnIndex, Decode, FromRow, Row, Type};
 
 /// DIDs asked for in one statement.
 const READ_CHUNK: usize = 1_000;
@@ -23,27 +26,40 @@ pub const STRETCH: i64 = 10_000;
 const LIST: &str = "SELECT * FROM (SELECT *, ROW_NUMBER() OVER (ORDER BY uid) AS place FROM accounts \
      WHERE uid > $1 ORDER BY uid LIMIT $2) AS stretch WHERE rev IS NOT NULL OR place = $2 ORDER BY uid LIMIT $3";
 
-#[derive(sqlx::FromRow)]
 struct Listed {
-    #[sqlx(flatten)]
     account: AccountRecord,
     place: i64,
 }
 
-#[derive(sqlx::FromRow)]
-struct AccountRecord {
-    uid: i64,
-    did: String,
-    host_id: i32,
-    counted: bool,
-    local_status: i16,
-    upstream_status: Option<String>,
-    rev: Option<i64>,
-    data_cid: Option<Vec<u8>>,
-    commit_cid: Option<Vec<u8>>,
-    desynchronized: bool,
-    signing_key: Option<Vec<u8>>,
-    resolved_at: Option<i64>,
+impl<'r, R: Row> FromRow<'r, R> for Listed
+where
+    AccountRecord: FromRow<'r, R>,
+    &'static str: ColumnIndex<R>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+{
+    fn from_row(row: &'r R) -> Result<Self, sqlx::Error> {
+        Ok(Self {
+            account: AccountRecord::from_row(row)?,
+            place: row.try_get("place")?,
+        })
+    }
+}
+
+record! {
+    struct AccountRecord {
+        uid: i64,
+        did: String,
+        host_id: i32,
+        counted: bool,
+        local_status: i16,
+        upstream_status: Option<String>,
+        rev: Option<i64>,
+        data_cid: Option<Vec<u8>>,
+        commit_cid: Option<Vec<u8>>,
+        desynchronized: bool,
+        signing_key: Option<Vec<u8>>,
+        resolved_at: Option<i64>,
+    }
 }
 
 impl AccountRecord {

@@ -7,6 +7,7 @@ use super::accounts::json_list;
 use super::coalesce::Coalesced;
 use super::database::{Durability, writing};
 use super::error::{Doing, StoreError};
+use super::record::record;
 use super::rows::{AccountRow, AccountUpdate, Batch, Heard, HostId, KnownKey};
 use super::status::{LocalStatus, UpstreamStatus};
 use crate::atproto::did::Did;
@@ -53,16 +54,18 @@ const INSERT: &str = "INSERT INTO accounts (did, host_id, counted, local_status,
      NULLIF(u.upstream_status, 'active'), u.status_seq, u.rev, u.data_cid, u.commit_cid, \
      COALESCE(u.desynchronized, FALSE), u.signing_key, u.resolved_at FROM u";
 
-/// What of an account's row an update is held against.
-#[derive(Debug, Clone, sqlx::FromRow)]
-struct Standing {
-    did: String,
-    host_id: i32,
-    counted: bool,
-    local_status: i16,
-    upstream_status: Option<String>,
-    status_seq: Option<i64>,
-    resolved_at: Option<i64>,
+record! {
+    /// What of an account's row an update is held against.
+    #[derive(Debug, Clone)]
+    struct Standing {
+        did: String,
+        host_id: i32,
+        counted: bool,
+        local_status: i16,
+        upstream_status: Option<String>,
+        status_seq: Option<i64>,
+        resolved_at: Option<i64>,
+    }
 }
 
 /// A host's quota and how much of it is taken.

@@ -4,7 +4,7 @@
 
 use super::error::{StoreError, describe, from_postgres, from_sqlite};
 use super::hold::Epoch;
-use super::schema::bring_up_to_date;
+use super::schema::{POSTGRES, SQLITE, bring_up_to_date, migrator};
 use crate::config::MIN_DATABASE_CONNECTIONS;
 use sqlx::Executor as _;
 use sqlx::pool::{PoolConnection, PoolOptions};
@@ -191,7 +191,7 @@ impl PostgresDatabase {
         let mut first = connect(&options, CONNECT_TIMEOUT)
             .await
             .map_err(|error| classify(&name, &error))?;
-        let migrations = sqlx::migrate!("migrations/postgres");
+        let migrations = migrator(POSTGRES);
         bring_up_to_date(&mut first, migrations, &name, classify).await?;
         let pool = |connections, setting: &'static str| {
             PoolOptions::<Postgres>::new()
@@ -281,7 +281,7 @@ impl SqliteDatabase {
         let mut first = SqliteConnection::connect_with(&writing)
             .await
             .map_err(|error| from_sqlite(&name, &error))?;
-        let migrations = sqlx::migrate!("migrations/sqlite");
+        let migrations = migrator(SQLITE);
         bring_up_to_date(&mut first, migrations, &name, from_sqlite).await?;
         let pool = |connections, options: SqliteConnectOptions| {
             PoolOptions::<Sqlite>::new()

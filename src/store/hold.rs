@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 use super::Store;
 use super::database::{Database, KEEPALIVES};
 use super::error::{Doing, StoreError};
+use super::record::record;
 
 /// The advisory lock's key; such locks count within one database.
 const KEY: i64 = i64::from_be_bytes(*b"at-relay");
@@ -50,12 +51,14 @@ struct Session {
     epoch: Epoch,
 }
 
-/// A session of the server. Process ids alone come again, after a restart of the server at the latest.
-#[derive(Clone, Copy, sqlx::FromRow)]
-struct Backend {
-    pid: i32,
-    /// Microseconds.
-    started: i64,
+record! {
+    /// A session of the server. Process ids alone come again, after a restart of the server at the latest.
+    #[derive(Clone, Copy)]
+    struct Backend {
+        pid: i32,
+        /// Microseconds.
+        started: i64,
+    }
 }
 
 /// Which relay, of all that took a database one after the other, this one is. Clones are the same.

@@ -4,6 +4,7 @@
 use super::accounts::{RELEASE_OLDEST, released_dids};
 use super::database::{Durability, reading, writing};
 use super::error::{Doing, StoreError};
+use super::record::record;
 use super::rows::{HostId, HostRow, NewHost, RateOverrides, Renumbered};
 use super::status::HostStatus;
 use super::{Store, unix_now};
@@ -12,25 +13,26 @@ use crate::config::Validation;
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 
-#[derive(sqlx::FromRow)]
-struct HostRecord {
-    id: i32,
-    hostname: String,
-    tls: bool,
-    status: String,
-    last_seq: Option<i64>,
-    renumbered_cursor: Option<i64>,
-    renumbered_from: Option<i64>,
-    account_limit: i64,
-    account_count: i64,
-    trusted: bool,
-    validation: Option<String>,
-    sync11: bool,
-    max_per_second: Option<i64>,
-    max_per_hour: Option<i64>,
-    max_per_day: Option<i64>,
-    max_bytes_per_hour: Option<i64>,
-    created_at: i64,
+record! {
+    struct HostRecord {
+        id: i32,
+        hostname: String,
+        tls: bool,
+        status: String,
+        last_seq: Option<i64>,
+        renumbered_cursor: Option<i64>,
+        renumbered_from: Option<i64>,
+        account_limit: i64,
+        account_count: i64,
+        trusted: bool,
+        validation: Option<String>,
+        sync11: bool,
+        max_per_second: Option<i64>,
+        max_per_hour: Option<i64>,
+        max_per_day: Option<i64>,
+        max_bytes_per_hour: Option<i64>,
+        created_at: i64,
+    }
 }
 
 impl HostRecord {

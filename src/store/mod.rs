@@ -11,6 +11,7 @@ mod hold;
 mod hosts;
 mod outage;
 mod recent;
+mod record;
 mod rows;
 mod schema;
 mod status;

@@ -3,7 +3,8 @@
 
 use super::error::{StoreError, from_migration};
 use crate::telemetry::metrics;
-use sqlx::migrate::{Migrate, Migrator};
+use sqlx::SqlStr;
+use sqlx::migrate::{Migrate, Migration, MigrationType, Migrator};
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 use std::time::Duration;
@@ -19,6 +20,44 @@ const PROGRESS: Duration = Duration::from_secs(1);
 /// How often it is told at most: half an hour, ten times what the largest table takes. A migration that waits for
 /// somebody's lock is to be ended at last.
 const PROGRESS_TIMES: usize = 30 * 60;
+
+/// The migrations of a database, by number and name.
+pub(super) type Migrations = &'static [(i64, &'static str, &'static str)];
+
+/// The files of `migrations/`, in order.
+macro_rules! migrations {
+    ($database:literal: $($number:literal $name:literal),* $(,)?) => {
+        &[$(($number, $name, include_str!(concat!(
+            "../../migrations/", $database, "/000", $number, "_", $name, ".sql"
+        )))),*]
+    };
+}
+
+pub(super) const POSTGRES: Migrations = migrations!("postgres":
+    1 "hosts_accounts_bans",
+    2 "renumbered_hosts_and_head",
+    3 "level_epoch_collation",
+    4 "counted_accounts",
+    5 "bytes_per_hour",
+);
+
+pub(super) const SQLITE: Migrations = migrations!("sqlite":
+    1 "hosts_accounts_bans",
+    2 "renumbered_hosts_and_head",
+    3 "level",
+    4 "counted_accounts",
+    5 "bytes_per_hour",
+);
+
+/// As sqlx applies them. Its own macro would read the folder, and compiles both databases twice for that.
+pub(super) fn migrator(migrations: Migrations) -> Migrator {
+    let migrations = migrations.iter().map(|&(number, name, sql)| {
+        let name = name.replace('_', " ").into();
+        let sql = SqlStr::from_static(sql);
+        Migration::new(number, name, MigrationType::Simple, sql, false)
+    });
+    Migrator::with_migrations(migrations.collect())
+}
 
 /// What the tables demand of a release.
 pub(super) struct Level {
@@ -89,4 +128,26 @@ pub(super) async fn bring_up_to_date<C: Levelled>(
     }
     let done = work.await;
     done.map_err(|error| from_migration(database, error, classify))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_file_of_the_folder_is_applied() {
+        for (database, listed) in [("postgres", POSTGRES), ("sqlite", SQLITE)] {
+            let folder = format!("{}/migrations/{database}", env!("CARGO_MANIFEST_DIR"));
+            let files: BTreeSet<String> = std::fs::read_dir(folder)
+                .unwrap()
+                .map(|file| file.unwrap().file_name().into_string().unwrap())
+                .collect();
+            let listed: BTreeSet<String> = listed
+                .iter()
+                .map(|(number, name, _)| format!("{number:04}_{name}.sql"))
+                .collect();
+            assert_eq!(files, listed);
+        }
+    }
 }

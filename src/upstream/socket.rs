@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 
@@ -180,7 +181,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// Sends a control frame.
     async fn send(&mut self, opcode: u8, payload: &[u8]) -> io::Result<()> {
         let mut mask = [0; 4];
-        aws_lc_rs::rand::fill(&mut mask).map_err(io::Error::other)?;
+        SystemRandom::new()
+            .fill(&mut mask)
+            .map_err(|_| io::Error::other("the system gives no random bytes"))?;
         let payload = &payload[..payload.len().min(MAX_CONTROL_BYTES)];
         let mut frame = vec![0x80 | opcode, 0x80 | payload.len() as u8];
         frame.extend(mask);

@@ -14,7 +14,7 @@ use crate::atproto::record_key::RecordPath;
 use crate::atproto::tid::Tid;
 
 use super::rule::Rule;
-use super::signature::SignedDigest;
+use super::signature::SignedMessage;
 
 /// Largest `blocks` of a `#commit`, in bytes (lexicon `com.atproto.sync.subscribeRepos#commit`).
 pub const MAX_COMMIT_BLOCKS: usize = 2_000_000;
@@ -53,7 +53,7 @@ pub struct Facts {
     /// CID of the signed commit.
     pub commit: Cid,
     /// What the account's key must have signed.
-    pub signed: SignedDigest,
+    pub signed: SignedMessage,
 }
 
 /// How an event continues the account's chain.
@@ -205,7 +205,8 @@ fn signed_root(car: &Car<'_>, did: &str, rev: Tid) -> Result<Facts, Rule> {
         rev,
         data: signed.data,
         commit: root,
-        signed: SignedDigest {
+        signed: SignedMessage {
+            message: signed.unsigned_bytes().into(),
             digest: signed.unsigned_digest(),
             signature: signed.sig.try_into().map_err(|_| Rule::CommitObject)?,
         },

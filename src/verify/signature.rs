@@ -1,14 +1,16 @@
 //! The door behind which signatures are checked: a batch of queued commits at once.
 //!
 //! Where the processor has the instructions, eight secp256k1 signatures are checked side by side. What that does not
-//! prove good, a lone event and P-256 are up to libsecp256k1 and AWS-LC, one by one.
+//! prove good, a lone event and P-256 are up to libsecp256k1 and ring, one by one.
 
 use crate::atproto::key::VerifyingKey;
 
-/// What an account's key must have signed: SHA-256 of the unsigned commit, and the compact signature.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SignedDigest {
-    /// SHA-256 of the commit without `sig`.
+/// What an account's key must have signed, and the compact signature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedMessage {
+    /// The commit without `sig`.
+    pub message: Box<[u8]>,
+    /// Its SHA-256.
     pub digest: [u8; 32],
     /// r and s, 32 bytes each, big-endian; low-S is required.
     pub signature: [u8; 64],
@@ -19,7 +21,7 @@ pub struct Job<'a> {
     /// The account's key.
     pub key: &'a VerifyingKey,
     /// Digest and signature.
-    pub signed: &'a SignedDigest,
+    pub signed: &'a SignedMessage,
 }
 
 /// Checks every job; the verdicts stand in the order of the jobs.
@@ -27,8 +29,12 @@ pub fn verify(jobs: &[Job<'_>]) -> Vec<bool> {
     let mut verdicts = proven_in_lanes(jobs);
     for (job, good) in jobs.iter().zip(&mut verdicts) {
         *good = *good || {
-            let SignedDigest { digest, signature } = job.signed;
-            job.key.verify_digest(digest, signature).is_ok()
+            let SignedMessage {
+                message,
+                digest,
+                signature,
+            } = job.signed;
+            job.key.verify_hashed(message, digest, signature).is_ok()
         };
     }
     verdicts

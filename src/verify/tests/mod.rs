@@ -8,7 +8,7 @@ mod shard;
 
 use super::rule::Rule;
 
-/// Rules that are asked elsewhere: the reader of the socket refuses what is no DID (`tests/upstream.rs`), the shard what it
+/// Rules that are asked elsewhere: the reader of the socket refuses what is no DID (`tests/it/upstream.rs`), the shard what it
 /// cannot edit and what is left of a banned host (`shard`).
 const ELSEWHERE: [Rule; 3] = [Rule::DidSyntax, Rule::Edit, Rule::HostBanned];
 

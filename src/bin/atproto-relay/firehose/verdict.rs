@@ -10,7 +10,7 @@ use atproto_relay::atproto::key::{PublicKey, VerifyingKey};
 use atproto_relay::identity::{Identity, Requester, ResolveError, Resolver};
 use atproto_relay::verify::Rule;
 use atproto_relay::verify::rules::{self, Facts, Strictness};
-use atproto_relay::verify::signature::{Job, SignedDigest, verify};
+use atproto_relay::verify::signature::{Job, SignedMessage, verify};
 use tokio::time::Instant;
 
 /// What checking an event gave.
@@ -68,7 +68,7 @@ fn check(bytes: &[u8], now_us: u64) -> Result<Option<(Did, Facts)>, String> {
     }
 }
 
-fn signature(identity: Result<Arc<Identity>, ResolveError>, signed: &SignedDigest) -> Verdict {
+fn signature(identity: Result<Arc<Identity>, ResolveError>, signed: &SignedMessage) -> Verdict {
     let identity = match identity {
         Ok(identity) => identity,
         Err(error) if error.is_temporary() => return Verdict::Unknown(error.to_string()),
@@ -84,7 +84,7 @@ fn signature(identity: Result<Arc<Identity>, ResolveError>, signed: &SignedDiges
     }
 }
 
-fn holds(key: &PublicKey, signed: &SignedDigest) -> bool {
+fn holds(key: &PublicKey, signed: &SignedMessage) -> bool {
     match VerifyingKey::new(key) {
         Ok(key) => verify(&[Job { key: &key, signed }]) == [true],
         Err(_) => false,

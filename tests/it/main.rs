@@ -1,0 +1,38 @@
+//! The integration tests, one module a subject, linked once.
+
+mod support;
+
+mod api;
+mod authority;
+mod budgets;
+mod cli;
+mod config;
+mod crash;
+mod devnet;
+mod discovery;
+mod eventlog;
+mod faults;
+mod firehose;
+mod fuzz_seeds;
+mod ground_floor;
+mod handover;
+mod identity;
+mod lanes;
+mod load;
+mod log_tools;
+mod lookups;
+mod losses;
+mod mutations;
+mod nixos;
+mod operator;
+mod plc;
+mod reads;
+mod real_frames;
+mod real_pds;
+mod relay;
+mod replay;
+mod repository;
+mod rules;
+mod service;
+mod store;
+mod upstream;
