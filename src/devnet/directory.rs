@@ -94,7 +94,11 @@ impl From<&Plc> for Directory {
 /// The JSON at a URL.
 fn get<T: DeserializeOwned>(url: &str) -> Result<T, RemoteError> {
     wait(async {
-        let answer = reqwest::Client::new().get(url).timeout(ANSWER).send().await;
+        let answer = crate::dial::plain_client()
+            .get(url)
+            .timeout(ANSWER)
+            .send()
+            .await;
         let answer = accepted(url, answer).await?;
         answer.json().await.map_err(|cause| failed(url, cause))
     })
@@ -107,7 +111,10 @@ pub(super) fn post(
     body: &impl Serialize,
 ) -> Result<String, RemoteError> {
     wait(async {
-        let mut request = reqwest::Client::new().post(url).timeout(ANSWER).json(body);
+        let mut request = crate::dial::plain_client()
+            .post(url)
+            .timeout(ANSWER)
+            .json(body);
         if let Some(token) = token {
             request = request.bearer_auth(token);
         }

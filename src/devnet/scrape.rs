@@ -16,7 +16,7 @@ pub struct Samples(BTreeMap<String, f64>);
 impl Samples {
     /// Reads `url`, a `/metrics` page.
     pub async fn scrape(url: &str) -> Result<Samples, reqwest::Error> {
-        let answer = reqwest::Client::new()
+        let answer = crate::dial::plain_client()
             .get(url)
             .timeout(SCRAPE_TIME)
             .send()

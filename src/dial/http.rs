@@ -83,10 +83,24 @@ pub fn directory_client() -> Client {
         .expect("an HTTP client with constant settings")
 }
 
+/// A client of tools and tests, for servers of their own: no guard, no time limit.
+///
+/// # Panics
+/// As [`http_client`].
+pub fn plain_client() -> Client {
+    plain_client_builder()
+        .build()
+        .expect("an HTTP client with constant settings")
+}
+
+/// As [`plain_client`], with more to set. Every client begins here: reqwest is built without TLS of its own.
+pub fn plain_client_builder() -> ClientBuilder {
+    Client::builder().tls_backend_preconfigured((*client_config()).clone())
+}
+
 fn basic_client() -> ClientBuilder {
-    Client::builder()
+    plain_client_builder()
         .user_agent(PRODUCT)
-        .tls_backend_preconfigured((*client_config()).clone())
         .timeout(REQUEST_TIMEOUT)
         .connect_timeout(CONNECT_TIMEOUT)
         .pool_idle_timeout(IDLE_TIMEOUT)

@@ -11,7 +11,10 @@ mod tls;
 pub use address::is_public;
 pub use guard::{DialError, Guard};
 pub use host::{HostNameError, PdsHost, RESERVED_TOP_LEVEL};
-pub use http::{FetchError, Fetched, directory_client, fetch, get, http_client, relay_mark};
+pub use http::{
+    FetchError, Fetched, directory_client, fetch, get, http_client, plain_client,
+    plain_client_builder, relay_mark,
+};
 pub use tls::client_config;
 
 /// What the relay calls itself in `User-Agent` and `Server` headers; the part in brackets is how relays know each other.

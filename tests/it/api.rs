@@ -201,7 +201,7 @@ async fn serve(admin_password: Option<&str>) -> Served {
     let router = api::router(state, firehose);
     let (options, closing) = (ListenerOptions::default(), CancellationToken::new());
     tokio::spawn(listener::serve(listener, router, options, closing));
-    let client = reqwest::Client::builder()
+    let client = atproto_relay::dial::plain_client_builder()
         .redirect(reqwest::redirect::Policy::none())
         .build()
         .unwrap();

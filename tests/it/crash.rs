@@ -105,7 +105,7 @@ async fn a_takedown_outlives_a_crash_right_after_its_answer() {
         .collect();
     consumer.has(20).await;
     for did in &accounts[1..] {
-        let request = reqwest::Client::new()
+        let request = atproto_relay::dial::plain_client()
             .post(format!("{}/admin/repo/takeDown", relay.url()))
             .basic_auth("admin", Some(PASSWORD))
             .json(&json!({"did": did.as_str()}));

@@ -244,7 +244,7 @@ struct Session {
 
 impl Session {
     async fn sign_up(pds: &Pds, handle: &str) -> Session {
-        let http = Client::new();
+        let http = atproto_relay::dial::plain_client();
         let input = json!({ "handle": handle, "password": "secret" });
         let (status, answer) = post(
             &http,
@@ -718,7 +718,7 @@ async fn faults_happen_when_they_are_told_to() {
     pds.set_offline(true);
     assert_eq!(next(&mut again).await, None);
     let health = || {
-        Client::new()
+        atproto_relay::dial::plain_client()
             .get(format!("{}/xrpc/_health", pds.url()))
             .send()
     };
@@ -942,7 +942,7 @@ async fn pdses_of_several_processes_share_a_directory_and_pass_accounts_on() {
     old.put_record(&did, "app.bsky.feed.post", "one", post)
         .unwrap();
     let moved = json!({ "did": did.as_str(), "pds": new.url() });
-    let answer = Client::new()
+    let answer = atproto_relay::dial::plain_client()
         .post(format!("{}/devnet/migrateAccount", old.url()))
         .json(&moved)
         .send();

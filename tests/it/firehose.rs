@@ -327,7 +327,7 @@ async fn cursors_of_the_future_and_nonsense_are_refused_in_the_stream() {
 async fn requests_that_are_no_subscription_are_answered() {
     let relay = Relay::start(FirehoseOptions::default()).await;
     let url = format!("http://{}{SUBSCRIBE_REPOS}", relay.addr);
-    let http = reqwest::Client::new();
+    let http = atproto_relay::dial::plain_client();
     let plain = http.get(&url).send().await.expect("an answer");
     assert_eq!(plain.status(), 426);
     assert_eq!(plain.headers()["upgrade"], "websocket");

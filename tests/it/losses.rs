@@ -71,7 +71,7 @@ async fn until_counted(folder: &tempfile::TempDir, seq: u64) {
 
 /// Asks the relay something as an operator.
 async fn admin(relay: &RelayProcess, path: &str, body: Value) {
-    let request = reqwest::Client::new()
+    let request = atproto_relay::dial::plain_client()
         .post(format!("{}{path}", relay.url()))
         .basic_auth("admin", Some(PASSWORD))
         .json(&body);

@@ -348,7 +348,7 @@ async fn every_change_by_the_operator_is_one_line_with_who_what_and_why() {
     );
     until_status(&status, 200).await;
     let post = async |path: &str, body: Value| {
-        let request = reqwest::Client::new()
+        let request = atproto_relay::dial::plain_client()
             .post(format!("{}/admin/{path}", relay.url()))
             .basic_auth("admin", Some("devnet"))
             .header("x-forwarded-for", "192.0.2.7");
@@ -435,7 +435,7 @@ async fn strangers_hear_nothing_of_names_that_only_this_machine_can_resolve() {
     let argument = "--log-level=info,atproto_relay::discovery=debug";
     let relay = start(&network, folder.path(), argument).await;
     let answer = async |path: &str, host: &str, password: bool| {
-        let mut request = reqwest::Client::new()
+        let mut request = atproto_relay::dial::plain_client()
             .post(format!("{}{path}", relay.url()))
             .json(&json!({"hostname": host}));
         if password {

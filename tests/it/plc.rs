@@ -153,7 +153,7 @@ async fn serves_and_takes_operations_over_http() {
     let strong = SigningKey::generate(Curve::K256, &mut rng);
     let weak = SigningKey::generate(Curve::P256, &mut rng);
     let plc = Plc::start().await.unwrap();
-    let http = reqwest::Client::new();
+    let http = atproto_relay::dial::plain_client();
     let url = |path: &str| format!("{}/{path}", plc.url());
     let get = |path: String| {
         let request = http.get(url(&path));
@@ -258,7 +258,7 @@ async fn replays_see_documents_of_their_time_at_their_own_hosts() {
     let log = fs::read(root.join("plc/mig.audit.json")).unwrap();
     let mig = plc.load_audit_log(&log).unwrap();
     plc.rewrite_endpoint("http://localhost:2583", "http://127.0.0.1:1");
-    let http = reqwest::Client::new();
+    let http = atproto_relay::dial::plain_client();
     for (at, endpoint) in [
         (Some("2026-11-21T02:17:31.000Z"), "http://127.0.0.1:1"),
         (Some("2026-11-21T02:17:39.000Z"), "http://localhost:2584"),

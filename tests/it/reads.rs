@@ -51,7 +51,7 @@ fn sync(method: &str, did: &str) -> String {
 }
 
 async fn admin_get(bench: &Bench, path: &str) -> Value {
-    let request = reqwest::Client::new()
+    let request = atproto_relay::dial::plain_client()
         .get(format!("{}{path}", bench.url()))
         .basic_auth("admin", Some(PASSWORD));
     request.send().await.unwrap().json().await.unwrap()
@@ -244,7 +244,7 @@ async fn new_accounts_while_strangers_read_lists() {
         let url = format!("{}/xrpc/com.atproto.sync.listRepos?limit=1000", relay.url());
         let reading: Vec<_> = (0..strangers)
             .map(|_| {
-                let (client, url) = (reqwest::Client::new(), url.clone());
+                let (client, url) = (atproto_relay::dial::plain_client(), url.clone());
                 tokio::spawn(async move {
                     while let Ok(page) = client.get(&url).send().await {
                         page.bytes().await.ok();

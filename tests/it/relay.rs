@@ -164,7 +164,7 @@ async fn without_the_password_there_is_no_admin_api() {
     bench.until_settled().await;
     let head = bench.relay.log().head();
     for password in [None, Some("wrong")] {
-        let mut request = reqwest::Client::new()
+        let mut request = atproto_relay::dial::plain_client()
             .post(format!("{}/admin/repo/takeDown", bench.url()))
             .json(&json!({"did": alice.as_str()}));
         if let Some(password) = password {
@@ -192,7 +192,7 @@ async fn a_banned_host_is_cut_off_and_goes_on_where_it_was() {
     write(&bench, 1, &bob, "not banned");
     let seen = consumer.up_to(9).await;
     assert!(seen[8].1.starts_with(&format!("commit {bob}")), "{seen:#?}");
-    let crawl = reqwest::Client::new()
+    let crawl = atproto_relay::dial::plain_client()
         .post(format!(
             "{}/xrpc/com.atproto.sync.requestCrawl",
             bench.url()

@@ -345,7 +345,7 @@ async fn a_reload_applies_what_it_can_and_a_wrong_file_changes_nothing() {
         connect_async(format!("{address}/xrpc/com.atproto.sync.subscribeRepos"))
     };
     let admin = async |password: &str| {
-        let request = reqwest::Client::new()
+        let request = atproto_relay::dial::plain_client()
             .get(format!("{}/admin/pds/list", service.url()))
             .basic_auth("admin", Some(password));
         request.send().await.unwrap().status().as_u16()
@@ -828,7 +828,7 @@ async fn a_database_that_is_away_is_told_once_and_with_its_cause_to_the_operator
         told.contains(&format!("{public}: ")),
         "with a cause: {told}"
     );
-    let client = reqwest::Client::builder()
+    let client = atproto_relay::dial::plain_client_builder()
         .unix_socket(admin.as_path())
         .build()
         .unwrap();

@@ -58,7 +58,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 async fn held(url: &str) -> anyhow::Result<Vec<Held>> {
-    let answer = reqwest::Client::new().get(url).timeout(ANSWER).send();
+    let answer = atproto_relay::dial::plain_client()
+        .get(url)
+        .timeout(ANSWER)
+        .send();
     let answer = answer.await.and_then(reqwest::Response::error_for_status);
     let held = answer.with_context(|| format!("asking {url}"))?.json();
     held.await

@@ -276,7 +276,7 @@ impl Target {
         } else {
             to.to_owned()
         };
-        let client = Client::builder().timeout(REQUEST_TIMEOUT);
+        let client = atproto_relay::dial::plain_client_builder().timeout(REQUEST_TIMEOUT);
         let (client, url, password) = match name.strip_prefix(UNIX) {
             // The host of the URL is not looked at.
             Some(path) => (

@@ -209,7 +209,7 @@ impl RelayProcess {
     }
 
     async fn admin(&self, path: &str, body: serde_json::Value) -> Result<(), ProcessError> {
-        let request = reqwest::Client::new()
+        let request = crate::dial::plain_client()
             .post(format!("{}{path}", self.url()))
             .basic_auth("admin", Some(ADMIN_PASSWORD));
         let answer = request.json(&body).send().await?;
@@ -226,7 +226,7 @@ impl RelayProcess {
 
     async fn ready(&mut self, patience: Duration) -> Result<(), ProcessError> {
         let url = format!("{}/_health", self.url());
-        let client = reqwest::Client::new();
+        let client = crate::dial::plain_client();
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().map_err(ProcessError::Signal)? {

@@ -957,7 +957,7 @@ impl Pds {
             relay: relay.to_owned(),
             cause,
         };
-        let request = reqwest::Client::new()
+        let request = crate::dial::plain_client()
             .post(url)
             .timeout(CRAWL_TIMEOUT)
             .json(&json!({ "hostname": self.announced() }));

@@ -82,7 +82,7 @@ pub async fn start_binary(
 /// A new host starts live: what is sent before it is connected is not owed.
 pub async fn until_connected(relay: &RelayProcess, expected: usize) {
     let connected = || async {
-        let request = reqwest::Client::new()
+        let request = atproto_relay::dial::plain_client()
             .get(format!("{}/admin/pds/list", relay.url()))
             .basic_auth("admin", Some(PASSWORD));
         let hosts: Value = request.send().await.unwrap().json().await.unwrap();

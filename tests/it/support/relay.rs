@@ -109,7 +109,7 @@ impl Bench {
 
     /// An operator's request that must succeed.
     pub async fn admin(&self, path: &str, body: Value) {
-        let request = reqwest::Client::new()
+        let request = atproto_relay::dial::plain_client()
             .post(format!("{}{path}", self.url()))
             .basic_auth("admin", Some(PASSWORD))
             .json(&body);
