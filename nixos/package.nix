@@ -26,7 +26,7 @@ rustPlatform.buildRustPackage {
       ../migrations
       # Named in Cargo.toml: cargo wants to find them.
       ../benches
-      ../tests/it
+      ../tests
     ];
   };
 

@@ -1,5 +1,5 @@
 //! The bodies of the fuzz targets: each takes any bytes and panics where a promise of the relay is
-//! broken. The fuzzer runs them with bytes it makes up, `tests/it/fuzz_seeds.rs` with the seeds.
+//! broken. The fuzzer runs them with bytes it makes up, `tests/fuzz_seeds.rs` with the seeds.
 
 pub mod allocation;
 pub mod car;

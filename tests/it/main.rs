@@ -13,7 +13,6 @@ mod discovery;
 mod eventlog;
 mod faults;
 mod firehose;
-mod fuzz_seeds;
 mod ground_floor;
 mod handover;
 mod identity;

@@ -81,7 +81,14 @@ impl Mutation {
     fn test_file(&self) -> PathBuf {
         let (module, path) = self.test.split_once("::").expect("module::test");
         if module != "lib" {
-            return format!("tests/it/{module}.rs").into();
+            let own = format!("tests/{module}.rs");
+            let shared = format!("tests/it/{module}.rs");
+            return if root().join(&own).is_file() {
+                own
+            } else {
+                shared
+            }
+            .into();
         }
         let modules: Vec<&str> = path.split("::").collect();
         let files = (1..modules.len()).rev().flat_map(|depth| {

@@ -1,5 +1,5 @@
 //! The fuzz targets' promises on their seeds, without a fuzzer; and where the seeds come from: captured
-//! PDS traffic, the devnet's own, and a few lines written here. `cargo test --test it -- fuzz_seeds --ignored`
+//! PDS traffic, the devnet's own, and a few lines written here. `cargo test --test fuzz_seeds -- --ignored`
 //! writes them anew, all but those that a fuzzer found (`found-…`).
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use atproto_relay::atproto::frame::{self, Message};
 use atproto_relay::devnet::faults::{Fault, FaultPlan};
 use atproto_relay::devnet::load::{LoadOptions, Prepared};
 
-#[path = "../../fuzz/src/lib.rs"]
+#[path = "../fuzz/src/lib.rs"]
 mod targets;
 
 /// Longest seed: the fuzzer finds more in short ones.
