@@ -7,6 +7,7 @@ mod authority;
 mod budgets;
 mod cli;
 mod config;
+mod consume_docs;
 mod crash;
 mod devnet;
 mod discovery;

@@ -1,0 +1,94 @@
+//! The pages for those who read from a relay, and for its operator's tools, against the code: every admin route, every field
+//! of a host, and every example program stands in its page.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn path(relative: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(relative)
+}
+
+fn read(relative: &str) -> String {
+    fs::read_to_string(path(relative)).unwrap_or_else(|error| panic!("{relative}: {error}"))
+}
+
+/// The texts between `open` and the next `close`.
+fn between<'a>(text: &'a str, open: &str, close: &str) -> Vec<&'a str> {
+    let rests = text.split(open).skip(1);
+    rests.filter_map(|rest| rest.split(close).next()).collect()
+}
+
+#[test]
+fn the_admin_page_has_every_route_and_no_other() {
+    let source = read("src/api/mod.rs");
+    let routes: BTreeSet<String> = between(&source, ".route(", "))")
+        .into_iter()
+        .filter_map(|route| {
+            let path = between(route, "\"", "\"")[0];
+            let method = match route {
+                _ if path.contains('{') || !path.starts_with("/admin/") => return None,
+                _ if route.contains("posting(") => "POST",
+                _ => "GET",
+            };
+            Some(format!("{method} {path}"))
+        })
+        .collect();
+    assert!(routes.len() >= 12, "read from the router: {routes:?}");
+    let page = read("docs/admin-api.md");
+    let documented: BTreeSet<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(documented, routes);
+    for route in &routes {
+        let (_, path) = route.split_once(' ').unwrap();
+        let call = format!("http://relay{path}");
+        assert!(page.contains(&call), "docs/admin-api.md calls no {path}");
+    }
+}
+
+#[test]
+fn the_admin_page_has_every_field() {
+    let source = read("src/api/admin.rs");
+    let page = read("docs/admin-api.md");
+    for field in between(&source, "#[serde(rename = \"", "\")]") {
+        assert!(page.contains(&format!("\"{field}\":")), "no {field}");
+    }
+    for body in ["struct LimitChange {", "struct Consumer {"] {
+        let fields = between(&source, body, "\n}")[0];
+        for line in fields.lines().filter(|line| !line.trim().starts_with('#')) {
+            let Some((field, _)) = line
+                .trim()
+                .trim_start_matches("pub(super) ")
+                .split_once(':')
+            else {
+                continue;
+            };
+            let shown = [format!("`{field}`"), format!("\"{field}\":")];
+            assert!(shown.iter().any(|it| page.contains(it)), "no {field}");
+        }
+    }
+}
+
+#[test]
+fn the_pages_show_every_example_as_it_is() {
+    let pages = ["docs/consume/examples.md", "docs/consume/verification.md"].map(read);
+    let mut shown = 0;
+    for entry in fs::read_dir(path("docs/consume/examples")).unwrap() {
+        let file = entry.unwrap().path();
+        let language = match file.extension().and_then(|it| it.to_str()) {
+            Some("py") => "python",
+            Some("rs") => "rust",
+            Some(other) => other,
+            None => continue,
+        };
+        let text = fs::read_to_string(&file).unwrap();
+        let block = format!("```{language}\n{text}```");
+        let in_page = pages.iter().any(|page| page.contains(&block));
+        assert!(in_page, "no page shows {} as it is", file.display());
+        shown += 1;
+    }
+    assert!(shown >= 5, "{shown} examples");
+}
