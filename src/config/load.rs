@@ -8,16 +8,11 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, Origin};
-use super::settings::{Setting, Variable, parse_bool, settings};
+use super::kinds::parse_bool;
+use super::settings::{Setting, Variable, settings};
 use super::source::{Environment, Raw, read_file};
-use super::{AdminListen, Config, DatabaseUrl, Secret};
+use super::{AdminListen, Config};
 
-/// The key in the file that names the file with the admin password.
-pub const ADMIN_PASSWORD_FILE_KEY: &str = "admin_password_file";
-/// The variables that hold the admin password itself; the second is an older name of the reference relay.
-pub const ADMIN_PASSWORD_ENV: [&str; 2] = ["RELAY_ADMIN_PASSWORD", "RELAY_ADMIN_KEY"];
-/// The variable that names the file with the admin password.
-const ADMIN_PASSWORD_FILE_ENV: &str = "RELAY_ADMIN_PASSWORD_FILE";
 /// What the names of our variables begin with.
 const PREFIX: &str = "RELAY_";
 /// The variable that names the configuration file (read by the command line).
@@ -34,8 +29,6 @@ const SIMILAR: f64 = 0.75;
 pub struct Flags {
     /// `--config`.
     pub config: Option<PathBuf>,
-    /// `--admin-password-file`.
-    pub admin_password_file: Option<PathBuf>,
     /// The values of each setting's flag, by the setting's key.
     pub settings: BTreeMap<&'static str, Vec<String>>,
 }
@@ -65,18 +58,13 @@ impl Config {
     /// The file is `flags.config`, else `RELAY_CONFIG`, else none. Nothing is created or connected to.
     pub fn load(flags: &Flags, env: &Environment) -> Result<Loaded, ConfigError> {
         let mut merge = Merge::default();
-        let mut password = None;
         let file = config_file(flags, env);
         if let Some(path) = &file {
-            password = merge.file(path)?;
+            merge.file(path)?;
         }
-        password = merge.environment(env)?.or(password);
+        merge.environment(env)?;
         merge.flags(flags)?;
-        if let Some(path) = &flags.admin_password_file {
-            let origin = Origin::Flag("admin-password-file".into());
-            password = Some(PasswordSource::File(path.clone(), origin));
-        }
-        merge.credentials(env, password)?;
+        merge.secrets(env)?;
         merge.check()?;
         merge.warn_of_open_proxies();
         Ok(merge.finish(file))
@@ -90,20 +78,38 @@ fn config_file(flags: &Flags, env: &Environment) -> Option<PathBuf> {
         .or_else(|| env.get(CONFIG_FILE_ENV).map(PathBuf::from))
 }
 
-/// Where the admin password is to be read.
-enum PasswordSource {
-    Variable(&'static str, String),
-    File(PathBuf, Origin),
-}
-
 #[derive(Default)]
 struct Merge {
     config: Config,
     warnings: Vec<String>,
     origins: BTreeMap<&'static str, Origin>,
+    /// Files with secrets, by the key of the setting. They are read when it is known which of them count.
+    files: BTreeMap<&'static str, (PathBuf, Origin)>,
 }
 
 impl Merge {
+    /// Takes a value as key and flag have it: that of a secret may be the name of a file.
+    fn take(
+        &mut self,
+        setting: &'static Setting,
+        raw: &Raw,
+        origin: Origin,
+    ) -> Result<(), ConfigError> {
+        if !setting.secret.is_some_and(|secret| secret.in_file) {
+            return self.set(setting, raw, origin);
+        }
+        let Raw::Text(path) = raw else {
+            return Err(ConfigError::Value {
+                origin,
+                key: setting.key,
+                shown: None,
+                problem: "must be the path of a file, in quotes".into(),
+            });
+        };
+        self.files.insert(setting.key, (path.into(), origin));
+        Ok(())
+    }
+
     fn set(
         &mut self,
         setting: &'static Setting,
@@ -118,51 +124,52 @@ impl Merge {
             Err(problem) => Err(ConfigError::Value {
                 origin,
                 key: setting.key,
-                shown: (!setting.secret).then(|| raw.to_string()),
+                shown: setting.secret.is_none().then(|| raw.to_string()),
                 problem,
             }),
         }
     }
 
-    fn file(&mut self, path: &Path) -> Result<Option<PasswordSource>, ConfigError> {
-        let mut password = None;
+    fn file(&mut self, path: &Path) -> Result<(), ConfigError> {
         for entry in read_file(path)? {
-            if entry.key == ADMIN_PASSWORD_FILE_KEY {
-                let Raw::Text(path) = entry.value else {
-                    return Err(ConfigError::Value {
-                        origin: entry.origin,
-                        key: ADMIN_PASSWORD_FILE_KEY,
-                        shown: None,
-                        problem: "must be the path of a file, in quotes".into(),
-                    });
-                };
-                password = Some(PasswordSource::File(path.into(), entry.origin));
-            } else if let Some(setting) = settings().iter().find(|s| s.key == entry.key) {
-                self.set(setting, &entry.value, entry.origin)?;
-            } else {
-                return Err(unknown_key(entry.key, entry.origin));
+            match settings().iter().find(|s| s.key == entry.key) {
+                Some(setting) => self.take(setting, &entry.value, entry.origin)?,
+                None => return Err(unknown_key(entry.key, entry.origin)),
             }
         }
-        Ok(password)
+        Ok(())
     }
 
-    fn environment(&mut self, env: &Environment) -> Result<Option<PasswordSource>, ConfigError> {
+    fn environment(&mut self, env: &Environment) -> Result<(), ConfigError> {
         for setting in settings() {
-            let Some((variable, value)) = setting
-                .variables
-                .iter()
-                .find_map(|variable| Some((variable, env.get(variable.name())?)))
-            else {
+            let is_set = |variable: &&Variable| env.get(variable.name()).is_some();
+            let mut set = setting.variables.iter().filter(is_set);
+            let Some(variable) = set.next() else {
                 continue;
             };
             let origin = Origin::Environment(variable.name().to_owned());
+            if let Some(secret) = set.find(|other| is_secret(other) != is_secret(variable)) {
+                return Err(ConfigError::Contradiction {
+                    origin: Origin::Environment(secret.name().to_owned()),
+                    problem: format!(
+                        "{} is set as well; set only one of the two",
+                        variable.name()
+                    ),
+                });
+            }
+            let value = env.get(variable.name()).map_or(OsStr::new(""), |v| v);
             let text = utf8(value, setting.key, &origin)?;
-            if let Some(raw) = variable_value(variable, setting, text, &origin)? {
-                self.set(setting, &raw, origin)?;
+            match variable_value(variable, setting, text, &origin)? {
+                Some(secret) if is_secret(variable) => {
+                    self.files.remove(setting.key);
+                    self.set(setting, &secret, origin)?;
+                }
+                Some(raw) => self.take(setting, &raw, origin)?,
+                None => {}
             }
         }
         self.warn_of_unknown_variables(env);
-        password_in_environment(env)
+        Ok(())
     }
 
     fn flags(&mut self, flags: &Flags) -> Result<(), ConfigError> {
@@ -175,7 +182,7 @@ impl Merge {
             } else {
                 Raw::Text(values[values.len() - 1].clone())
             };
-            self.set(setting, &raw, Origin::Flag(setting.flag.to_owned()))?;
+            self.take(setting, &raw, Origin::Flag(setting.flag.to_owned()))?;
         }
         let on_command_line = matches!(self.origins.get("database_url"), Some(Origin::Flag(_)));
         if on_command_line && self.config.database_url().has_password() {
@@ -188,47 +195,27 @@ impl Merge {
         Ok(())
     }
 
-    /// Reads the admin password from where it was said to be, and what is still missing from systemd's credentials.
-    fn credentials(
-        &mut self,
-        env: &Environment,
-        password: Option<PasswordSource>,
-    ) -> Result<(), ConfigError> {
+    /// Reads secrets from their files, and those that nothing else sets from systemd's credentials.
+    fn secrets(&mut self, env: &Environment) -> Result<(), ConfigError> {
         let folder = env.get(CREDENTIALS_ENV).map(PathBuf::from);
         let credential = |name: &str| {
             let path = folder.as_ref()?.join(name);
-            // One that may not be looked at is no reason to go on without it.
+            // One that cannot be examined is an error when it is read, not a reason to go on without it.
             path.try_exists().unwrap_or(true).then_some(path)
         };
-        let password = password.or_else(|| {
-            let path = credential("admin-password")?;
-            Some(PasswordSource::File(path.clone(), Origin::Credential(path)))
-        });
-        if let Some(source) = password {
-            let (secret, origin) = match source {
-                PasswordSource::Variable(name, secret) => {
-                    (secret, Origin::Environment(name.to_owned()))
-                }
-                PasswordSource::File(path, origin) => {
-                    (read_secret(&path, "admin password", &origin)?, origin)
-                }
+        for setting in settings() {
+            let Some(secret) = &setting.secret else {
+                continue;
             };
-            self.config.admin_password = Some(Secret::new(secret));
-            self.origins.insert(ADMIN_PASSWORD_FILE_KEY, origin);
-        }
-        if self.config.database_url.is_none()
-            && let Some(path) = credential("database-url")
-        {
-            let origin = Origin::Credential(path.clone());
-            let text = read_secret(&path, "database URL", &origin)?;
-            let url = DatabaseUrl::parse(&text).map_err(|problem| ConfigError::Value {
-                origin: origin.clone(),
-                key: "database_url",
-                shown: None,
-                problem,
-            })?;
-            self.config.database_url = Some(url);
-            self.origins.insert("database_url", origin);
+            let unset = !self.origins.contains_key(setting.key);
+            let from_file = self.files.remove(setting.key).or_else(|| {
+                let path = credential(secret.credential).filter(|_| unset)?;
+                Some((path.clone(), Origin::Credential(path)))
+            });
+            if let Some((path, origin)) = from_file {
+                let text = read_secret(&path, secret.what, &origin)?;
+                self.set(setting, &Raw::Text(text), origin)?;
+            }
         }
         Ok(())
     }
@@ -303,14 +290,11 @@ impl Merge {
     /// A variable we do not know is a warning, not an error: containers and orchestrators set
     /// variables of their own (`RELAY_PORT_2470_TCP`), and the reference relay has some more.
     fn warn_of_unknown_variables(&mut self, env: &Environment) {
-        let mut known = vec![CONFIG_FILE_ENV, ADMIN_PASSWORD_FILE_ENV];
-        known.extend(ADMIN_PASSWORD_ENV);
-        known.extend(
-            settings()
-                .iter()
-                .flat_map(|s| s.variables)
-                .map(Variable::name),
-        );
+        let variables = settings().iter().flat_map(|s| &s.variables);
+        let known: Vec<&str> = variables
+            .map(Variable::name)
+            .chain([CONFIG_FILE_ENV])
+            .collect();
         for name in env.names_with_prefix(PREFIX) {
             if known.contains(&name) {
                 continue;
@@ -360,7 +344,7 @@ fn variable_value(
                 .map(|item| Raw::Text(item.to_owned()))
                 .collect(),
         ))),
-        Variable::Value(_) => Ok(Some(Raw::Text(text.to_owned()))),
+        Variable::Value(_) | Variable::Secret(_) => Ok(Some(Raw::Text(text.to_owned()))),
         Variable::Switch(_, meaning) => match parse_bool(text) {
             Some(true) => Ok(Some(Raw::Text((*meaning).to_owned()))),
             Some(false) => Ok(None),
@@ -374,27 +358,8 @@ fn variable_value(
     }
 }
 
-fn password_in_environment(env: &Environment) -> Result<Option<PasswordSource>, ConfigError> {
-    let value = ADMIN_PASSWORD_ENV
-        .iter()
-        .find_map(|name| Some((*name, env.get(name)?)));
-    let file = env.get(ADMIN_PASSWORD_FILE_ENV);
-    match (value, file) {
-        (Some((name, _)), Some(_)) => Err(ConfigError::Contradiction {
-            origin: Origin::Environment(name.to_owned()),
-            problem: format!("{ADMIN_PASSWORD_FILE_ENV} is set as well; set only one of the two"),
-        }),
-        (Some((name, value)), None) => {
-            let origin = Origin::Environment(name.to_owned());
-            let text = utf8(value, "the admin password", &origin)?;
-            Ok(Some(PasswordSource::Variable(name, text.to_owned())))
-        }
-        (None, Some(path)) => Ok(Some(PasswordSource::File(
-            path.into(),
-            Origin::Environment(ADMIN_PASSWORD_FILE_ENV.to_owned()),
-        ))),
-        (None, None) => Ok(None),
-    }
+fn is_secret(variable: &Variable) -> bool {
+    matches!(variable, Variable::Secret(_))
 }
 
 /// Reads a secret from a file: all of it but the line break at its end.
@@ -428,18 +393,20 @@ fn read_secret(path: &Path, what: &'static str, origin: &Origin) -> Result<Strin
 }
 
 fn unknown_key(key: String, origin: Origin) -> ConfigError {
-    if key == "admin_password" || key == "admin_key" {
+    let variable = format!("{PREFIX}{}", key.to_uppercase());
+    let holds_secret = |v: &Variable| is_secret(v) && v.name() == variable;
+    if let Some(setting) = settings()
+        .iter()
+        .find(|s| s.variables.iter().any(holds_secret))
+    {
         return ConfigError::UnknownKey {
             origin,
             key,
-            nearest: Some(ADMIN_PASSWORD_FILE_KEY),
+            nearest: Some(setting.key),
             secret: true,
         };
     }
-    let known = settings()
-        .iter()
-        .map(|s| s.key)
-        .chain([ADMIN_PASSWORD_FILE_KEY]);
+    let known = settings().iter().map(|s| s.key);
     // A key in the wrong table has the right last part.
     let last = key.rsplit('.').next().unwrap_or_default();
     let moved = known.clone().find(|k| k.rsplit('.').next() == Some(last));

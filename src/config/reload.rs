@@ -1,7 +1,7 @@
 //! What a configuration that is read again changes, setting by setting, and what of it can be applied at once.
 
+use super::Config;
 use super::settings::{Setting, settings};
-use super::{ADMIN_PASSWORD_FILE_KEY, Config};
 
 /// The difference between what runs and what is configured now.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -10,8 +10,6 @@ pub struct Reload {
     pub applied: Vec<Change>,
     /// Settings that wait for a restart, with the values that run and those that are configured.
     pub waiting: Vec<Change>,
-    /// The admin password is another one.
-    pub password: bool,
 }
 
 /// A setting with another value.
@@ -39,7 +37,6 @@ impl Reload {
         Reload {
             applied: changes(true, last),
             waiting: changes(false, started),
-            password: last.admin_password != new.admin_password,
         }
     }
 
@@ -47,12 +44,6 @@ impl Reload {
     pub fn tell(&self) {
         for Change { key, from, to } in &self.applied {
             tracing::info!(setting = key, from, to, "a setting is changed");
-        }
-        if self.password {
-            tracing::info!(
-                setting = ADMIN_PASSWORD_FILE_KEY,
-                "the admin password is changed"
-            );
         }
         for Change { key, from, to } in &self.waiting {
             tracing::warn!(

@@ -3,6 +3,12 @@
 
 use std::time::Duration;
 
+/// Sizes that limits are written with.
+pub const KIB: u64 = 1 << 10;
+pub const MIB: u64 = 1 << 20;
+pub const TIB: u64 = 1 << 40;
+pub const MB: u64 = 1_000_000;
+
 /// Units of time and their milliseconds, largest first.
 const TIME_UNITS: [(&str, u64); 6] = [
     ("w", 7 * 86_400_000),
@@ -15,13 +21,13 @@ const TIME_UNITS: [(&str, u64); 6] = [
 
 /// Units of size and their bytes, largest first; decimal and binary ones are both exact.
 const SIZE_UNITS: [(&str, u64); 9] = [
-    ("TiB", 1 << 40),
+    ("TiB", TIB),
     ("TB", 1_000_000_000_000),
     ("GiB", 1 << 30),
     ("GB", 1_000_000_000),
-    ("MiB", 1 << 20),
-    ("MB", 1_000_000),
-    ("KiB", 1 << 10),
+    ("MiB", MIB),
+    ("MB", MB),
+    ("KiB", KIB),
     ("kB", 1_000),
     ("B", 1),
 ];

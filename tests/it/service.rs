@@ -376,7 +376,10 @@ async fn a_reload_applies_what_it_can_and_a_wrong_file_changes_nothing() {
     for (line, level) in [
         ("a setting is changed setting=\"max_consumers\"", "INFO"),
         ("a setting is changed setting=\"hosts\"", "INFO"),
-        ("the admin password is changed", "INFO"),
+        (
+            "a setting is changed setting=\"admin_password_file\"",
+            "INFO",
+        ),
         (
             "a setting is changed that needs a restart setting=\"log.durability\"",
             "WARN",

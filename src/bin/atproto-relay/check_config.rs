@@ -1,6 +1,6 @@
 //! `check-config`: what `serve` would run with, and where each value is from. Connects to nothing.
 
-use atproto_relay::config::{ADMIN_PASSWORD_FILE_KEY, AdminListen, Loaded, settings};
+use atproto_relay::config::{AdminListen, Loaded, Setting, settings};
 
 use super::config_args::ConfigArgs;
 use super::failure::Failure;
@@ -23,7 +23,8 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
 /// `key = value  # origin` for each setting, as TOML with dotted keys.
 fn describe(loaded: &Loaded) -> String {
     let mut text = String::new();
-    for setting in settings() {
+    let in_file = |setting: &Setting| setting.secret.is_some_and(|secret| secret.in_file);
+    for setting in settings().iter().filter(|setting| !in_file(setting)) {
         let assignment = format!("{} = {}", setting.key, (setting.show)(&loaded.config));
         text.push_str(&format!(
             "{assignment:<58} # {}\n",
@@ -34,7 +35,7 @@ fn describe(loaded: &Loaded) -> String {
     text.push_str(&match (password, &loaded.config.admin_listen) {
         (Some(_), _) => format!(
             "# admin API: on, password from {}\n",
-            loaded.origin(ADMIN_PASSWORD_FILE_KEY)
+            loaded.origin("admin_password_file")
         ),
         (None, Some(AdminListen::Unix(path))) => format!(
             "# admin API: on at unix:{} alone, because no password is configured\n",

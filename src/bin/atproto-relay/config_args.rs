@@ -12,7 +12,6 @@ use atproto_relay::config::{
 };
 
 const CONFIG: &str = "config";
-const ADMIN_PASSWORD_FILE: &str = "admin-password-file";
 
 /// `--config` and all settings.
 pub struct ConfigArgs(Flags);
@@ -34,7 +33,6 @@ impl FromArgMatches for ConfigArgs {
         }
         Ok(ConfigArgs(Flags {
             config: matches.get_one::<PathBuf>(CONFIG).cloned(),
-            admin_password_file: matches.get_one::<PathBuf>(ADMIN_PASSWORD_FILE).cloned(),
             settings: given,
         }))
     }
@@ -56,33 +54,14 @@ impl Args for ConfigArgs {
                 .help_heading(Group::Common.heading())
                 .help("TOML file with settings [env: RELAY_CONFIG]"),
         );
-        settings().iter().fold(command, |command, setting| {
-            let command = command.arg(argument(setting));
-            if setting.key == "allow_private_hosts" {
-                command.arg(admin_password_file())
-            } else {
-                command
-            }
-        })
+        settings()
+            .iter()
+            .fold(command, |command, setting| command.arg(argument(setting)))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
         ConfigArgs::augment_args(command)
     }
-}
-
-fn admin_password_file() -> Arg {
-    Arg::new(ADMIN_PASSWORD_FILE)
-        .long(ADMIN_PASSWORD_FILE)
-        .value_name("FILE")
-        .value_parser(value_parser!(PathBuf))
-        .value_hint(ValueHint::FilePath)
-        .help_heading(Group::Common.heading())
-        .help(
-            "File with the password of the admin API; without a password the admin API answers on a Unix socket \
-             alone. The password itself may be in RELAY_ADMIN_PASSWORD or in the systemd credential `admin-password` \
-             [env: RELAY_ADMIN_PASSWORD_FILE]",
-        )
 }
 
 fn argument(setting: &'static Setting) -> Arg {
@@ -105,7 +84,13 @@ fn argument(setting: &'static Setting) -> Arg {
             .default_missing_value("true")
             .value_name("BOOL");
     }
-    let argument = argument.value_name(setting.placeholder);
+    let argument = argument
+        .value_name(setting.placeholder)
+        .value_hint(match setting.placeholder {
+            "FILE" => ValueHint::FilePath,
+            "FOLDER" => ValueHint::DirPath,
+            _ => ValueHint::Unknown,
+        });
     if setting.list {
         argument.action(ArgAction::Append)
     } else {

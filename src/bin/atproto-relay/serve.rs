@@ -169,14 +169,9 @@ async fn reload(args: &ConfigArgs, relay: &Relay) {
         tracing::warn!("{warning}");
     }
     raise_file_limit(config.max_consumers);
-    let Reload {
-        applied,
-        waiting,
-        password,
-    } = relay.reload(config).await;
-    let applied = applied.len() + usize::from(password);
+    let Reload { applied, waiting } = relay.reload(config).await;
     tracing::info!(
-        applied,
+        applied = applied.len(),
         need_restart = waiting.len(),
         "the configuration was read again"
     );
