@@ -1,5 +1,6 @@
 //! The binary from its outside: what it prints, what it exits with, and what each mistake is told.
 
+use atproto_relay::dial::plain_client;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
@@ -1106,7 +1107,14 @@ async fn firehose_ends_when_nobody_reads_it_and_at_ctrl_c() {
     let metrics = format!("http://{metrics}/metrics");
     let deadline = Instant::now() + DEADLINE;
     loop {
-        let text = reqwest::get(&metrics).await.unwrap().text().await.unwrap();
+        let text = plain_client()
+            .get(&metrics)
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
         if text.contains("relay_consumers 1\n") {
             break;
         }

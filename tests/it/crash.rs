@@ -4,6 +4,7 @@
 #![cfg(feature = "devnet")]
 
 use crate::support::postgres;
+use atproto_relay::dial::plain_client;
 use std::time::Duration;
 
 use crate::support::kills::kills;
@@ -117,7 +118,14 @@ async fn a_takedown_outlives_a_crash_right_after_its_answer() {
             "{}/xrpc/com.atproto.sync.getRepoStatus?did={did}",
             relay.url()
         );
-        let status: Value = reqwest::get(url).await.unwrap().json().await.unwrap();
+        let status: Value = plain_client()
+            .get(url)
+            .send()
+            .await
+            .unwrap()
+            .json()
+            .await
+            .unwrap();
         assert_eq!(status["status"], "takendown", "{status}");
     }
     // Four of the first account, and of each other its two #account events.

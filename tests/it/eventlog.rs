@@ -641,7 +641,7 @@ fn a_killed_process_leaves_what_it_reported() {
     let mut reported = 0;
     for round in 0..12 {
         let mut child = Command::new(std::env::current_exe().expect("this test"))
-            .args(["append_until_killed", "--exact", "--nocapture"])
+            .args(["eventlog::append_until_killed", "--exact", "--nocapture"])
             .env("APPEND_UNTIL_KILLED", folder.path())
             .stdout(Stdio::piped())
             .spawn()

@@ -7,6 +7,7 @@
 use crate::support::kills;
 use crate::support::postgres;
 use crate::support::process;
+use atproto_relay::dial::plain_client;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -823,14 +824,33 @@ async fn without_a_store_consumers_are_closed_and_sockets_wait() {
     let address = service.manager.public;
     let waiting = tokio::spawn(async move {
         let url = format!("http://{address}/_health");
-        reqwest::get(url).await.unwrap().status().as_u16()
+        plain_client()
+            .get(url)
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
     });
     service.manager.start();
     assert_eq!(waiting.await.unwrap(), 200);
     // The operator's routes are nowhere else but with a password, which is not set.
     let public = format!("http://{address}/admin/pds/list");
-    assert_eq!(reqwest::get(public).await.unwrap().status().as_u16(), 404);
-    let metrics = reqwest::get(service.metrics_url()).await.unwrap();
+    assert_eq!(
+        plain_client()
+            .get(public)
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16(),
+        404
+    );
+    let metrics = plain_client()
+        .get(service.metrics_url())
+        .send()
+        .await
+        .unwrap();
     assert_eq!(metrics.status().as_u16(), 200);
     assert!(service.admin("/admin/consumers/list").await.is_array());
 }

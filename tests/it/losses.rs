@@ -5,6 +5,7 @@
 #![cfg(feature = "devnet")]
 
 use crate::support::postgres;
+use atproto_relay::dial::plain_client;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -84,7 +85,14 @@ async fn status_of(relay: &RelayProcess, did: &str) -> Value {
         "{}/xrpc/com.atproto.sync.getRepoStatus?did={did}",
         relay.url()
     );
-    reqwest::get(url).await.unwrap().json().await.unwrap()
+    plain_client()
+        .get(url)
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap()
 }
 
 /// Everything from `cursor` up to the event that holds `text`, and the names of the infos before it.
@@ -364,7 +372,14 @@ async fn host_of(relay: &RelayProcess, hostname: &str) -> Value {
         "{}/xrpc/com.atproto.sync.getHostStatus?hostname={hostname}",
         relay.url()
     );
-    reqwest::get(url).await.unwrap().json().await.unwrap()
+    plain_client()
+        .get(url)
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap()
 }
 
 /// The database is not the log's: the number that the log has for one host is another's there.
@@ -880,7 +895,7 @@ async fn until_clock(relay: &RelayProcess, wrong: bool, write: impl Fn()) -> Str
     let url = format!("{}/_health", relay.url());
     let wait = async {
         loop {
-            let answer = reqwest::get(&url).await.unwrap();
+            let answer = plain_client().get(&url).send().await.unwrap();
             let health: Value = answer.json().await.unwrap();
             let problems = health["problems"].as_array().unwrap();
             let clock = problems.iter().find(|problem| problem["name"] == "clock");
@@ -938,7 +953,7 @@ async fn a_clock_that_is_behind_is_told_with_an_empty_log_and_with_a_full_one() 
 async fn until_health(url: &str, status: u16) -> String {
     let wait = async {
         loop {
-            let answer = reqwest::get(url).await.unwrap();
+            let answer = plain_client().get(url).send().await.unwrap();
             if answer.status().as_u16() == status {
                 return answer.text().await.unwrap();
             }

@@ -1,6 +1,7 @@
 //! What is written about the relay outside of it, for NixOS and for Prometheus, names what the relay really has: its
 //! settings, its metrics, and their labels.
 
+use atproto_relay::dial::plain_client;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -151,7 +152,14 @@ async fn exported() -> BTreeMap<String, BTreeMap<String, BTreeSet<String>>> {
     let _ = metrics().shards[0];
     let text = timeout(PATIENCE, async {
         loop {
-            let text = reqwest::get(&url).await.unwrap().text().await.unwrap();
+            let text = plain_client()
+                .get(&url)
+                .send()
+                .await
+                .unwrap()
+                .text()
+                .await
+                .unwrap();
             // Hosts are counted soon after the start.
             if text.contains("relay_hosts{") {
                 return text;

@@ -5,6 +5,7 @@
 
 use crate::support::postgres;
 use crate::support::relay as support;
+use atproto_relay::dial::plain_client;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -179,7 +180,7 @@ async fn until_status(url: &str, code: u16) -> String {
     let mut said = String::new();
     let wait = async {
         loop {
-            let answer = reqwest::get(url).await.unwrap();
+            let answer = plain_client().get(url).send().await.unwrap();
             let status = answer.status().as_u16();
             said = answer.text().await.unwrap();
             if status == code {
@@ -216,7 +217,10 @@ async fn a_signal_ends_it_soon_while_everybody_is_connected() {
     let waited = tokio::time::timeout(PATIENCE, connected).await;
     assert!(waited.is_ok(), "{}", relay.said());
     let health = relay.metrics_url().replace("/metrics", "/_health");
-    assert_eq!(reqwest::get(&health).await.unwrap().status(), 200);
+    assert_eq!(
+        plain_client().get(&health).send().await.unwrap().status(),
+        200
+    );
     let started = Instant::now();
     assert!(relay.end(PATIENCE).await.unwrap(), "exit code 0");
     let took = started.elapsed();
@@ -274,9 +278,15 @@ async fn a_database_that_is_away_is_told_in_one_line_with_its_cause() {
     let health = format!("{}/xrpc/_health", relay.url());
     let listing = format!("{}/xrpc/com.atproto.sync.listRepos", relay.url());
     while metric("relay_store_flush_errors_total").await < 1.0 {
-        assert_eq!(reqwest::get(&listing).await.unwrap().status(), 503);
+        assert_eq!(
+            plain_client().get(&listing).send().await.unwrap().status(),
+            503
+        );
     }
-    assert_eq!(reqwest::get(&health).await.unwrap().status(), 503);
+    assert_eq!(
+        plain_client().get(&health).send().await.unwrap().status(),
+        503
+    );
     let said = relay.said_in_all();
     let complaints = said.lines().filter(|line| {
         // Of the password in the arguments it warns too.
@@ -291,7 +301,7 @@ async fn a_database_that_is_away_is_told_in_one_line_with_its_cause() {
     while metric("relay_events_forwarded_total").await < 84.0 {
         pause().await;
     }
-    while reqwest::get(&health).await.unwrap().status() != 200 {
+    while plain_client().get(&health).send().await.unwrap().status() != 200 {
         pause().await;
     }
     assert!(relay.end(PATIENCE).await.unwrap());

@@ -5,6 +5,7 @@
 
 use crate::support::postgres;
 use crate::support::relay as support;
+use atproto_relay::dial::plain_client;
 use std::time::Duration;
 
 use crate::support::relay::Bench;
@@ -407,7 +408,14 @@ async fn agrees_with_the_network(bench: &Bench) {
         bench.url(),
         repo.did
     );
-    let bytes = reqwest::get(url).await.unwrap().bytes().await.unwrap();
+    let bytes = plain_client()
+        .get(url)
+        .send()
+        .await
+        .unwrap()
+        .bytes()
+        .await
+        .unwrap();
     assert_eq!(Car::parse(&bytes).unwrap().roots(), [repo.commit]);
 }
 
@@ -482,7 +490,11 @@ async fn a_reload_changes_rates_bans_and_rules_under_connected_hosts() {
     assert_eq!(keys, expected);
     bench.until_connected().await;
     let admin = format!("{}/admin/pds/list", bench.url());
-    assert_eq!(reqwest::get(&admin).await.unwrap().status(), 404, "off");
+    assert_eq!(
+        plain_client().get(&admin).send().await.unwrap().status(),
+        404,
+        "off"
+    );
 
     // A gap in an account's chain is now one too many.
     let pds = bench.network.pds(0);

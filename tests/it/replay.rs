@@ -2,6 +2,7 @@
 //! of the time of the last frame sent.
 #![cfg(feature = "devnet")]
 
+use atproto_relay::dial::plain_client;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ async fn messages(replay: &Replay, host: usize, cursor: Option<i64>, count: usiz
 }
 
 async fn get(url: String) -> (u16, Value) {
-    let answer = reqwest::get(url).await.unwrap();
+    let answer = plain_client().get(url).send().await.unwrap();
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 

@@ -4,6 +4,7 @@
 #![cfg(feature = "devnet")]
 
 use crate::support::postgres;
+use atproto_relay::dial::plain_client;
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write as _;
@@ -72,7 +73,10 @@ async fn it_is_ready_when_it_serves_and_tells_how_it_does() {
     let first = service.hear(PATIENCE).unwrap();
     assert_eq!(first[0], "READY=1", "{first:?}");
     let health = format!("{}/_health", service.url());
-    assert_eq!(reqwest::get(&health).await.unwrap().status(), 200);
+    assert_eq!(
+        plain_client().get(&health).send().await.unwrap().status(),
+        200
+    );
     let status = until_status(&service, &["1 of 1 hosts connected", "0 consumers"]);
     assert!(status.contains("events/s, lag "), "{status}");
 
@@ -586,7 +590,9 @@ async fn lines_go_to_the_journal_with_fields_to_filter_by() {
 
 /// The health of a relay; what the public is told, and with which status.
 async fn health(service: &Service) -> (u16, Value) {
-    let answer = reqwest::get(format!("{}/xrpc/_health", service.url()))
+    let answer = plain_client()
+        .get(format!("{}/xrpc/_health", service.url()))
+        .send()
         .await
         .unwrap();
     (answer.status().as_u16(), answer.json().await.unwrap())
@@ -821,7 +827,7 @@ async fn a_database_that_is_away_is_told_once_and_with_its_cause_to_the_operator
     let (status, health) = until_problem(&service, "database", true, write).await;
     assert_eq!((status, &health["status"]), (503, &json!("error")));
     let private = service.metrics_url().replace("/metrics", "/_health");
-    let answer = reqwest::get(&private).await.unwrap();
+    let answer = plain_client().get(&private).send().await.unwrap();
     assert_eq!(answer.status(), 503);
     let told = answer.text().await.unwrap();
     let public = named(&health, "database").unwrap()["message"]

@@ -1,5 +1,6 @@
 //! A whole relay with a devnet before it and consumers behind it, all on real sockets.
 
+use atproto_relay::dial::plain_client;
 use std::time::Duration;
 
 use atproto_relay::atproto::frame::{self, Message};
@@ -102,7 +103,11 @@ impl Bench {
 
     /// A public request; its status and JSON.
     pub async fn get(&self, path: &str) -> (u16, Value) {
-        let response = reqwest::get(format!("{}{path}", self.url())).await.unwrap();
+        let response = plain_client()
+            .get(format!("{}{path}", self.url()))
+            .send()
+            .await
+            .unwrap();
         let status = response.status().as_u16();
         (status, response.json().await.unwrap())
     }
