@@ -17,6 +17,7 @@ pub mod dial;
 pub mod discovery;
 pub mod eventlog;
 pub mod firehose;
+pub mod hosts;
 pub mod identity;
 pub mod pulse;
 pub mod relay;

@@ -16,8 +16,9 @@ use url::Url;
 use crate::atproto::did::Did;
 use crate::client::{Network, Place, Places};
 use crate::dial::{Guard, HostNameError, PdsHost, fetch, http_client, relay_mark};
+use crate::hosts::{AddError, HostHandle};
 use crate::telemetry::{Crawl, metrics};
-use crate::upstream::{AddError, HostHandle, Hosts};
+use crate::upstream::Supervisor;
 
 /// Longest answer of `describeServer` that is read.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -102,7 +103,7 @@ pub struct Crawler {
 
 struct Inner {
     options: RwLock<CrawlerOptions>,
-    hosts: Hosts,
+    upstream: Supervisor,
     client: Client,
     checks: Places<Share>,
     failed: Mutex<LruCache<PdsHost, (Instant, CrawlError)>>,
@@ -175,12 +176,12 @@ struct ServerDescription {
 }
 
 impl Crawler {
-    /// A crawler that adds to `hosts`.
-    pub fn new(options: CrawlerOptions, hosts: Hosts) -> Self {
+    /// A crawler that adds hosts to `upstream`.
+    pub fn new(options: CrawlerOptions, upstream: Supervisor) -> Self {
         let inner = Inner {
             client: http_client(&options.guard),
             options: RwLock::new(options),
-            hosts,
+            upstream,
             checks: Places::default(),
             failed: Mutex::new(LruCache::new(MAX_REMEMBERED)),
             added: Mutex::default(),
@@ -234,20 +235,24 @@ impl Inner {
     async fn request(&self, hostname: &str, by: Requester) -> Result<Arc<HostHandle>, CrawlError> {
         let options = self.options();
         let host = PdsHost::parse(hostname, &options.guard)?;
-        if self.hosts.is_banned(&host) {
+        if self.upstream.hosts().is_banned(&host) {
             return Err(CrawlError::Banned(host));
         }
-        let is_new = self.hosts.by_name(host.name()).is_none();
+        let is_new = self.upstream.hosts().by_name(host.name()).is_none();
         if is_new {
             let check = self.admit(&host, by, &options)?;
             self.check(&host, &options).await?;
             drop(check);
             self.count_added(&host, by, &options)?;
         }
-        let added = self.hosts.add(&host).await.map_err(|error| match error {
-            AddError::Banned(host) => CrawlError::Banned(host),
-            AddError::Store(error) => CrawlError::Store(error.to_string()),
-        })?;
+        let added = self
+            .upstream
+            .add(&host)
+            .await
+            .map_err(|error| match error {
+                AddError::Banned(host) => CrawlError::Banned(host),
+                AddError::Store(error) => CrawlError::Store(error.to_string()),
+            })?;
         if is_new {
             tracing::info!(host = host.name(), ?by, "a requested host is added");
         }

@@ -9,7 +9,6 @@ mod listeners;
 mod operations;
 mod recovery;
 mod reload;
-mod roster;
 mod vitals;
 
 use std::future::Future;
@@ -37,13 +36,15 @@ use crate::dial::{Guard, PdsHost};
 use crate::discovery::{Crawler, CrawlerOptions};
 use crate::eventlog::{self, EventLog, LogError, LogOptions};
 use crate::firehose::{self, Firehose, FirehoseOptions};
+use crate::hosts::roster::Roster;
+use crate::hosts::{AddError, Checkpoint, Hosts, HostsOptions, Policy};
 use crate::identity::{Resolver, ResolverOptions};
 use crate::store::{Batch, Store, StoreError, Writer};
 use crate::systemd::sockets::Given;
 use crate::systemd::store::DescriptorStore;
 use crate::systemd::watchdog::Part;
-use crate::upstream::{AddError, Checkpoint, Hosts, HostsOptions, Policy};
-use crate::verify::{self, Alarm, KnownHosts, Pipeline, Rule, Settlement, Surroundings};
+use crate::upstream::{Supervisor, UpstreamOptions};
+use crate::verify::{self, Alarm, Dependencies, Pipeline, Settlement};
 use crate::{api, telemetry};
 
 use durable::{Position, on_durable};
@@ -51,7 +52,6 @@ use health::Examiner;
 use listeners::Listeners;
 use operations::Running;
 pub use recovery::RecoveryError;
-use roster::{Name, Roster};
 pub use vitals::Vitals;
 use vitals::{Sampler, as_gauge};
 
@@ -158,7 +158,6 @@ impl Relay {
         mut given: Given,
         descriptors: Option<DescriptorStore>,
     ) -> Result<Relay, StartError> {
-        telemetry::metrics().register_rules(Rule::ALL.iter().map(|rule| rule.name()));
         let listeners = Listeners::open(&config, &mut given).await?;
         show_settings(&config);
         let log = open_log(&config).await?;
@@ -171,24 +170,24 @@ impl Relay {
 
         let clock = Clock::after(log.newest_at_open());
         let guard = Guard::new(config.allow_private_hosts);
+        let hosts = Hosts::load(hosts_options(&config, guard), store.clone(), recovered).await?;
         let writer = Writer::spawn(store.clone());
         let (to_log, from_shards) = sync_mpsc::sync_channel(LOG_QUEUE);
-        let known_hosts = KnownHosts::default();
         let (failing, failed) = watch::channel(None);
         let alarm = Alarm::new({
             let failing = failing.clone();
             move |reason| fail(&failing, reason)
         });
         let resolver = Resolver::new(resolver_options(&config, guard, clock));
-        let surroundings = Surroundings {
+        let dependencies = Dependencies {
             resolver: resolver.clone(),
             writer: writer.clone(),
             log: to_log,
-            hosts: known_hosts.clone(),
+            hosts: hosts.index().clone(),
             alarm: alarm.clone(),
             head: log.head(),
         };
-        let (pipeline, shards) = Pipeline::start(pipeline_options(&config, clock), surroundings)
+        let (pipeline, shards) = Pipeline::start(pipeline_options(&config, clock), dependencies)
             .map_err(StartError::Thread)?;
         let unfinished = Unfinished(Some(pipeline.clone()));
         let position = Position::new(log.head());
@@ -206,21 +205,19 @@ impl Relay {
             move |events: &[_]| announcer.announce(events),
             settle,
         )?;
-        let hosts = Hosts::new(
-            hosts_options(&config, guard),
+        let upstream = Supervisor::new(
+            upstream_options(&config, guard),
+            hosts.clone(),
             store.clone(),
-            recovered,
-            Arc::new(pipeline.clone()),
-        )
-        .await?;
-        known_hosts.set(hosts.clone());
+            pipeline.clone(),
+        );
 
         for entry in &config.hosts {
-            add_configured_host(entry, guard, &hosts).await?;
+            add_configured_host(entry, guard, &upstream).await?;
         }
         // Before the first event: what was recovered needs not be recovered again.
         checkpoint(&hosts, &writer, &position, None).await;
-        hosts.start();
+        upstream.start();
         // From here on nothing waits and nothing fails: who is answered meets a whole relay.
         unfinished.finish();
 
@@ -232,7 +229,8 @@ impl Relay {
             log: log.clone(),
             hosts: hosts.clone(),
             pipeline: pipeline.clone(),
-            crawler: Crawler::new(crawler_options(&config, guard), hosts.clone()),
+            crawler: Crawler::new(crawler_options(&config, guard), upstream.clone()),
+            upstream,
             firehose: firehose.clone(),
             resolver,
             store: store.clone(),
@@ -310,7 +308,7 @@ impl Relay {
         self.metrics_addr
     }
 
-    /// The supervisor of the hosts, for a status line.
+    /// The registry of hosts, for a status line.
     pub fn hosts(&self) -> &Hosts {
         &self.running.hosts
     }
@@ -380,13 +378,14 @@ impl Relay {
     pub async fn shutdown(self) {
         let Running {
             hosts,
+            upstream,
             pipeline,
             writer,
             firehose,
             ..
         } = &*self.running;
         self.leaving.cancel();
-        if timeout(HOSTS_PATIENCE, hosts.shutdown()).await.is_err() {
+        if timeout(HOSTS_PATIENCE, upstream.shutdown()).await.is_err() {
             warn!("hosts that did not close in time are left");
         }
         pipeline.stop();
@@ -611,8 +610,15 @@ fn hosts_options(config: &Config, guard: Guard) -> HostsOptions {
         guard,
         policy: policy(config),
         memory: config.memory,
-        message_timeout: config.message_time,
         ..HostsOptions::default()
+    }
+}
+
+fn upstream_options(config: &Config, guard: Guard) -> UpstreamOptions {
+    UpstreamOptions {
+        guard,
+        message_timeout: config.message_time,
+        ..UpstreamOptions::default()
     }
 }
 
@@ -648,7 +654,7 @@ fn firehose_options(config: &Config) -> FirehoseOptions {
 async fn add_configured_host(
     entry: &HostEntry,
     guard: Guard,
-    hosts: &Hosts,
+    upstream: &Supervisor,
 ) -> Result<(), StartError> {
     let refused = |reason: String| StartError::Host {
         host: entry.to_string(),
@@ -656,7 +662,7 @@ async fn add_configured_host(
     };
     let host =
         PdsHost::parse(&entry.to_string(), &guard).map_err(|error| refused(error.to_string()))?;
-    match hosts.add(&host).await {
+    match upstream.add(&host).await {
         Ok(_) => Ok(()),
         Err(AddError::Banned(_)) => {
             warn!(%host, "a configured host is banned and stays so");
@@ -688,26 +694,15 @@ async fn checkpoints(
     let mut ticks = interval(CHECKPOINT_INTERVAL);
     let mut last = None;
     while closing.run_until_cancelled(ticks.tick()).await.is_some() {
-        note_new_hosts(&hosts, &mut roster);
+        // What cannot be recorded now is recorded the next time.
+        if let Err(failure) = roster.record_new(&hosts) {
+            warn!(%failure, "new hosts cannot be noted beside the event log yet");
+        }
         last = checkpoint(&hosts, &writer, &position, last).await;
         if last.is_none() && !closing.is_cancelled() {
             let reason = "the database's writer ended; restart the relay";
             return fail(&failing, reason.to_owned());
         }
-    }
-}
-
-/// Notes hosts that are new beside the log. What cannot be noted now is noted the next time.
-fn note_new_hosts(hosts: &Hosts, roster: &mut Roster) {
-    if hosts.count() <= roster.hosts().len() {
-        return;
-    }
-    let known = hosts.list();
-    let names = known
-        .iter()
-        .map(|host| (host.id(), Name::new(host.name(), host.host().tls())));
-    if let Err(failure) = roster.note(names) {
-        warn!(%failure, "new hosts cannot be noted beside the event log yet");
     }
 }
 
@@ -723,7 +718,7 @@ async fn checkpoint(
     let Checkpoint {
         cursors,
         replay_from,
-    } = hosts.checkpoint(head);
+    } = hosts.take_checkpoint(head);
     let now = (replay_from, head);
     if cursors.is_empty() && last == Some(now) {
         return last;

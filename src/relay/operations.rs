@@ -11,16 +11,18 @@ use crate::config::Validation;
 use crate::discovery::{CrawlError, Crawler, Requester};
 use crate::eventlog::{self, EventLog};
 use crate::firehose::{ConsumerInfo, Firehose};
+use crate::hosts::Hosts;
 use crate::identity::Resolver;
 use crate::store::{HostId, LocalStatus, RateOverrides, Store, Writer};
 use crate::telemetry::{Health, Metrics, Observed, raise_to};
-use crate::upstream::Hosts;
+use crate::upstream::Supervisor;
 use crate::verify::{CommandError, Pipeline};
 
 /// The parts that requests ask for.
 pub(super) struct Running {
     pub log: EventLog,
     pub hosts: Hosts,
+    pub upstream: Supervisor,
     pub pipeline: Pipeline,
     pub crawler: Crawler,
     pub firehose: Firehose,
@@ -54,11 +56,11 @@ impl Operations for Running {
     }
 
     fn ban_host(&self, host: HostId) -> BoxFuture<'_, Result<(), OperationError>> {
-        Box::pin(async move { Ok(self.hosts.ban(host).await?) })
+        Box::pin(async move { Ok(self.upstream.ban(host).await?) })
     }
 
     fn unban_host(&self, host: HostId) -> BoxFuture<'_, Result<(), OperationError>> {
-        Box::pin(async move { Ok(self.hosts.unban(host).await?) })
+        Box::pin(async move { Ok(self.upstream.unban(host).await?) })
     }
 
     fn set_account_limit(
@@ -93,11 +95,11 @@ impl Operations for Running {
     }
 
     fn ban_domain<'a>(&'a self, domain: &'a str) -> BoxFuture<'a, Result<bool, OperationError>> {
-        Box::pin(async move { Ok(self.hosts.ban_domain(domain).await?) })
+        Box::pin(async move { Ok(self.upstream.ban_domain(domain).await?) })
     }
 
     fn unban_domain<'a>(&'a self, domain: &'a str) -> BoxFuture<'a, Result<bool, OperationError>> {
-        Box::pin(async move { Ok(self.hosts.unban_domain(domain).await?) })
+        Box::pin(async move { Ok(self.upstream.unban_domain(domain).await?) })
     }
 
     fn take_down(&self, did: Did) -> BoxFuture<'_, Result<(), OperationError>> {

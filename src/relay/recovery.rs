@@ -10,7 +10,6 @@ use std::io;
 
 use tracing::{error, info, warn};
 
-use super::roster::{Name, Roster};
 use crate::atproto::car::Car;
 use crate::atproto::commit::SignedCommit;
 use crate::atproto::did::Did;
@@ -18,12 +17,13 @@ use crate::atproto::frame::{self, Kind, Message};
 use crate::atproto::tid::Tid;
 use crate::config::Config;
 use crate::eventlog::{Entry, EventLog, LogError, ReadError, UNKNOWN_HOST};
+use crate::hosts::roster::{Name, Roster};
+use crate::hosts::{Durable, InFlightLimits, RecoveredHost};
 use crate::store::{
     AccountUpdate, Batch, Heard, HostId, HostRow, LocalStatus, NewHost, RepoState, Store,
     StoreError, UpstreamStatus,
 };
 use crate::telemetry::metrics;
-use crate::upstream::{Durable, InFlightLimits, RecoveredHost};
 use crate::verify::LOCAL_STATUS_BASE;
 
 /// Account changes written in one transaction.
@@ -207,7 +207,7 @@ impl Tail {
             .collect();
         let rows = store.hosts().await?;
         roster
-            .note(rows.iter().map(|row| (row.id, Name::of(row))))
+            .record(rows.iter().map(|row| (row.id, Name::of(row))))
             .map_err(|source| RecoveryError::Roster {
                 folder: log.options().dir.display().to_string(),
                 source,

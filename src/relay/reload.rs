@@ -34,10 +34,10 @@ impl Relay {
         running.crawler.follow(crawler_options(&new, guard));
         running.firehose.follow(&firehose_options(&new));
         show_settings(&new);
-        running.hosts.follow(policy(&new)).await;
+        running.upstream.apply(policy(&new)).await;
         // Known hosts among them that wait for their next attempt are tried now.
         for entry in &new.hosts {
-            if let Err(failure) = add_configured_host(entry, guard, &running.hosts).await {
+            if let Err(failure) = add_configured_host(entry, guard, &running.upstream).await {
                 error!("a configured host is left out: {failure}");
             }
         }

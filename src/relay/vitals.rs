@@ -18,8 +18,8 @@ use crate::atproto::frame::{self, Message};
 use crate::atproto::tid::Tid;
 use crate::clock;
 use crate::eventlog::{Entry, EventLog};
+use crate::hosts::{HostState, Hosts};
 use crate::telemetry::{Health, metrics};
-use crate::upstream::{HostState, Hosts};
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(5);
@@ -90,7 +90,7 @@ impl Sampler {
             head = looked.head;
             let lag = match looked.lag {
                 Some(lag) => lag,
-                None if events == 0 && !hosts.is_busy() => Duration::ZERO,
+                None if events == 0 && !hosts.index().is_busy() => Duration::ZERO,
                 None if events == 0 => before + passed,
                 None => before,
             };
@@ -111,7 +111,7 @@ impl Sampler {
 /// Hosts with a connection, and all that are not banned.
 pub(super) fn count_hosts(hosts: &Hosts) -> (usize, usize) {
     let (mut connected, mut known) = (0, 0);
-    for (state, count) in hosts.states() {
+    for (state, count) in hosts.index().states() {
         match state {
             HostState::Banned => {}
             HostState::Connected | HostState::HeldBack => {

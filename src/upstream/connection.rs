@@ -14,24 +14,20 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::{Interval, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_rustls::TlsConnector;
-use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{MaybeTlsStream, client_async};
 use tokio_util::sync::CancellationToken;
 
-use super::handle::{HostHandle, HostState};
+use super::end::{End, MAX_OLD_IN_A_ROW};
 use super::incoming::{Event, Incoming, read_frame};
-use super::news::Contact;
-use super::progress::Room;
-use super::rate::Cost;
-use super::runner::Shared;
+use super::shared::Shared;
 use super::socket::{self, Head, Message, ReadError};
-use super::{Received, Sink};
 use crate::atproto::did::Did;
-use crate::atproto::frame::{FrameError, MAX_FRAME_BYTES};
-use crate::dial::{DialError, Guard, PRODUCT, client_config, relay_mark};
+use crate::dial::{PRODUCT, client_config, relay_mark};
+use crate::hosts::{Contact, Cost, HostHandle, HostState, Received, Room, Rule};
 use crate::store::{Batch, HostStatus};
 use crate::telemetry::metrics;
+use crate::verify::Pipeline;
 
 type Socket = socket::Socket<MaybeTlsStream<TcpStream>>;
 
@@ -41,107 +37,11 @@ const SUBSCRIBE_PATH: &str = "/xrpc/com.atproto.sync.subscribeRepos";
 /// A wait for rate limits at least this long makes the host's status `throttled`.
 const THROTTLED_AFTER: Duration = Duration::from_secs(10);
 
-/// Events in a row below the connection's last seq after which it is closed: the host numbers anew, and a new
-/// connection settles from where.
-const MAX_OLD_IN_A_ROW: u32 = 1_000;
-
-/// Rules that are applied here, by their names in metrics and logs.
-pub(super) mod rule {
-    /// A message is longer than [`super::MAX_FRAME_BYTES`].
-    pub(in crate::upstream) const FRAME_TOO_LARGE: &str = "frame_too_large";
-    /// A frame is not two canonical CBOR objects.
-    pub(in crate::upstream) const FRAME: &str = "frame";
-    /// A frame is canonical but lacks a field that routing needs, or has it with another type.
-    pub(in crate::upstream) const FRAME_FIELDS: &str = "frame_fields";
-    /// A seq is not above the connection's last.
-    pub(in crate::upstream) const UPSTREAM_SEQ: &str = "upstream_seq";
-    /// The DID of an event does not follow the syntax.
-    pub(in crate::upstream) const DID_SYNTAX: &str = "did_syntax";
-
-    /// All of them, for metrics.
-    pub(in crate::upstream) const ALL: [&str; 5] = [
-        FRAME_TOO_LARGE,
-        FRAME,
-        FRAME_FIELDS,
-        UPSTREAM_SEQ,
-        DID_SYNTAX,
-    ];
-}
-
-/// Times of a connection.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Times {
-    /// Longest time for TCP, TLS and the WebSocket handshake together.
-    pub(super) handshake: Duration,
-    /// Time between two pings of ours.
-    pub(super) ping: Duration,
-    /// Longest silence, pongs included, before the connection counts as dead.
-    pub(super) idle: Duration,
-    /// Longest time from a message's first byte to its last.
-    pub(super) message: Duration,
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum End {
-    #[error("the relay is closing it")]
-    Cancelled,
-    #[error("the host closed it")]
-    Closed,
-    #[error("{0}")]
-    Dial(#[from] DialError),
-    /// What a host says is shown in quotes, here and below: it must not look like a line of ours.
-    #[error("the handshake failed: {0:?}")]
-    Handshake(String),
-    #[error("{0}")]
-    Read(ReadError),
-    #[error("no answer within {} s", .0.as_secs())]
-    HandshakeTimeout(Duration),
-    #[error("nothing heard for {} s", .0.as_secs())]
-    Silent(Duration),
-    #[error("it is a relay: its Server header is {0:?}")]
-    IsRelay(String),
-    #[error("a message is longer than {MAX_FRAME_BYTES} bytes")]
-    TooLarge,
-    #[error("a frame is malformed: {0}")]
-    Malformed(FrameError),
-    #[error("the host has not come as far as our cursor: {0:?}")]
-    FutureCursor(String),
-    #[error("the host sent the error {error:?}: {message:?}")]
-    ErrorFrame { error: String, message: String },
-    #[error("{MAX_OLD_IN_A_ROW} events in a row had old sequence numbers")]
-    OldSeqs,
-    #[error("it numbers its events anew, and those before are not settled within {} s", .0.as_secs_f32())]
-    Unsettled(Duration),
-}
-
-impl From<WsError> for End {
-    fn from(error: WsError) -> Self {
-        match error {
-            WsError::Http(response) => {
-                Self::Handshake(format!("the answer is {}", response.status()))
-            }
-            other => Self::Handshake(other.to_string()),
-        }
-    }
-}
-
-impl From<ReadError> for End {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::TooLarge => Self::TooLarge,
-            other => Self::Read(other),
-        }
-    }
-}
-
-/// A connection and what it remembers.
-pub(super) struct Connection<'a, S> {
+/// A connection and its state.
+pub(super) struct Connection<'a> {
     pub(super) host: &'a Arc<HostHandle>,
-    pub(super) sink: &'a S,
-    pub(super) guard: Guard,
+    pub(super) pipeline: &'a Pipeline,
     pub(super) shared: &'a Shared,
-    pub(super) times: Times,
     pub(super) cancel: &'a CancellationToken,
     /// The cursor it resumes from; `None` starts live.
     pub(super) resumed: Option<i64>,
@@ -153,16 +53,16 @@ pub(super) struct Connection<'a, S> {
     pub(super) old_in_a_row: u32,
     /// Whether the handshake was done.
     pub(super) connected: bool,
-    /// Whether the host said that it no longer has all events.
+    /// Whether the host reported that it no longer has all events.
     pub(super) outdated: bool,
 }
 
-impl<S: Sink> Connection<'_, S> {
-    /// Connects, checks who is there, and takes events until the end.
-    pub(super) async fn run(&mut self, slots: &tokio::sync::Semaphore) -> End {
+impl Connection<'_> {
+    /// Connects, checks the peer, and takes events until the end.
+    pub(super) async fn run(&mut self) -> End {
         let connected = tokio::select! {
             () = self.cancel.cancelled() => return End::Cancelled,
-            connected = self.connect(slots) => connected,
+            connected = self.connect() => connected,
         };
         let mut socket = match connected {
             Ok(socket) => socket,
@@ -170,7 +70,7 @@ impl<S: Sink> Connection<'_, S> {
         };
         self.connected = true;
         self.host.set_state(HostState::Connected);
-        self.host.note(Contact::Connected, &"");
+        self.host.record_contact(Contact::Connected, &"");
         if self.host.status() == HostStatus::Offline {
             self.host.set_status(HostStatus::Active);
         }
@@ -178,16 +78,17 @@ impl<S: Sink> Connection<'_, S> {
             Ok(never) => match never {},
             Err(end) => end,
         };
-        // Politeness only: the connection is over either way.
+        // A courtesy: the connection is over either way.
         timeout(Duration::from_secs(1), socket.close()).await.ok();
         end
     }
 
-    async fn connect(&self, slots: &tokio::sync::Semaphore) -> Result<Socket, End> {
+    async fn connect(&self) -> Result<Socket, End> {
+        let slots = &self.shared.handshakes;
         let _slot = slots.acquire().await.map_err(|_| End::Cancelled)?;
-        let handshake = timeout(self.times.handshake, self.handshake()).await;
-        let (socket, headers) =
-            handshake.map_err(|_| End::HandshakeTimeout(self.times.handshake))??;
+        let limit = self.shared.times.handshake;
+        let handshake = timeout(limit, self.handshake()).await;
+        let (socket, headers) = handshake.map_err(|_| End::HandshakeTimeout(limit))??;
         match relay_mark(&headers) {
             Some(server) => Err(End::IsRelay(server)),
             None => Ok(socket),
@@ -205,7 +106,11 @@ impl<S: Sink> Connection<'_, S> {
         request
             .headers_mut()
             .insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
-        let stream = self.guard.connect(host.domain(), host.port()).await?;
+        let stream = self
+            .shared
+            .guard
+            .connect(host.domain(), host.port())
+            .await?;
         let stream = if host.tls() {
             let name = ServerName::try_from(host.domain().to_owned())
                 .map_err(|error| End::Handshake(error.to_string()))?;
@@ -218,14 +123,14 @@ impl<S: Sink> Connection<'_, S> {
         let (handshaken, response) = client_async(request, Head::new(stream)).await?;
         let (stream, unread) = handshaken.into_inner().into_parts();
         let free_bytes = self.host.progress().free_message_bytes();
-        let socket = Socket::new(stream, unread, free_bytes, self.times.message);
+        let socket = Socket::new(stream, unread, free_bytes, self.shared.times.message);
         Ok((socket, response.into_parts().0.headers))
     }
 
     async fn take_events(&mut self, socket: &mut Socket) -> Result<std::convert::Infallible, End> {
         let mut pings = interval_at(
-            tokio::time::Instant::now() + self.times.ping,
-            self.times.ping,
+            tokio::time::Instant::now() + self.shared.times.ping,
+            self.shared.times.ping,
         );
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
@@ -236,8 +141,8 @@ impl<S: Sink> Connection<'_, S> {
                 () = self.cancel.cancelled() => return Err(End::Cancelled),
                 message = socket.next() => message?,
                 _ = pings.tick() => {
-                    if heard.elapsed() >= self.times.idle {
-                        return Err(End::Silent(self.times.idle));
+                    if heard.elapsed() >= self.shared.times.idle {
+                        return Err(End::Silent(self.shared.times.idle));
                     }
                     self.ping(socket).await?;
                     continue;
@@ -280,9 +185,9 @@ impl<S: Sink> Connection<'_, S> {
 
     /// Waits until something was sent, for as long as a host may take to read it.
     async fn in_time(&self, sent: impl Future<Output = io::Result<()>>) -> Result<(), End> {
-        match timeout(self.times.ping, sent).await {
+        match timeout(self.shared.times.ping, sent).await {
             Ok(sent) => sent.map_err(|error| End::Read(error.into())),
-            Err(_) => Err(End::Silent(self.times.ping)),
+            Err(_) => Err(End::Silent(self.shared.times.ping)),
         }
     }
 
@@ -319,7 +224,7 @@ impl<S: Sink> Connection<'_, S> {
         if !within {
             return held.await;
         }
-        let patience = self.times.message;
+        let patience = self.shared.times.message;
         timeout(patience, held)
             .await
             .map_err(|_| ReadError::Unfinished(patience))?
@@ -342,7 +247,7 @@ impl<S: Sink> Connection<'_, S> {
             self.host.set_state(HostState::HeldBack);
             if wait >= THROTTLED_AFTER && self.host.status() != HostStatus::Throttled {
                 self.host.set_status(HostStatus::Throttled);
-                if self.shared.lines.may_warn() {
+                if self.shared.log.may_warn() {
                     tracing::info!(
                         host = self.host.name(),
                         ?wait,
@@ -352,7 +257,7 @@ impl<S: Sink> Connection<'_, S> {
             }
             tokio::select! {
                 () = self.cancel.cancelled() => return Err(End::Cancelled),
-                () = self.host.wake.notified() => {}
+                () = self.host.woken() => {}
                 () = sleep(wait) => {}
                 _ = pings.tick() => self.ping(socket).await?,
             }
@@ -379,16 +284,18 @@ impl<S: Sink> Connection<'_, S> {
             Ok(Incoming::Unknown) => metrics().upstream_ignored.inc(),
             Err(error) if error.is_malformed() => return Err(End::Malformed(error)),
             Err(error) => {
-                self.host.count_drop(rule::FRAME_FIELDS, "", None, &error);
+                self.host.count_drop(Rule::FrameFields, "", None, &error);
             }
         }
         Ok(())
     }
 
     async fn take_event(&mut self, event: Event<'_>, frame: Bytes, room: Room) -> Result<(), End> {
-        if !self.is_new(event.seq) {
+        if self.renumbers(event.seq) {
+            self.record_renumbering(event.seq);
+        } else if !self.is_new(event.seq) {
             let reason = "its seq is not above the connection's last";
-            self.drop_event(rule::UPSTREAM_SEQ, &event, &reason);
+            self.drop_event(Rule::UpstreamSeq, &event, &reason);
             self.old_in_a_row += 1;
             return if self.old_in_a_row < MAX_OLD_IN_A_ROW {
                 Ok(())
@@ -409,14 +316,14 @@ impl<S: Sink> Connection<'_, S> {
             // Rare and large: boxed, so that the future of every event stays small. No longer than a message may take: this
             // event has memory that others need.
             let renumbered = Box::pin(self.shared.renumber(self.host, cursor, self.cancel));
-            let patience = self.times.message;
+            let patience = self.shared.times.message;
             timeout(patience, renumbered)
                 .await
                 .map_err(|_| End::Unsettled(patience))??;
         }
         self.last = Some(event.seq);
         self.taken += 1;
-        self.host.took(event.seq);
+        self.host.count_event(event.seq);
         metrics().events_received(event.kind.as_str()).inc();
         if self.host.status() != HostStatus::Active {
             self.host.set_status(HostStatus::Active);
@@ -437,7 +344,7 @@ impl<S: Sink> Connection<'_, S> {
         let did = match Did::canonical(event.did) {
             Ok(did) => did,
             Err(error) => {
-                self.drop_event(rule::DID_SYNTAX, &event, &error);
+                self.drop_event(Rule::DidSyntax, &event, &error);
                 return Ok(());
             }
         };
@@ -451,7 +358,7 @@ impl<S: Sink> Connection<'_, S> {
             at: Instant::now(),
             permit,
         };
-        self.sink.submit(received);
+        self.pipeline.submit(received);
         Ok(())
     }
 
@@ -469,35 +376,36 @@ impl<S: Sink> Connection<'_, S> {
         }
     }
 
-    /// Whether a seq is above the last one. The first event may be below the cursor it was resumed from: then the host
-    /// numbers anew without having said so, and its own order counts from here.
+    /// Whether a seq is above the last one.
     fn is_new(&self, seq: i64) -> bool {
-        match (self.last, self.resumed) {
-            _ if seq < 0 => false,
-            (Some(last), _) => seq > last,
-            (None, Some(resumed)) if seq < resumed && self.old_in_a_row == 0 => {
-                if self.shared.lines.may_warn() {
-                    tracing::warn!(
-                        host = self.host.name(),
-                        seq,
-                        resumed,
-                        "host numbers its events anew"
-                    );
-                }
-                metrics().upstream_gaps.inc();
-                self.host.add_gap();
-                true
-            }
-            (None, Some(resumed)) => seq > resumed,
-            (None, None) => true,
+        seq >= 0 && self.last.or(self.resumed).is_none_or(|last| seq > last)
+    }
+
+    /// Whether the connection's first event is below the cursor it was resumed from: the host numbers its events anew
+    /// without having reported it, and its own order counts from here.
+    fn renumbers(&self, seq: i64) -> bool {
+        let is_first = self.last.is_none() && self.old_in_a_row == 0;
+        seq >= 0 && is_first && self.resumed.is_some_and(|resumed| seq < resumed)
+    }
+
+    fn record_renumbering(&self, seq: i64) {
+        if self.shared.log.may_warn() {
+            tracing::warn!(
+                host = self.host.name(),
+                seq,
+                resumed = self.resumed,
+                "host numbers its events anew"
+            );
         }
+        metrics().upstream_gaps.inc();
+        self.host.add_gap();
     }
 
     fn take_info(&mut self, name: &str, text: &str) {
         if name != "OutdatedCursor" {
             tracing::debug!(host = self.host.name(), ?name, ?text, "info from host");
         } else if !std::mem::replace(&mut self.outdated, true) {
-            if self.shared.lines.may_warn() {
+            if self.shared.log.may_warn() {
                 tracing::warn!(
                     host = self.host.name(),
                     cursor = self.resumed,
@@ -510,7 +418,7 @@ impl<S: Sink> Connection<'_, S> {
         }
     }
 
-    fn drop_event(&self, rule: &'static str, event: &Event<'_>, reason: &dyn Display) {
+    fn drop_event(&self, rule: Rule, event: &Event<'_>, reason: &dyn Display) {
         self.host
             .count_drop(rule, event.did, Some(event.seq), reason);
     }

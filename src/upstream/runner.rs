@@ -2,20 +2,17 @@
 //! resume and when a stream cannot be resumed; what goes over a connection is not its concern.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::Sink;
-use super::backoff::Backoff;
-use super::connection::{Connection, End, Times, rule};
-use super::handle::{HostHandle, HostState};
-use super::news::{Contact, Lines};
-use crate::dial::Guard;
-use crate::store::{HostStatus, Store};
+use super::connection::Connection;
+use super::end::End;
+use super::shared::Shared;
+use crate::hosts::{Contact, HostHandle, HostState, Rule};
+use crate::store::HostStatus;
 use crate::telemetry::metrics;
+use crate::verify::Pipeline;
 
 /// A connection that lasted this long was a good one, even if nothing happened on it.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
@@ -24,57 +21,10 @@ const STABLE_AFTER: Duration = Duration::from_secs(60);
 /// recorded as a gap, and is less than everything the host will ever send.
 const MAX_STUCK: u32 = 5;
 
-/// The wait before a database that failed is written to again.
-const DATABASE_PAUSE: Duration = Duration::from_millis(500);
-
-/// What all runners share.
-pub(super) struct Shared {
-    pub(super) guard: Guard,
-    pub(super) store: Store,
-    pub(super) backoff: Backoff,
-    pub(super) times: Times,
-    /// How long a host that is a relay is left alone.
-    pub(super) refused_pause: Duration,
-    pub(super) lines: Lines,
-    /// Bounds the handshakes under way, so that a start with thousands of hosts is no burst.
-    pub(super) handshakes: Semaphore,
-    /// The highest head of the log that a checkpoint was made with.
-    pub(super) log_head: AtomicU64,
-}
-
-impl Shared {
-    /// A host numbers its events anew, from the one after `cursor` on. Its old events are settled and its new cursor is
-    /// in the database when this returns, so that after a crash its numbers are taken for what they are.
-    pub(super) async fn renumber(
-        &self,
-        host: &HostHandle,
-        cursor: i64,
-        cancel: &CancellationToken,
-    ) -> Result<(), End> {
-        let renumbered = async {
-            host.progress().drained().await;
-            // Behind every position that the database may have from before.
-            let log_seq = host.progress().restart(cursor);
-            let log_seq = log_seq.max(self.log_head.load(Ordering::Acquire) + 1);
-            while let Err(error) = self.store.renumber_host(host.id(), cursor, log_seq).await {
-                self.store.complain(
-                    "a host that numbers its events anew waits until that is written",
-                    &error,
-                );
-                tokio::time::sleep(DATABASE_PAUSE).await;
-            }
-        };
-        cancel
-            .run_until_cancelled(renumbered)
-            .await
-            .ok_or(End::Cancelled)
-    }
-}
-
 /// The task of one host.
-pub(super) struct Runner<S> {
+pub(super) struct Runner {
     host: Arc<HostHandle>,
-    sink: Arc<S>,
+    pipeline: Pipeline,
     shared: Arc<Shared>,
     cancel: CancellationToken,
     /// Where the next connection resumes; `None` starts live.
@@ -83,17 +33,17 @@ pub(super) struct Runner<S> {
     stuck: u32,
 }
 
-impl<S: Sink> Runner<S> {
+impl Runner {
     pub(super) fn new(
         host: Arc<HostHandle>,
-        sink: Arc<S>,
+        pipeline: Pipeline,
         shared: Arc<Shared>,
         cancel: CancellationToken,
     ) -> Self {
         let cursor = host.last_seq();
         Self {
             host,
-            sink,
+            pipeline,
             shared,
             cancel,
             cursor,
@@ -127,10 +77,8 @@ impl<S: Sink> Runner<S> {
         self.host.set_state(HostState::Connecting);
         let mut connection = Connection {
             host: &self.host,
-            sink: &*self.sink,
-            guard: self.shared.guard,
+            pipeline: &self.pipeline,
             shared: &self.shared,
-            times: self.shared.times,
             cancel: &self.cancel,
             resumed: self.cursor,
             last: None,
@@ -140,13 +88,13 @@ impl<S: Sink> Runner<S> {
             outdated: false,
         };
         let started = Instant::now();
-        let end = connection.run(&self.shared.handshakes).await;
+        let end = connection.run().await;
         let (last, taken) = (connection.last, connection.taken);
         match &end {
             End::Cancelled => {}
-            End::IsRelay(_) => self.host.note(Contact::Refused, &end),
-            _ if connection.connected => self.host.note(Contact::Lost, &end),
-            _ => self.host.note(Contact::Unreached, &end),
+            End::IsRelay(_) => self.host.record_contact(Contact::Refused, &end),
+            _ if connection.connected => self.host.record_contact(Contact::Lost, &end),
+            _ => self.host.record_contact(Contact::Unreached, &end),
         }
         self.cursor = last.or(self.cursor);
         (end, started.elapsed(), taken)
@@ -159,8 +107,8 @@ impl<S: Sink> Runner<S> {
         self.failures = self.failures.saturating_add(1);
         metrics().upstream_disconnects.inc();
         match end {
-            End::TooLarge => self.host.count_drop(rule::FRAME_TOO_LARGE, "", None, end),
-            End::Malformed(_) => self.host.count_drop(rule::FRAME, "", None, end),
+            End::TooLarge => self.host.count_drop(Rule::FrameTooLarge, "", None, end),
+            End::Malformed(_) => self.host.count_drop(Rule::Frame, "", None, end),
             _ => {}
         }
         let (host, failures) = (self.host.name(), self.failures);
@@ -183,7 +131,7 @@ impl<S: Sink> Runner<S> {
             }
             return Ok(());
         }
-        if self.shared.lines.may_warn() {
+        if self.shared.log.may_warn() {
             tracing::warn!(host = self.host.name(), cursor = self.cursor, reason = %end, "host is taken up live: its cursor is of no use");
         }
         metrics().upstream_gaps.inc();
@@ -199,13 +147,13 @@ impl<S: Sink> Runner<S> {
         Ok(())
     }
 
-    /// Says how the host stands until the next attempt.
+    /// Sets the host's state until the next attempt.
     fn rest(&self, end: &End) {
         if !self.shared.backoff.is_offline(self.failures) {
             return self.host.set_state(HostState::Waiting);
         }
         if self.host.status() != HostStatus::Offline {
-            self.host.note(Contact::Offline, end);
+            self.host.record_contact(Contact::Offline, end);
             self.host.set_status(HostStatus::Offline);
         }
         self.host.set_state(HostState::Offline);
@@ -219,12 +167,12 @@ impl<S: Sink> Runner<S> {
         };
         tokio::select! {
             () = self.cancel.cancelled() => false,
-            () = self.host.wake.notified() => true,
+            () = self.host.woken() => true,
             () = tokio::time::sleep(wait) => true,
         }
     }
 
-    /// A relay is left alone for a day: a proxy may have named it wrongly, so it is looked at again.
+    /// A host that is a relay is not dialled for a day: a proxy may have named it wrongly, so it is tried again.
     fn refuse(&mut self) {
         metrics().upstream_relays_refused.inc();
         self.host.set_status(HostStatus::Offline);

@@ -12,10 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 
 use crate::atproto::frame::MAX_FRAME_BYTES;
-
-/// Bytes read at a time, and the longest message that is taken out of what was read without being copied: there are
-/// thousands of connections, and most carry little.
-pub(super) const READ_BYTES: usize = 16 * 1024;
+use crate::hosts::READ_BYTES;
 
 /// Room in the buffer below which more is made.
 const LEAST_READ_BYTES: usize = 2 * 1024;

@@ -10,14 +10,14 @@ use crate::atproto::frame::{self, Message};
 use crate::atproto::key::VerifyingKey;
 use crate::clock::has_passed;
 use crate::config::Validation;
+use crate::hosts::{HostHandle, Received};
 use crate::identity::Identity;
 use crate::store::{LocalStatus, RepoState, UpstreamStatus};
-use crate::upstream::{HostHandle, Received};
 
 use super::Tuning;
 use super::account::Account;
-use super::rule::Rule;
 use super::rules::{self, Chain, Facts, Strictness};
+use crate::hosts::Rule;
 
 /// What the judge must know of time and settings.
 #[derive(Clone, Copy)]

@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::atproto::did::Did;
+use crate::hosts::HostHandle;
 use crate::identity::{Identity, RepoStatusError, Requester, ResolveError, Resolver};
 use crate::store::{HostId, UpstreamStatus, Writer};
 use crate::telemetry::{LookupKind, metrics};
-use crate::upstream::HostHandle;
 
 use super::Settlements;
 use super::alarm::{Alarm, Watched};

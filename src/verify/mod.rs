@@ -8,8 +8,9 @@ pub mod account;
 mod alarm;
 mod judge;
 mod lookup;
+#[cfg(any(test, feature = "devnet"))]
+mod recording;
 pub mod residents;
-mod rule;
 pub mod rules;
 mod shard;
 pub mod signature;
@@ -19,9 +20,9 @@ mod tests;
 mod turns;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -32,15 +33,16 @@ use crate::atproto::did::Did;
 use crate::clock::Clock;
 use crate::config::{DesyncLimits, Validation};
 use crate::eventlog::Append;
+use crate::hosts::{HostIndex, Received, Settled};
 use crate::identity::Resolver;
 use crate::pulse::Pulse;
-use crate::store::{AccountUpdate, Batch, HostId, LocalStatus, Writer};
+use crate::store::{AccountUpdate, Batch, LocalStatus, Writer};
 use crate::telemetry::metrics;
-use crate::upstream::{HostHandle, Hosts, Received, Settled, Sink};
 
 pub use alarm::{Alarm, Watched};
 pub use lookup::Places;
-pub use rule::Rule;
+#[cfg(any(test, feature = "devnet"))]
+pub use recording::Recording;
 pub use shard::{LOCAL_STATUS_BASE, Redaction, Settlement};
 
 use lookup::Lookups;
@@ -76,17 +78,17 @@ pub struct Tuning {
     pub account_event_bytes: usize,
 }
 
-/// What the pipeline works with.
-pub struct Surroundings {
+/// Dependencies of the pipeline.
+pub struct Dependencies {
     /// Resolves identities.
     pub resolver: Resolver,
     /// Reads account rows, including those still to be written, and takes changes.
     pub writer: Writer,
     /// The sequencer's queue.
     pub log: SyncSender<Vec<Append<Settlement>>>,
-    /// The known hosts, which start after the pipeline they feed.
-    pub hosts: KnownHosts,
-    /// Told when a shard or a look-up panics.
+    /// All known hosts.
+    pub hosts: HostIndex,
+    /// Raised when a shard or a look-up panics.
     pub alarm: Alarm,
     /// The last sequence number of the log.
     pub head: u64,
@@ -124,32 +126,6 @@ impl Settlements {
     }
 }
 
-/// The supervisor of the hosts, once it is there: no event comes before.
-#[derive(Clone, Default)]
-pub struct KnownHosts(Arc<OnceLock<Hosts>>);
-
-impl KnownHosts {
-    /// Makes the supervisor known; the first one stays.
-    pub fn set(&self, hosts: Hosts) {
-        let _ = self.0.set(hosts);
-    }
-
-    fn by_name(&self, name: &str) -> Option<Arc<HostHandle>> {
-        self.0.get()?.by_name(name)
-    }
-
-    fn get(&self, id: HostId) -> Option<Arc<HostHandle>> {
-        self.0.get()?.get(id)
-    }
-
-    /// See [`Hosts::freeze`].
-    fn freeze(&self) {
-        if let Some(hosts) = self.0.get() {
-            hosts.freeze();
-        }
-    }
-}
-
 /// Why a decision on an account could not be carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
@@ -176,32 +152,32 @@ impl Pipeline {
     /// The system starts no more threads.
     pub fn start(
         options: Options,
-        surroundings: Surroundings,
+        dependencies: Dependencies,
     ) -> io::Result<(Self, Vec<JoinHandle<()>>)> {
         let (lookups, questions) = mpsc::unbounded_channel();
         let (senders, inboxes): (Vec<_>, Vec<_>) = (0..options.shards)
             .map(|_| mpsc::unbounded_channel())
             .unzip();
-        let settled = Settlements::new(options.shards, surroundings.head);
+        let settled = Settlements::new(options.shards, dependencies.head);
         let pulses: Arc<[Pulse]> = (0..options.shards).map(|_| Pulse::default()).collect();
         let mut threads = Vec::new();
         for (index, inbox) in inboxes.into_iter().enumerate() {
-            let writer = surroundings.writer.clone();
+            let writer = dependencies.writer.clone();
             let pulse = pulses[index].clone();
             let waiting = pulse.clone();
             let outlets = Outlets {
-                log: surroundings.log.clone(),
+                log: dependencies.log.clone(),
                 lookups: lookups.clone(),
                 updates: Box::new(move |update: AccountUpdate| {
                     waiting.wait(|| writer.update(update));
                 }),
-                hosts: surroundings.hosts.clone(),
+                hosts: dependencies.hosts.clone(),
                 settled: settled.clone(),
                 pulse,
             };
             let shard = Shard::new(index, options, inbox, outlets);
             let thread = std::thread::Builder::new().name(format!("shard-{index}"));
-            let watched = surroundings.alarm.watch("a shard");
+            let watched = dependencies.alarm.watch("a shard");
             threads.push(thread.spawn(move || {
                 let _watched = watched;
                 shard.run();
@@ -209,11 +185,11 @@ impl Pipeline {
         }
         let shards: Vec<_> = senders.iter().map(UnboundedSender::downgrade).collect();
         let answers = Lookups {
-            resolver: surroundings.resolver,
-            writer: surroundings.writer,
+            resolver: dependencies.resolver,
+            writer: dependencies.writer,
             shards,
             settled: settled.clone(),
-            alarm: surroundings.alarm,
+            alarm: dependencies.alarm,
             places: options.places,
         };
         tokio::spawn(Arc::new(answers).run(questions));
@@ -225,6 +201,18 @@ impl Pipeline {
             },
             threads,
         ))
+    }
+
+    /// Hands an event to its shard. Events of one host must come in its order; there are never more than their hosts may
+    /// have in flight.
+    pub fn submit(&self, received: Received) {
+        let shard = self.shard(&received.did);
+        let host = received.host.clone();
+        if let Err(unsent) = self.shards[shard].send(Work::Event(received)) {
+            // A shard that is gone settles nothing: the host sends the event again after the restart.
+            host.progress().freeze();
+            drop(unsent);
+        }
     }
 
     /// Sets an account's local status, stores it and tells consumers; returns when that event is durable. With
@@ -358,18 +346,5 @@ impl Settler {
                 .observe(settlement.received.elapsed().as_secs_f64());
         }
         redact
-    }
-}
-
-impl Sink for Pipeline {
-    /// Hands an event to its shard.
-    fn submit(&self, received: Received) {
-        let shard = self.shard(&received.did);
-        let host = received.host.clone();
-        if let Err(unsent) = self.shards[shard].send(Work::Event(received)) {
-            // A shard that is gone settles nothing: the host sends the event again after the restart.
-            host.progress().freeze();
-            drop(unsent);
-        }
     }
 }

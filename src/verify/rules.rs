@@ -13,8 +13,8 @@ use crate::atproto::mst::{self, Change, InvertOp};
 use crate::atproto::record_key::RecordPath;
 use crate::atproto::tid::Tid;
 
-use super::rule::Rule;
 use super::signature::SignedMessage;
+use crate::hosts::Rule;
 
 /// Largest `blocks` of a `#commit`, in bytes (lexicon `com.atproto.sync.subscribeRepos#commit`).
 pub const MAX_COMMIT_BLOCKS: usize = 2_000_000;

@@ -19,22 +19,21 @@ use crate::atproto::did::Did;
 use crate::atproto::frame::{self, FrameError, Kind, Peek};
 use crate::clock::Clock;
 use crate::eventlog::{Append, UNKNOWN_HOST};
+use crate::hosts::{HostHandle, HostIndex, InFlight, Received, Rule};
 use crate::identity::Identity;
 use crate::pulse::Pulse;
 use crate::store::{
     AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus, combined_status,
 };
 use crate::telemetry::metrics;
-use crate::upstream::{HostHandle, InFlight, Received};
 
 use super::judge::{
     self, Candidate, Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting,
 };
 use super::residents::Residents;
-use super::rule::Rule;
 use super::rules::Chain;
 use super::signature::{self, Job};
-use super::{CommandError, KnownHosts, Options, Settlements, Tuning};
+use super::{CommandError, Options, Settlements, Tuning};
 
 /// Most events a shard takes from its queue at once, and most signatures it checks at once.
 pub(super) const BATCH: usize = 64;
@@ -156,7 +155,7 @@ pub(super) struct Outlets {
     /// Account changes that are not events: identities and operators' decisions.
     pub updates: Box<dyn Fn(AccountUpdate) + Send>,
     /// The known hosts.
-    pub hosts: KnownHosts,
+    pub hosts: HostIndex,
     /// The changes that reached the store's writer.
     pub settled: Settlements,
     /// Beats after each round.
@@ -1001,12 +1000,10 @@ impl Shard {
 /// Counts and logs a refused event; its host's cursor moves past it when the permit goes.
 fn drop_event(waiting: &Waiting, rule: Rule) {
     let received = &waiting.received;
-    received.host.count_drop(
-        rule.name(),
-        received.did.as_str(),
-        Some(received.seq),
-        &rule,
-    );
+    let did = received.did.as_str();
+    received
+        .host
+        .count_drop(rule, did, Some(received.seq), &rule);
 }
 
 /// Whether the operator or its PDS has ended the account: what is said of it then leaves with the lexicon's fields only.

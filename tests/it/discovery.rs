@@ -1,4 +1,5 @@
 //! Requests for crawls and the lists of other relays, against hosts on real sockets.
+#![cfg(feature = "devnet")]
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,8 +10,10 @@ use atproto_relay::dial::Guard;
 use atproto_relay::discovery::{
     CrawlError, Crawler, CrawlerOptions, PullError, Requester, pull_hosts,
 };
+use atproto_relay::hosts::{Hosts, HostsOptions};
 use atproto_relay::store::{HostStatus, Store};
-use atproto_relay::upstream::{Hosts, HostsOptions, Received, Sink};
+use atproto_relay::upstream::{Supervisor, UpstreamOptions};
+use atproto_relay::verify::Pipeline;
 use axum::extract::Query;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -18,13 +21,6 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::json;
 use url::Url;
-
-/// Takes no event: these hosts send none.
-struct Nothing;
-
-impl Sink for Nothing {
-    fn submit(&self, _event: Received) {}
-}
 
 /// A host whose describeServer answers what the test wants.
 struct Server {
@@ -78,6 +74,7 @@ async fn serve(router: Router) -> u16 {
 struct Relay {
     crawler: Crawler,
     hosts: Hosts,
+    upstream: Supervisor,
     store: Store,
     _folder: tempfile::TempDir,
 }
@@ -103,17 +100,24 @@ impl Relay {
             guard: options.guard,
             ..HostsOptions::default()
         };
-        let hosts = Hosts::new(
-            hosts_options,
+        let hosts = Hosts::load(hosts_options, store.clone(), HashMap::new())
+            .await
+            .unwrap();
+        // These hosts send no event.
+        let (pipeline, _) = Pipeline::recording();
+        let upstream = Supervisor::new(
+            UpstreamOptions {
+                guard: options.guard,
+                ..UpstreamOptions::default()
+            },
+            hosts.clone(),
             store.clone(),
-            HashMap::new(),
-            Arc::new(Nothing),
-        )
-        .await
-        .unwrap();
+            pipeline,
+        );
         Self {
-            crawler: Crawler::new(options, hosts.clone()),
+            crawler: Crawler::new(options, upstream.clone()),
             hosts,
+            upstream,
             store,
             _folder: folder,
         }
@@ -196,15 +200,15 @@ async fn a_relay_is_refused() {
 #[tokio::test]
 async fn banned_hosts_and_domains_are_refused_without_being_asked() {
     let (relay, pds) = (Relay::start(options()).await, Server::pds().await);
-    relay.hosts.ban_domain("127.0.0.1").await.unwrap();
+    relay.upstream.ban_domain("127.0.0.1").await.unwrap();
     assert!(matches!(
         relay.request(&pds.url()).await,
         Err(CrawlError::Banned(_))
     ));
-    relay.hosts.unban_domain("127.0.0.1").await.unwrap();
+    relay.upstream.unban_domain("127.0.0.1").await.unwrap();
     relay.request(&pds.url()).await.unwrap();
     let host = relay.hosts.by_name(&pds.name()).unwrap();
-    relay.hosts.ban(host.id()).await.unwrap();
+    relay.upstream.ban(host.id()).await.unwrap();
     assert!(matches!(
         relay.request(&pds.url()).await,
         Err(CrawlError::Banned(_))

@@ -11,7 +11,7 @@ use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame;
 use atproto_relay::config::IdentityConfig;
 use atproto_relay::devnet::pds::Pds;
-use atproto_relay::upstream::HostHandle;
+use atproto_relay::hosts::HostHandle;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;

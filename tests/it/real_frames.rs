@@ -15,7 +15,7 @@ use atproto_relay::atproto::did_doc::DidDocument;
 use atproto_relay::atproto::frame::{self, Action, Commit, FrameError, Message, Op};
 use atproto_relay::atproto::key::{PublicKey, VerifyingKey};
 use atproto_relay::atproto::tid::Tid;
-use atproto_relay::verify::Rule;
+use atproto_relay::hosts::Rule;
 use atproto_relay::verify::rules::{self, Facts, Strictness};
 use atproto_relay::verify::signature::{self, Job};
 use base64::Engine;

@@ -14,7 +14,7 @@ use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Peek};
 use atproto_relay::config::{DatabaseUrl, DomainPattern, HostEntry};
 use atproto_relay::devnet::pds::Write;
-use atproto_relay::upstream::HostState;
+use atproto_relay::hosts::HostState;
 use bytes::Bytes;
 use serde_json::{Value, json};
 

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::hosts::HostHandle;
+use crate::hosts::Rule;
 use crate::store::HostId;
 use crate::telemetry::Finding;
-use crate::upstream::HostHandle;
-use crate::verify::Rule;
 
 /// Events count for one to two of these.
 const HALF_WINDOW: Duration = Duration::from_secs(30);
@@ -22,14 +22,14 @@ const VOTERS_PER_VOTE: usize = 2;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Totals {
     events: u64,
-    dropped: Vec<(&'static str, u64)>,
+    dropped: Vec<(Rule, u64)>,
 }
 
 /// How hosts voted.
 #[derive(Debug, Default)]
 struct Votes {
     voters: usize,
-    rules: Vec<(&'static str, usize)>,
+    rules: Vec<(Rule, usize)>,
 }
 
 /// The hosts' events of the last half minute to minute.
@@ -46,7 +46,7 @@ impl Losses {
     /// Counts what hosts have sent since.
     pub(super) fn look(&mut self, hosts: &[Arc<HostHandle>], now: Instant) {
         let totals = hosts.iter().map(|host| {
-            let dropped = host.dropped();
+            let dropped = host.drops_by_rule();
             let events = host.events();
             (host.id(), Totals { events, dropped })
         });
@@ -67,7 +67,7 @@ impl Losses {
 
     /// Many hosts at once send revs from the future: then it is the clock here.
     pub(super) fn many_in_the_future(&self) -> Option<Finding> {
-        let (votes, voters) = (self.votes.of(Rule::RevFuture.name()), self.votes.voters);
+        let (votes, voters) = (self.votes.of(Rule::RevFuture), self.votes.voters);
         (votes >= FEWEST_HOSTS && votes * VOTERS_PER_VOTE >= voters).then(|| {
             Finding::new(format!(
                 "{votes} of {voters} hosts send revs from the future: the system's clock is behind"
@@ -82,10 +82,10 @@ impl Losses {
         connected: usize,
         but_the_future: bool,
     ) -> Option<Finding> {
-        let counts = |rule: &str| !(but_the_future && rule == Rule::RevFuture.name());
+        let counts = |rule: Rule| !(but_the_future && rule == Rule::RevFuture);
         let rules = self.votes.rules.iter();
         let (rule, votes) = rules
-            .filter(|(rule, _)| counts(rule))
+            .filter(|(rule, _)| counts(*rule))
             .max_by_key(|(_, votes)| votes)?;
         let voters = self.votes.voters;
         let needed = FEWEST_HOSTS.min(connected.max(1));
@@ -103,9 +103,9 @@ impl Totals {
         let Some(before) = before else {
             return self.clone();
         };
-        let earlier = |rule: &str| before.dropped.iter().find(|(it, _)| *it == rule);
+        let earlier = |rule: Rule| before.dropped.iter().find(|(it, _)| *it == rule);
         let dropped = self.dropped.iter().map(|(rule, count)| {
-            let earlier = earlier(rule).map_or(0, |(_, count)| *count);
+            let earlier = earlier(*rule).map_or(0, |(_, count)| *count);
             (*rule, count.saturating_sub(earlier))
         });
         Totals {
@@ -125,16 +125,16 @@ impl Votes {
         }
         self.voters += 1;
         let most = sent.dropped.iter().max_by_key(|(_, count)| *count);
-        let Some((rule, _)) = most.filter(|(_, count)| count * 2 >= events) else {
+        let Some(&(rule, _)) = most.filter(|(_, count)| count * 2 >= events) else {
             return;
         };
-        match self.rules.iter_mut().find(|(voted, _)| voted == rule) {
+        match self.rules.iter_mut().find(|(voted, _)| *voted == rule) {
             Some((_, votes)) => *votes += 1,
             None => self.rules.push((rule, 1)),
         }
     }
 
-    fn of(&self, rule: &str) -> usize {
+    fn of(&self, rule: Rule) -> usize {
         let voted = self.rules.iter().find(|(voted, _)| *voted == rule);
         voted.map_or(0, |(_, votes)| *votes)
     }
@@ -144,10 +144,10 @@ impl Votes {
 mod tests {
     use super::*;
 
-    const FUTURE: &str = "rev_future";
+    const FUTURE: Rule = Rule::RevFuture;
 
     /// Events of a host, and how many of them were dropped by which rule.
-    type Sent = (u64, Vec<(&'static str, u64)>);
+    type Sent = (u64, Vec<(Rule, u64)>);
 
     fn hosts(sent: &[Sent]) -> HashMap<HostId, Totals> {
         let totals = sent.iter().zip(0..).map(|((events, dropped), id)| {
@@ -167,10 +167,10 @@ mod tests {
         let flood = || {
             (
                 2_000_000,
-                vec![(FUTURE, 1_000_000), ("signature", 1_000_000)],
+                vec![(FUTURE, 1_000_000), (Rule::Signature, 1_000_000)],
             )
         };
-        let wrong = || bad(9, "signature", 9);
+        let wrong = || bad(9, Rule::Signature, 9);
         for (sent, future, drops) in [
             // A flood beside hosts that send well, send little, or send nothing.
             (vec![flood(), good(5), good(7)], false, false),
@@ -191,14 +191,14 @@ mod tests {
             (vec![bad(9, FUTURE, 9), bad(9, FUTURE, 4)], false, false),
             // Different rules are different faults.
             (
-                vec![wrong(), bad(9, "car", 9), bad(9, "rev_order", 9)],
+                vec![wrong(), bad(9, Rule::Car, 9), bad(9, Rule::RevOrder, 9)],
                 false,
                 false,
             ),
             // The only one.
             (vec![wrong()], false, true),
             (vec![bad(9, FUTURE, 9)], false, true),
-            (vec![bad(2, "car", 2)], false, false),
+            (vec![bad(2, Rule::Car, 2)], false, false),
         ] {
             let mut losses = Losses::default();
             losses.count(hosts(&sent), Instant::now());
@@ -213,7 +213,7 @@ mod tests {
     fn what_is_over_counts_no_more() {
         let (start, mut losses) = (Instant::now(), Losses::default());
         let mut bad = |second: u64, sent: u64, dropped: u64| {
-            let host = (sent, vec![("car", dropped)]);
+            let host = (sent, vec![(Rule::Car, dropped)]);
             losses.count(
                 hosts(&[host.clone(), host]),
                 start + Duration::from_secs(second),

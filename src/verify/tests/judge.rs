@@ -10,16 +10,16 @@ use crate::atproto::frame::{self, Kind, Message, Peek};
 use crate::atproto::key::VerifyingKey;
 use crate::atproto::tid::Tid;
 use crate::config::{DesyncLimits, Validation};
+use crate::hosts::Rule;
+use crate::hosts::{HostHandle, Received};
 use crate::identity::{Identity, PdsHost};
 use crate::store::{HostId, LocalStatus, UpstreamStatus};
-use crate::upstream::{HostHandle, Received};
 use crate::verify::Tuning;
 use crate::verify::account::{Account, Mark, Tip};
 use crate::verify::judge::{
     Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting, bad_signature, judge,
     repo_state,
 };
-use crate::verify::rule::Rule;
 use crate::verify::rules::Chain;
 
 /// The second the tests play in.

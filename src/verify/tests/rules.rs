@@ -7,7 +7,7 @@ use crate::atproto::frame::{self, Action, Message};
 use crate::atproto::key::VerifyingKey;
 use crate::atproto::mst;
 use crate::atproto::tid::Tid;
-use crate::verify::rule::Rule;
+use crate::hosts::Rule;
 use crate::verify::rules::{
     self, BLOCKS_PER_OP, Chain, Facts, MAX_COMMIT_BLOCKS, MAX_OPS, MAX_RECORD, MAX_SYNC_BLOCKS,
     REV_FUTURE_TOLERANCE_US, SPARE_BLOCKS, Strictness,

@@ -16,14 +16,14 @@ use crate::atproto::key::PublicKey;
 use crate::clock::Clock;
 use crate::config::{DesyncLimits, Validation};
 use crate::eventlog::Append;
+use crate::hosts::Rule;
+use crate::hosts::{HostHandle, HostIndex, HostState, Received};
 use crate::identity::{Identity, PdsHost};
 use crate::pulse::Pulse;
 use crate::store::{AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus};
-use crate::upstream::{HostHandle, HostState, Received};
 use crate::verify::judge::{NoIdentity, Question};
-use crate::verify::rule::Rule;
 use crate::verify::shard::{Answer, Command, Lookup, Outlets, Shard, Work};
-use crate::verify::{KnownHosts, Options, Places, Settlement, Settlements, Tuning};
+use crate::verify::{Options, Places, Settlement, Settlements, Tuning};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const BREAKS_ALLOWED: u32 = 2;
@@ -51,7 +51,7 @@ impl Bench {
             log: to_log,
             lookups,
             updates: Box::new(move |update| kept.lock().unwrap().push(update)),
-            hosts: KnownHosts::default(),
+            hosts: HostIndex::default(),
             settled: Settlements::new(1, 0),
             pulse: Pulse::default(),
         };
@@ -346,7 +346,7 @@ async fn what_waits_of_a_host_that_is_banned_is_dropped() {
     bench.host.set_state(HostState::Banned);
     bench.identity(FRESH, Ok(bench.document(secret(6))));
     let dropped = async {
-        while bench.host.dropped() != [(Rule::HostBanned.name(), 2)] {
+        while bench.host.drops_by_rule() != [(Rule::HostBanned, 2)] {
             tokio::task::yield_now().await;
         }
     };

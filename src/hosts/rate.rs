@@ -22,7 +22,7 @@ const BYTES: usize = 3;
 
 /// What a message counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cost {
+pub(crate) enum Cost {
     /// An event, or what looks like one, of so many bytes.
     Event(usize),
     /// A ping, a pong or a text of so many bytes.

@@ -3,10 +3,11 @@
 //! Promises that the whole stays within [`MemoryLimits::bound`]. Reads no frame and knows no host by its name.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::config::MemoryLimits;
@@ -151,7 +152,7 @@ impl Memory {
         let bytes = bytes.min(self.limits.shared / 2);
         let rank = Rank::of(bytes, standing);
         let waiting = {
-            let mut shared = self.lock();
+            let mut shared = self.shared.lock();
             shared.pass_over_gone();
             if shared.is_next(rank) && self.leaves_enough(shared.free, bytes, rank) {
                 shared.free -= bytes;
@@ -176,7 +177,7 @@ impl Memory {
 
     /// What is in use, without the hosts' own shares.
     pub(super) fn in_use(&self) -> MemoryUse {
-        let mut shared = self.lock();
+        let mut shared = self.shared.lock();
         shared.forget_gone();
         MemoryUse {
             own: 0,
@@ -208,7 +209,7 @@ impl Memory {
 
     fn give_back(self: &Arc<Self>, bytes: usize) {
         let mut served = Vec::new();
-        let mut shared = self.lock();
+        let mut shared = self.shared.lock();
         shared.free += bytes;
         shared.pass_over_gone();
         'all: for rank in [Rank::Usual, Rank::Long, Rank::Slow] {
@@ -233,12 +234,6 @@ impl Memory {
             // Whoever went away meanwhile gives it back with this.
             drop(waiter.reply.send(self.loan(waiter.bytes)));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 

@@ -1,18 +1,21 @@
-//! What the relay knows of a host while it runs: limits, counts, state, progress. Shared by the host's connection, the
-//! pipeline and the admin API. Writes nothing to the database itself.
+//! One host at run time: limits, counts, state, progress. Shared by the host's connection, the pipeline and the admin API.
+//! Writes nothing to the database itself.
 
 use std::fmt::Display;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::contact::{Contact, ContactChange, ContactHistory};
+use super::drops::{DropCounts, DropSummary, Drops};
 use super::memory::Memory;
-use super::news::{Contact, Dropped, Drops, Lines, Story};
 use super::progress::{InFlightLimits, Progress, RecoveredHost};
 use super::rate::{Cost, EventRates, RateWindows};
+use super::rule::Rule;
 use crate::config::{HostLimits, Validation};
 use crate::dial::PdsHost;
 use crate::store::{HostId, HostRow, HostStatus, RateOverrides};
@@ -72,8 +75,6 @@ impl HostState {
 pub struct HostHandle {
     id: HostId,
     host: PdsHost,
-    trusted: bool,
-    created_at: i64,
     progress: Arc<Progress>,
     windows: Mutex<RateWindows>,
     settings: RwLock<Settings>,
@@ -85,10 +86,10 @@ pub struct HostHandle {
     last_seq: AtomicI64,
     statuses: Mutex<Statuses>,
     attempted: Mutex<Option<Instant>>,
-    story: Mutex<Story>,
-    dropped: Mutex<Dropped>,
-    /// Tells a connection that waits for limits or for its next attempt to look again.
-    pub(super) wake: Notify,
+    contacts: Mutex<ContactHistory>,
+    dropped: Mutex<DropCounts>,
+    /// Wakes a task that waits for the host's limits or for its next attempt.
+    wake: Notify,
 }
 
 /// What an operator can change while the host is connected.
@@ -130,8 +131,6 @@ impl HostHandle {
         Self {
             id: row.id,
             host,
-            trusted: row.trusted,
-            created_at: row.created_at,
             progress: Arc::new(Progress::new(recovered, in_flight, memory)),
             windows: Mutex::new(RateWindows::new(Instant::now())),
             settings: RwLock::new(settings),
@@ -147,7 +146,7 @@ impl HostHandle {
                 sync11_stored: row.sync11,
             }),
             attempted: Mutex::new(None),
-            story: Mutex::default(),
+            contacts: Mutex::default(),
             dropped: Mutex::default(),
             wake: Notify::new(),
         }
@@ -168,19 +167,9 @@ impl HostHandle {
         self.host.name()
     }
 
-    /// Whether it was of a trusted domain when it was added.
-    pub fn trusted(&self) -> bool {
-        self.trusted
-    }
-
-    /// When it was added, in seconds since 1970.
-    pub fn created_at(&self) -> i64 {
-        self.created_at
-    }
-
     /// Its own validation mode; `None` is the general one.
     pub fn validation(&self) -> Option<Validation> {
-        self.settings().validation
+        self.settings.read().validation
     }
 
     /// Whether it ever sent a sync 1.1 commit: from then on it may not go back.
@@ -202,7 +191,7 @@ impl HostHandle {
 
     /// Accounts it may have before further ones are throttled.
     pub fn account_limit(&self) -> i64 {
-        self.settings().account_limit
+        self.settings.read().account_limit
     }
 
     /// Counts a new account of this host. `false`: the host is over its quota and the account is to be throttled.
@@ -225,7 +214,7 @@ impl HostHandle {
 
     /// How many events it may send, from its quota or set by the operator.
     pub fn event_rates(&self) -> EventRates {
-        self.settings().rates
+        self.settings.read().rates
     }
 
     /// How its connection stands.
@@ -247,53 +236,45 @@ impl HostHandle {
         self.state.load(Ordering::Relaxed) == HostState::Banned as u8
     }
 
-    /// What of its events was dropped since the relay started, by rule.
+    /// Events dropped since the relay started, by rule, with examples.
     pub fn drops(&self) -> Vec<Drops> {
-        self.ledger().all()
+        self.dropped.lock().all()
     }
 
-    /// The same as numbers.
-    pub fn dropped(&self) -> Vec<(&'static str, u64)> {
-        self.ledger().counts()
+    /// The numbers of [`HostHandle::drops`].
+    pub fn drops_by_rule(&self) -> Vec<(Rule, u64)> {
+        self.dropped.lock().by_rule()
     }
 
-    /// Counts an event that is dropped: the one place where that is done. `did` and `reason` may be the host's words.
-    pub fn count_drop(
-        &self,
-        rule: &'static str,
-        did: &str,
-        seq: Option<i64>,
-        reason: &dyn Display,
-    ) {
-        self.ledger().count(rule, did, seq, reason);
-        // Most are of verification, and that is what operators ask to see. Text is escaped by the log's format.
+    /// Counts a dropped event: the one place where that is done. `did` and `reason` may be text of the host.
+    pub fn count_drop(&self, rule: Rule, did: &str, seq: Option<i64>, reason: &dyn Display) {
+        self.dropped.lock().count(rule, did, seq, reason);
+        let rule = rule.name();
+        // Most drops are of verification: its log target shows all. Text is escaped by the log's format.
         tracing::debug!(
             target: "atproto_relay::verify",
             host = self.name(), did, seq, rule, reason = %reason, "event dropped"
         );
     }
 
-    /// Notes a change of its connection for the log.
-    pub(super) fn note(&self, contact: Contact, reason: &dyn Display) {
-        self.story().turn(contact, reason);
+    /// Records a change of its connection for the log.
+    pub(crate) fn record_contact(&self, contact: Contact, reason: &dyn Display) {
+        self.contacts.lock().record(contact, reason);
     }
 
-    /// Writes what is to be told of it.
-    pub(super) fn tell(&self, lines: &Lines) {
-        let now = std::time::Instant::now();
-        let news = self.story().news(now);
-        if let Some(news) = news {
-            lines.tell(self.name(), &news);
-        }
-        let summary = self.ledger().summary(now);
-        if let Some(summary) = summary {
-            lines.summarize(self.name(), &summary);
-        }
+    /// Takes the change of its connection that is due to be logged.
+    pub(crate) fn take_contact_change(&self, now: std::time::Instant) -> Option<ContactChange> {
+        self.contacts.lock().take_due(now)
+    }
+
+    /// Takes the summary of its dropped events that is due to be logged.
+    pub(crate) fn take_drop_summary(&self, now: std::time::Instant) -> Option<DropSummary> {
+        self.dropped.lock().take_summary(now)
     }
 
     /// Its status as the lexicons have it.
     pub fn status(&self) -> HostStatus {
-        self.statuses().wanted
+        self.statuses.lock().wanted
     }
 
     /// Which of its events are settled.
@@ -311,39 +292,38 @@ impl HostHandle {
         self.events.load(Ordering::Relaxed)
     }
 
-    /// Stretches of its stream that are known to be missing: cursors it no longer had, or refused.
+    /// Known gaps in its stream: cursors it no longer had, or refused.
     pub fn gaps(&self) -> u64 {
         self.gaps.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_state(&self, state: HostState) {
         if state == HostState::Connecting {
-            *self
-                .attempted
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(Instant::now());
+            *self.attempted.lock() = Some(Instant::now());
         }
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
-    /// Ends the wait for the next attempt if the last one was at least `distance` ago.
-    pub(super) fn wake_if_waiting(&self, distance: Duration) {
-        let attempted = *self
-            .attempted
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+    /// Resolves when the host's limits changed, or when somebody asks for an attempt now.
+    pub(crate) async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Ends the wait for the next attempt if the last one was at least `interval` ago.
+    pub(crate) fn wake_if_waiting(&self, interval: Duration) {
+        let attempted = *self.attempted.lock();
         let waiting = matches!(
             self.state(),
             HostState::Waiting | HostState::Offline | HostState::Refused
         );
-        if waiting && attempted.is_none_or(|at| at.elapsed() >= distance) {
+        if waiting && attempted.is_none_or(|at| at.elapsed() >= interval) {
             self.wake.notify_one();
         }
     }
 
-    /// Its status from now on. A ban stays: only the operator's word lifts it.
-    pub(super) fn set_status(&self, status: HostStatus) {
-        let mut statuses = self.statuses();
+    /// Its status from now on. A ban stays: only the operator lifts it.
+    pub(crate) fn set_status(&self, status: HostStatus) {
+        let mut statuses = self.statuses.lock();
         if statuses.wanted != HostStatus::Banned {
             statuses.wanted = status;
         }
@@ -351,56 +331,49 @@ impl HostHandle {
 
     /// Notes a status that the caller has written to the database.
     pub(super) fn set_stored_status(&self, status: HostStatus) {
-        let mut statuses = self.statuses();
+        let mut statuses = self.statuses.lock();
         statuses.wanted = status;
         statuses.stored = status;
     }
 
     /// The status to be written, if it differs from the written one.
     pub(super) fn unstored_status(&self) -> Option<HostStatus> {
-        let statuses = self.statuses();
+        let statuses = self.statuses.lock();
         (statuses.wanted != statuses.stored).then_some(statuses.wanted)
     }
 
     /// Notes that `status` is in the database, without changing what is wanted.
     pub(super) fn status_was_stored(&self, status: HostStatus) {
-        self.statuses().stored = status;
+        self.statuses.lock().stored = status;
     }
 
     pub(super) fn has_unstored_sync11(&self) -> bool {
-        self.sync11() && !self.statuses().sync11_stored
+        self.sync11() && !self.statuses.lock().sync11_stored
     }
 
     pub(super) fn sync11_was_stored(&self) {
-        self.statuses().sync11_stored = true;
+        self.statuses.lock().sync11_stored = true;
     }
 
-    pub(super) fn took(&self, seq: i64) {
+    /// Counts an event that was taken from its socket.
+    pub(crate) fn count_event(&self, seq: i64) {
         self.last_seq.store(seq, Ordering::Relaxed);
         self.events.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn add_gap(&self) {
+    pub(crate) fn add_gap(&self) {
         self.gaps.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a message in the host's windows, or says how long it must wait.
-    pub(super) fn admit(&self, cost: Cost) -> Result<(), Duration> {
+    /// Counts a message in the host's windows, or returns how long it must wait.
+    pub(crate) fn admit(&self, cost: Cost) -> Result<(), Duration> {
         let rates = self.event_rates();
-        let mut windows = self
-            .windows
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        windows.admit(Instant::now(), cost, &rates)
+        self.windows.lock().admit(Instant::now(), cost, &rates)
     }
 
     /// Takes back bytes that were counted for a message before its length was known.
-    pub(super) fn take_back(&self, bytes: usize) {
-        let mut windows = self
-            .windows
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        windows.take_back(bytes);
+    pub(crate) fn take_back(&self, bytes: usize) {
+        self.windows.lock().take_back(bytes);
     }
 
     pub(super) fn set_account_limit(&self, limit: i64, general: &HostLimits) {
@@ -411,53 +384,21 @@ impl HostHandle {
         self.change(general, |settings| settings.overrides = overrides);
     }
 
-    /// Takes over other general rates, as far as the operator set none for this host.
-    pub(super) fn follow(&self, general: &HostLimits) {
+    /// Applies other general rates, as far as the operator set none for this host.
+    pub(super) fn apply_limits(&self, general: &HostLimits) {
         self.change(general, |_| {});
     }
 
     pub(super) fn set_validation(&self, validation: Option<Validation>) {
-        let mut settings = self
-            .settings
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        settings.validation = validation;
+        self.settings.write().validation = validation;
     }
 
     fn change(&self, general: &HostLimits, change: impl FnOnce(&mut Settings)) {
-        let mut settings = self
-            .settings
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut settings = self.settings.write();
         change(&mut settings);
         settings.rates = event_rates(settings.account_limit, &settings.overrides, general);
         drop(settings);
         self.wake.notify_one();
-    }
-
-    fn settings(&self) -> Settings {
-        self.settings
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .clone()
-    }
-
-    fn story(&self) -> MutexGuard<'_, Story> {
-        self.story
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn ledger(&self) -> MutexGuard<'_, Dropped> {
-        self.dropped
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn statuses(&self) -> MutexGuard<'_, Statuses> {
-        self.statuses
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 

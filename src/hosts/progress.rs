@@ -4,8 +4,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::memory::{Loan, Memory, Record, Standing};
@@ -198,14 +199,14 @@ impl Progress {
     }
 
     /// How long a message may become before there must be room for it.
-    pub(super) fn free_message_bytes(&self) -> usize {
+    pub(crate) fn free_message_bytes(&self) -> usize {
         self.memory.per_host()
     }
 
     /// Waits until a message of so many bytes may be held: until the host has not too much under way, and there is memory
     /// for it. What fits into the host's own share waits for nobody else; a host whose parked events found no room in
     /// their share borrows nothing until they are settled.
-    pub(super) async fn room(self: &Arc<Self>, bytes: usize) -> Room {
+    pub(crate) async fn room(self: &Arc<Self>, bytes: usize) -> Room {
         loop {
             let notified = self.room.notified();
             tokio::pin!(notified);
@@ -334,9 +335,7 @@ impl Progress {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock()
     }
 }
 
@@ -458,7 +457,7 @@ enum Place {
 
 impl Room {
     /// The message turned out to be of so many bytes, and no more than there is room for. Returns how many fewer.
-    pub(super) fn trim(&mut self, bytes: usize) -> usize {
+    pub(crate) fn trim(&mut self, bytes: usize) -> usize {
         let surplus = self.bytes.saturating_sub(bytes);
         self.bytes -= surplus;
         match &mut self.place {

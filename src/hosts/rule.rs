@@ -1,16 +1,20 @@
-//! The names of the rules: every reason for which an event is refused, as one word for metrics and logs.
+//! The drop rules: every reason for which an event is refused, as one word for metrics and logs.
 //!
-//! The rules themselves are in [`super::rules`] (events) and in the upstream room (frames and sequence).
+//! The rules are applied in [`crate::upstream`] (frames and sequence) and in [`crate::verify`] (events).
 
 use std::fmt;
 
 /// A reason to refuse an event. The name is the value of the `rule` label of `relay_events_dropped_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
-    /// The frame is none of the four kinds of event.
-    Frame,
-    /// The frame would exceed 5,000,000 bytes with a `seq` of this relay.
+    /// The message is longer than 5,000,000 bytes, or would be with a `seq` of this relay.
     FrameTooLarge,
+    /// The frame is not two canonical CBOR objects, or none of the four kinds of event.
+    Frame,
+    /// The frame is canonical but lacks a field that routing needs, or has it with another type.
+    FrameFields,
+    /// The host's sequence number is not above the connection's last.
+    UpstreamSeq,
     /// The host was banned while the event was on its way.
     HostBanned,
     /// The DID does not follow the DID syntax, or is not written in its one canonical form.
@@ -83,9 +87,11 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule, in the order of the event's path; metrics are registered from it.
-    pub const ALL: [Rule; 36] = [
-        Rule::Frame,
+    pub const ALL: [Rule; 38] = [
         Rule::FrameTooLarge,
+        Rule::Frame,
+        Rule::FrameFields,
+        Rule::UpstreamSeq,
         Rule::HostBanned,
         Rule::DidSyntax,
         Rule::EventTooLarge,
@@ -125,8 +131,10 @@ impl Rule {
     /// The rule's name in metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
-            Rule::Frame => "frame",
             Rule::FrameTooLarge => "frame_too_large",
+            Rule::Frame => "frame",
+            Rule::FrameFields => "frame_fields",
+            Rule::UpstreamSeq => "upstream_seq",
             Rule::HostBanned => "host_banned",
             Rule::DidSyntax => "did_syntax",
             Rule::EventTooLarge => "event_too_large",

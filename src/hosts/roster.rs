@@ -1,5 +1,5 @@
-//! The hosts' numbers and names, in a file beside the segments that use the numbers: where the database is lost or
-//! older than the log, the log still says where its events came from. Knows nothing else of a host.
+//! The hosts' numbers and names, in a file beside the log's segments, which contain the numbers: where the database is
+//! lost or older than the log, the host of each event in the log is still known. Holds nothing else of a host.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use super::registry::Hosts;
 use crate::store::{HostId, HostRow};
 
 /// Name of the file: lines of number, scheme, name, checksum.
@@ -15,9 +16,9 @@ const FILE_MODE: u32 = 0o640;
 const TLS: &str = "wss";
 const PLAIN: &str = "ws";
 
-/// How a host is reached.
+/// A host's name, and whether it is reached over TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Name {
+pub struct Name {
     /// `host` or `host:port`.
     pub hostname: String,
     pub tls: bool,
@@ -38,9 +39,9 @@ impl Name {
     }
 }
 
-/// The file, and what it says.
+/// The file and its contents.
 #[derive(Debug)]
-pub(super) struct Roster {
+pub struct Roster {
     file: File,
     hosts: HashMap<HostId, Name>,
 }
@@ -64,13 +65,25 @@ impl Roster {
         Ok(Roster { file, hosts })
     }
 
-    /// The hosts that were ever noted.
+    /// The hosts that were ever recorded.
     pub fn hosts(&self) -> &HashMap<HostId, Name> {
         &self.hosts
     }
 
-    /// Notes those of the hosts that are not noted yet; on disk when it returns.
-    pub fn note(&mut self, hosts: impl IntoIterator<Item = (HostId, Name)>) -> io::Result<()> {
+    /// Records the hosts of the registry that are not recorded yet; on disk when it returns.
+    pub fn record_new(&mut self, hosts: &Hosts) -> io::Result<()> {
+        if hosts.count() <= self.hosts.len() {
+            return Ok(());
+        }
+        let known = hosts.list();
+        let names = known
+            .iter()
+            .map(|host| (host.id(), Name::new(host.name(), host.host().tls())));
+        self.record(names)
+    }
+
+    /// Records those of the hosts that are not recorded yet; on disk when it returns.
+    pub fn record(&mut self, hosts: impl IntoIterator<Item = (HostId, Name)>) -> io::Result<()> {
         let new: Vec<_> = hosts
             .into_iter()
             .filter(|(id, name)| self.hosts.get(id) != Some(name))
@@ -118,19 +131,19 @@ mod tests {
     }
 
     #[test]
-    fn what_was_noted_reads_back_whatever_follows_a_torn_line() {
+    fn recorded_hosts_read_back_whatever_follows_a_torn_line() {
         let folder = tempfile::tempdir().unwrap();
         let mut roster = Roster::open(folder.path()).unwrap();
-        roster.note([host(1, true), host(2, false)]).unwrap();
+        roster.record([host(1, true), host(2, false)]).unwrap();
         let path = folder.path().join(FILE);
         let whole = fs::read(&path).unwrap();
-        roster.note([host(2, false), host(1, true)]).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), whole, "nothing is noted twice");
+        roster.record([host(2, false), host(1, true)]).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), whole, "nothing is recorded twice");
         for cut in whole.len() / 2 + 1..whole.len() - 1 {
             fs::write(&path, &whole[..cut]).unwrap();
             let mut torn = Roster::open(folder.path()).unwrap();
             assert_eq!(torn.hosts(), &HashMap::from([host(1, true)]), "{cut}");
-            torn.note([host(3, true)]).unwrap();
+            torn.record([host(3, true)]).unwrap();
             let again = Roster::open(folder.path()).unwrap();
             assert_eq!(
                 again.hosts(),

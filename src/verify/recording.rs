@@ -1,0 +1,42 @@
+//! A pipeline that verifies nothing, for tests of the rooms above: it records the events that are submitted.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+use super::shard::Work;
+use super::{Pipeline, Settlements};
+use crate::hosts::Received;
+use crate::pulse::Pulse;
+
+/// The events that were submitted to a pipeline without shards.
+pub struct Recording(UnboundedReceiver<Work>);
+
+impl Recording {
+    /// The next event; `None` when the pipeline is gone.
+    pub async fn next(&mut self) -> Option<Received> {
+        loop {
+            if let Work::Event(received) = self.0.recv().await? {
+                return Some(received);
+            }
+        }
+    }
+
+    /// Whether no event waits to be taken.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Pipeline {
+    /// A pipeline that only records what is submitted.
+    pub fn recording() -> (Self, Recording) {
+        let (sender, events) = mpsc::unbounded_channel();
+        let pipeline = Self {
+            shards: Arc::new([sender]),
+            settled: Settlements::new(1, 0),
+            pulses: Arc::new([Pulse::default()]),
+        };
+        (pipeline, Recording(events))
+    }
+}
