@@ -2,8 +2,8 @@
 //! Whatever can fail (loading, comparing) comes before the first change, so that an error leaves the
 //! tree as it was. Recursion goes down one height per step: at most 128 deep.
 
-use super::load::{Place, Source};
-use super::tree::{Child, Entry, Node, NodeId, Tree, checked_height};
+use super::load::{Nothing, Source};
+use super::tree::{Child, Entry, Node, NodeId, Place, Tree, checked_height};
 use super::{MstError, key_text};
 use crate::atproto::cid::Cid;
 
@@ -35,6 +35,44 @@ struct Found {
 }
 
 impl Tree {
+    /// The tree of these records, in any order.
+    ///
+    /// # Errors
+    /// [`MstError::KeyLength`], [`MstError::Exists`] for a path that comes twice.
+    pub fn from_records<K: AsRef<[u8]>>(
+        records: impl IntoIterator<Item = (K, Cid)>,
+    ) -> Result<Self, MstError> {
+        let mut tree = Self::empty();
+        for (path, cid) in records {
+            tree.insert(path.as_ref(), cid)?;
+        }
+        Ok(tree)
+    }
+
+    /// Adds a record.
+    ///
+    /// # Errors
+    /// [`MstError::Exists`], [`MstError::KeyLength`], [`MstError::MissingNode`].
+    pub fn insert(&mut self, path: &[u8], cid: Cid) -> Result<(), MstError> {
+        self.insert_from(&Nothing, path, cid)
+    }
+
+    /// Replaces a record; returns the one before.
+    ///
+    /// # Errors
+    /// [`MstError::Absent`], [`MstError::KeyLength`], [`MstError::MissingNode`].
+    pub fn update(&mut self, path: &[u8], cid: Cid) -> Result<Cid, MstError> {
+        self.replace_from(&Nothing, path, cid, None)
+    }
+
+    /// Removes a record; returns it.
+    ///
+    /// # Errors
+    /// [`MstError::Absent`], [`MstError::KeyLength`], [`MstError::MissingNode`].
+    pub fn delete(&mut self, path: &[u8]) -> Result<Cid, MstError> {
+        self.remove_from(&Nothing, path, None)
+    }
+
     pub(super) fn insert_from(
         &mut self,
         source: &impl Source,

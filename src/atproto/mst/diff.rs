@@ -6,8 +6,8 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 
 use super::invert::put_back_first;
-use super::load::{Nothing, Place, Source};
-use super::tree::{Child, Link, NodeId, Tree};
+use super::load::{Nothing, Source};
+use super::tree::{Child, Link, NodeId, Place, Tree};
 use super::{Change, InvertOp, MstError};
 use crate::atproto::cid::Cid;
 

@@ -2,20 +2,10 @@
 //! tree. Nodes are loaded when an operation first needs them.
 
 use super::node::{NodeError, NodeReader};
-use super::tree::{Child, Entry, Key, Link, Node, NodeId, Tree};
+use super::tree::{Child, Entry, Key, Link, Node, NodeId, Place, Tree};
 use super::{MAX_KEY_LEN, MAX_NODE_ENTRIES, MstError};
 use crate::atproto::cid::Cid;
 use crate::atproto::fixed::ShapeError;
-
-/// Where a node stands, and so what it must be like.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Place {
-    /// `None` for a root: its keys decide.
-    pub(super) height: Option<u8>,
-    /// The keys between which all of the node's lie.
-    pub(super) low: Option<Key>,
-    pub(super) high: Option<Key>,
-}
 
 /// Where nodes that are not loaded come from.
 pub(super) trait Source {

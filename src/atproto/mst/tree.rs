@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use super::load::{Nothing, Place};
 use super::node::{NodeWriter, cid_of};
 use super::{MAX_KEY_LEN, MstError, empty_root, height};
 use crate::atproto::cid::Cid;
@@ -82,6 +81,16 @@ pub(super) struct Node {
     pub(super) cid: Option<Cid>,
 }
 
+/// Where a node stands, and so what it must be like.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Place {
+    /// `None` for a root: its keys decide.
+    pub(super) height: Option<u8>,
+    /// The keys between which all of the node's lie.
+    pub(super) low: Option<Key>,
+    pub(super) high: Option<Key>,
+}
+
 /// A repository's tree, whole or in part.
 ///
 /// In a partial tree, operations that need a node which is not at hand fail with
@@ -108,20 +117,6 @@ impl Tree {
     /// The tree without records.
     pub fn empty() -> Self {
         Self::rooted(Child::None)
-    }
-
-    /// The tree of these records, in any order.
-    ///
-    /// # Errors
-    /// [`MstError::KeyLength`], [`MstError::Exists`] for a path that comes twice.
-    pub fn from_records<K: AsRef<[u8]>>(
-        records: impl IntoIterator<Item = (K, Cid)>,
-    ) -> Result<Self, MstError> {
-        let mut tree = Self::empty();
-        for (path, cid) in records {
-            tree.insert(path.as_ref(), cid)?;
-        }
-        Ok(tree)
     }
 
     pub(super) fn rooted(root: Child) -> Self {
@@ -155,30 +150,6 @@ impl Tree {
                 Err(slot) => child = self.child(id, slot),
             }
         }
-    }
-
-    /// Adds a record.
-    ///
-    /// # Errors
-    /// [`MstError::Exists`], [`MstError::KeyLength`], [`MstError::MissingNode`].
-    pub fn insert(&mut self, path: &[u8], cid: Cid) -> Result<(), MstError> {
-        self.insert_from(&Nothing, path, cid)
-    }
-
-    /// Replaces a record; returns the one before.
-    ///
-    /// # Errors
-    /// [`MstError::Absent`], [`MstError::KeyLength`], [`MstError::MissingNode`].
-    pub fn update(&mut self, path: &[u8], cid: Cid) -> Result<Cid, MstError> {
-        self.replace_from(&Nothing, path, cid, None)
-    }
-
-    /// Removes a record; returns it.
-    ///
-    /// # Errors
-    /// [`MstError::Absent`], [`MstError::KeyLength`], [`MstError::MissingNode`].
-    pub fn delete(&mut self, path: &[u8]) -> Result<Cid, MstError> {
-        self.remove_from(&Nothing, path, None)
     }
 
     /// The root's CID; hashes the nodes that were touched since the last time.
