@@ -1,5 +1,5 @@
-//! The pages for those who read from a relay, and for its operator's tools, against the code: every admin route, every field
-//! of a host, and every example program stands in its page.
+//! Pages for consumers, operators' tools and readers of the log, against the code: every admin route, every field of a host,
+//! every example program and every field of an index entry is in its page.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -91,4 +91,34 @@ fn the_pages_show_every_example_as_it_is() {
         shown += 1;
     }
     assert!(shown >= 5, "{shown} examples");
+}
+
+#[test]
+fn the_page_of_the_log_has_every_field_of_an_index_entry() {
+    let source = read("src/eventlog/entry.rs");
+    let page = read("docs/design/event-log.md");
+    let entries = between(&page, "Then for each event 64 bytes", "\n## ")[0];
+    let encode = between(&source, "fn encode(&self) -> [u8; ENTRY_BYTES", "\n    }\n")[0];
+    let fields = between(encode, "out[", "].copy_from_slice");
+    let mut found = 0;
+    for field in fields {
+        let Some((start, end)) = field.split_once("..") else {
+            continue;
+        };
+        let (Ok(start), Ok(end)) = (start.parse::<u64>(), end.parse::<u64>()) else {
+            continue;
+        };
+        let row = format!("\n| {start} | {} | ", end - start);
+        assert!(
+            entries.contains(&row),
+            "no field of {} bytes at {start}",
+            end - start
+        );
+        found += 1;
+    }
+    assert!(found >= 8, "{found} fields read from the source");
+    for start in between(&source, "_AT: usize = ", ";") {
+        let row = format!("\n| {start} | ");
+        assert!(entries.contains(&row), "nothing at {start}");
+    }
 }
