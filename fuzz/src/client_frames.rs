@@ -1,32 +1,44 @@
-//! What consumers send: the pieces in which it comes make no difference, and what was said is no
-//! longer than what came.
+//! What consumers send: the pieces in which it comes make no difference, and what is reported is no longer than what came.
 
-use atproto_relay::firehose::client_frames::{ClientFrames, Said, Violation};
+use atproto_relay::firehose::socket::client_frames::{ClientFrames, Incoming, Violation};
+use atproto_relay::firehose::socket::stream::{Accepted, Message};
+
+/// A stream that reads messages of both kinds.
+const MESSAGES: Accepted = Accepted {
+    max_text_bytes: 100,
+    max_binary_bytes: 1_000,
+};
 
 /// Checks any bytes; the first one gives the size of the pieces.
 pub fn check(bytes: &[u8]) {
     let Some((piece, bytes)) = bytes.split_first() else {
         return;
     };
-    let whole = feed(bytes, bytes.len());
-    assert_eq!(whole, feed(bytes, usize::from(*piece)));
-    assert_eq!(whole, feed(bytes, 1));
-    let payloads = whole
-        .unwrap_or_default()
-        .into_iter()
-        .map(|said| match said {
-            // Six bytes of header at least.
-            Said::Ping(payload) => 6 + payload.len(),
-            Said::Pong | Said::Close(_) => 6,
-        });
-    assert!(payloads.sum::<usize>() <= bytes.len());
+    for accepted in [Accepted::NONE, MESSAGES] {
+        let whole = feed(accepted, bytes, bytes.len());
+        assert_eq!(whole, feed(accepted, bytes, usize::from(*piece)));
+        assert_eq!(whole, feed(accepted, bytes, 1));
+        let payloads = whole.unwrap_or_default();
+        // Six bytes of header at least.
+        let payloads = payloads.iter().map(|incoming| 6 + length(incoming));
+        assert!(payloads.sum::<usize>() <= bytes.len());
+    }
 }
 
-fn feed(bytes: &[u8], piece: usize) -> Result<Vec<Said>, Violation> {
-    let mut frames = ClientFrames::default();
-    let mut said = Vec::new();
-    for piece in bytes.chunks(piece.max(1)) {
-        frames.feed(piece, &mut said)?;
+fn length(incoming: &Incoming) -> usize {
+    match incoming {
+        Incoming::Ping(payload) => payload.len(),
+        Incoming::Pong | Incoming::Close(_) => 0,
+        Incoming::Message(Message::Text(text)) => text.len(),
+        Incoming::Message(Message::Binary(bytes)) => bytes.len(),
     }
-    Ok(said)
+}
+
+fn feed(accepted: Accepted, bytes: &[u8], piece: usize) -> Result<Vec<Incoming>, Violation> {
+    let mut frames = ClientFrames::new(accepted);
+    let mut incoming = Vec::new();
+    for piece in bytes.chunks(piece.max(1)) {
+        frames.feed(piece, &mut incoming)?;
+    }
+    Ok(incoming)
 }

@@ -34,6 +34,12 @@ impl Network {
         let site = site.map(|site| (Network::Site(site), of_site));
         [(Network::Single(single), max)].into_iter().chain(site)
     }
+
+    /// The largest network of an address: what one client can have.
+    pub fn largest(address: IpAddr) -> Network {
+        let networks = Network::shares(address, 1).map(|(network, _)| network);
+        networks.last().unwrap_or(Network::Single(address))
+    }
 }
 
 /// Counts by key. Clones share them.

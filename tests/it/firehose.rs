@@ -10,11 +10,15 @@ use atproto_relay::atproto::frame::{self, Message as FrameMessage};
 use atproto_relay::config::{Cidr, Config};
 use atproto_relay::dial::PRODUCT;
 use atproto_relay::eventlog::LogOptions;
+use atproto_relay::firehose::socket::stream::{
+    self, Accepted, Batch, Closing, Offer, Opening, Source, SourceError, Stream,
+};
+use atproto_relay::firehose::socket::{Server, close_codes};
 use atproto_relay::firehose::{self, Firehose, FirehoseOptions, SUBSCRIBE_REPOS};
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::Message;
@@ -1074,4 +1078,184 @@ async fn shutdown_says_service_restart() {
         .expect("ends");
     assert!(relay.firehose.consumers().is_empty());
     relay.running.close();
+}
+
+/// A stream of another kind: the number of each event as text, behind a prefix that the client sets.
+#[derive(Debug, Clone)]
+struct Numbers {
+    head: watch::Receiver<u64>,
+}
+
+struct NumberSource {
+    head: watch::Receiver<u64>,
+    position: u64,
+    prefix: String,
+    /// The message that is being sent, and how much of it was.
+    begun: Option<(Vec<u8>, usize)>,
+}
+
+impl Stream for Numbers {
+    const NAME: &'static str = "numbers";
+    type Parameters = bool;
+    type Source = NumberSource;
+
+    fn parameters(&self, query: Option<&str>) -> bool {
+        query == Some("please")
+    }
+
+    async fn open(&self, polite: bool) -> Opening<NumberSource> {
+        let source = NumberSource {
+            head: self.head.clone(),
+            position: 1,
+            prefix: String::new(),
+            begun: None,
+        };
+        let greeting = match polite {
+            true => Ok(Some(stream::Message::Text("hello".into()))),
+            false => Err(Closing::new(close_codes::POLICY, "say please")),
+        };
+        Opening { source, greeting }
+    }
+}
+
+impl Source for NumberSource {
+    const ACCEPTED: Accepted = Accepted {
+        max_text_bytes: 10,
+        max_binary_bytes: 0,
+    };
+
+    fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn offset(&self) -> usize {
+        self.begun.as_ref().map_or(0, |(_, offset)| *offset)
+    }
+
+    fn events(&self) -> u64 {
+        self.position - 1
+    }
+
+    fn offer(
+        &mut self,
+        _max: usize,
+        write: impl FnOnce(Batch<'_>) -> std::io::Result<usize>,
+    ) -> Result<Offer, SourceError> {
+        if self.position > *self.head.borrow() {
+            return Ok(Offer::Nothing);
+        }
+        let (frame, offset) = self.begun.get_or_insert_with(|| {
+            let text = format!("{}{}", self.prefix, self.position);
+            let header = [0x81, text.len() as u8];
+            ([&header[..], text.as_bytes()].concat(), 0)
+        });
+        let run = self.position..self.position + 1;
+        let written = write(Batch {
+            slices: &[std::io::IoSlice::new(&frame[*offset..])],
+            runs: std::slice::from_ref(&run),
+        });
+        let taken = match written {
+            Ok(taken) => taken,
+            Err(error) => return Ok(Offer::Refused(error)),
+        };
+        *offset += taken;
+        if *offset == frame.len() {
+            (self.position, self.begun) = (self.position + 1, None);
+        }
+        Ok(Offer::Taken(taken))
+    }
+
+    async fn warm(&mut self, _max: usize) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn receive(&mut self, message: stream::Message) -> Result<(), Closing> {
+        match message {
+            stream::Message::Text(text) if text == "bye" => {
+                let mut closing = Closing::new(close_codes::NORMAL, "you said bye");
+                closing.last = Some(stream::Message::Binary(vec![1, 2, 3]));
+                Err(closing)
+            }
+            stream::Message::Text(prefix) => {
+                self.prefix = prefix;
+                Ok(())
+            }
+            stream::Message::Binary(_) => panic!("the stream does not read these"),
+        }
+    }
+}
+
+async fn text(client: &mut Client) -> String {
+    match message(client).await {
+        Some(Ok(Message::Text(text))) => text.to_string(),
+        other => panic!("instead of a text: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn another_stream_brings_texts_and_reads_what_clients_send() {
+    let (head, seen) = watch::channel(2);
+    let server = Server::new(seen.clone(), FirehoseOptions::default());
+    let (numbers, serving) = (Numbers { head: seen }, server.clone());
+    let handler = move |request: axum::extract::Request| {
+        let answer = serving.subscribe(&numbers, request);
+        async { answer }
+    };
+    let router = axum::Router::new().route("/numbers", axum::routing::any(handler));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let addr = listener.local_addr().expect("an address");
+    let options = ListenerOptions::default();
+    tokio::spawn(listener::serve(
+        listener,
+        router,
+        options,
+        CancellationToken::new(),
+    ));
+    let url = format!("ws://{addr}/numbers");
+    let connect = async |query: &str| {
+        let connected = connect_async(format!("{url}{query}")).await;
+        connected.expect("a subscription").0
+    };
+
+    let posted = atproto_relay::dial::plain_client().post(format!("http://{addr}/numbers"));
+    let refused = posted.send().await.expect("an answer");
+    let body: serde_json::Value = refused.json().await.expect("JSON");
+    assert_eq!(body["message"], "numbers takes GET");
+    assert_closed(&mut connect("").await, CloseCode::Policy).await;
+
+    let mut client = connect("?please").await;
+    for expected in ["hello", "1", "2"] {
+        assert_eq!(text(&mut client).await, expected);
+    }
+    let skipped = Message::Binary(vec![7; 5_000].into());
+    client.send(skipped).await.expect("sends");
+    client
+        .send(Message::Text("no. ".into()))
+        .await
+        .expect("sends");
+    // The answer of a ping follows what was sent before it.
+    client
+        .send(Message::Ping("read?".into()))
+        .await
+        .expect("sends");
+    match timeout(DEADLINE, client.next()).await.expect("in time") {
+        Some(Ok(Message::Pong(_))) => {}
+        other => panic!("instead of a pong: {other:?}"),
+    }
+    head.send_replace(3);
+    assert_eq!(text(&mut client).await, "no. 3");
+    client
+        .send(Message::Text("bye".into()))
+        .await
+        .expect("sends");
+    assert_eq!(frame_bytes(&mut client).await, [1, 2, 3]);
+    assert_closed(&mut client, CloseCode::Normal).await;
+
+    let mut client = connect("?please").await;
+    let too_long = Message::Text("x".repeat(11).into());
+    client.send(too_long).await.expect("sends");
+    for expected in ["hello", "1", "2", "3"] {
+        assert_eq!(text(&mut client).await, expected);
+    }
+    assert_closed(&mut client, CloseCode::Size).await;
 }

@@ -1,17 +1,17 @@
-//! What the kernel knows of a TCP connection: how many bytes it took from us and gave to us, whoever wrote and read them.
-//! That is exact, also after a process was killed within a system call.
+//! The kernel's byte counters of a TCP connection: written to it and read from it, by any process.
+//! They are exact, also after a process was killed within a system call.
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-/// Looks at the counters until two agree: acknowledgements and data come in between. They come some thousand times a
-/// second at most, a look takes a microsecond.
-const MAX_LOOKS: usize = 1_000;
+/// Reads of the counters until two in a row agree. Acknowledgements and data arrive some thousand times a second at most, a
+/// read takes a microsecond.
+const MAX_READS: usize = 1_000;
 /// `TCP_ESTABLISHED` of include/net/tcp_states.h: both sides may send.
 const ESTABLISHED: u8 = 1;
-/// `struct tcp_info` of include/uapi/linux/tcp.h, as far as it is needed, in 64-bit words: the state is its first byte, then
-/// 15 words for which nobody asks here.
+/// `struct tcp_info` of include/uapi/linux/tcp.h, as far as it is needed, in 64-bit words: the state is its first byte, followed by
+/// 15 words that are not used here.
 const INFO_WORDS: usize = 17;
 const BYTES_ACKED: usize = 15;
 const BYTES_RECEIVED: usize = 16;
@@ -22,16 +22,16 @@ pub(super) struct Counts {
     /// Bytes that were written to the socket.
     pub sent: u64,
     /// Bytes that were read from the socket.
-    pub heard: u64,
+    pub received: u64,
     /// Neither side has ended, and nothing broke.
     pub established: bool,
 }
 
-/// The counts of now. Nobody may write to the socket or read from it meanwhile.
+/// The current counts. No other task may write to the socket or read from it meanwhile.
 pub(super) fn counts(socket: impl AsFd) -> io::Result<Counts> {
     let socket = socket.as_fd();
     let mut info = tcp_info(socket)?;
-    for _ in 0..MAX_LOOKS {
+    for _ in 0..MAX_READS {
         let waiting = (
             queue(socket, libc::TIOCOUTQ)?,
             queue(socket, libc::FIONREAD)?,
@@ -41,21 +41,19 @@ pub(super) fn counts(socket: impl AsFd) -> io::Result<Counts> {
         if settled(BYTES_ACKED) && settled(BYTES_RECEIVED) {
             return Ok(Counts {
                 sent: info[BYTES_ACKED].wrapping_add(waiting.0),
-                heard: info[BYTES_RECEIVED].wrapping_sub(waiting.1),
+                received: info[BYTES_RECEIVED].wrapping_sub(waiting.1),
                 established: again[0].to_ne_bytes()[0] == ESTABLISHED,
             });
         }
         info = again;
     }
-    Err(io::Error::other(
-        "the connection's counters do not stand still",
-    ))
+    Err(io::Error::other("the connection's counters keep changing"))
 }
 
 fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<[u64; INFO_WORDS]> {
     let mut info = [0_u64; INFO_WORDS];
     let mut length = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: the kernel writes no more than `length` bytes to `info`, any bytes are numbers, and says how many it wrote.
+    // SAFETY: the kernel writes no more than `length` bytes to `info`, any bytes are numbers, and it returns how many it wrote.
     let failed = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -100,7 +98,7 @@ mod tests {
         let (mut server, _) = listener.accept().unwrap();
         let counted = |server: &TcpStream| {
             let counts = counts(server).unwrap();
-            (counts.sent, counts.heard, counts.established)
+            (counts.sent, counts.received, counts.established)
         };
         assert_eq!(counted(&server), (0, 0, true));
         server.set_nonblocking(true).unwrap();
@@ -110,9 +108,9 @@ mod tests {
             assert_eq!(counted(&server), (sent, 0, true));
         }
         client.write_all(&[1; 1000]).unwrap();
-        let mut heard = [0; 300];
+        let mut received = [0; 300];
         server.set_nonblocking(false).unwrap();
-        server.read_exact(&mut heard).unwrap();
+        server.read_exact(&mut received).unwrap();
         client.read_exact(&mut vec![0; 100_000]).unwrap();
         assert_eq!(counted(&server), (sent, 300, true));
         client.shutdown(Shutdown::Write).unwrap();

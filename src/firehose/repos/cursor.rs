@@ -1,11 +1,11 @@
-//! What a `cursor` asks for (AT Protocol event stream specification, "Sequence Numbers").
-//! Promises a decision for every text; reads no log and sends nothing.
+//! The `cursor` parameter (AT Protocol event stream specification, "Sequence Numbers").
+//! Promises a decision for every text. Reads no log and sends nothing.
 
 use url::form_urlencoded;
 
 /// The `cursor` parameter of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Cursor {
+pub enum Cursor {
     Live,
     From(u64),
     /// Not a number.
@@ -16,7 +16,7 @@ pub(super) enum Cursor {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Start {
     At(u64),
-    /// The cursor is older than the window: say so, then begin at the oldest event.
+    /// The cursor is older than the window: an info frame, then the oldest event.
     Outdated(u64),
     /// The cursor is above the head: error frame, close.
     Future,
@@ -44,9 +44,9 @@ impl Cursor {
 
     /// Decides with the window of now: events `oldest..=head`, empty where `oldest` is head + 1.
     ///
-    /// head + 1 is the next event, not the future: a consumer that keeps the sequence number it wants
-    /// next asks so when it has seen everything, and the reference relay lets it wait for that event.
-    pub fn start(self, oldest: u64, head: u64) -> Start {
+    /// head + 1 is the next event, not the future: a consumer that stores the sequence number it wants next sends that
+    /// when it has every event, and the reference relay lets it wait for the next one.
+    pub(super) fn start(self, oldest: u64, head: u64) -> Start {
         match self {
             Cursor::Live => Start::At(head + 1),
             Cursor::Invalid => Start::Invalid,

@@ -1,39 +1,32 @@
-//! Frames that come from consumers (RFC 6455 section 5), which have nothing to say but ping and close.
-//! Promises to hold no more than one control frame, whatever a client sends; data is skipped unread.
+//! Frames that come from clients (RFC 6455 section 5): control frames, and the messages that a stream reads.
+//! Promises to hold no more than one control frame and one message of the stream's limit, whatever a client sends. Messages
+//! that the stream does not read are skipped without being stored.
 
-/// Longest payload of a control frame (RFC 6455 section 5.5).
-pub(super) const MAX_CONTROL_BYTES: usize = 125;
+use super::close_codes::{INVALID_TEXT, PROTOCOL_ERROR, TOO_BIG};
+use super::server_frames::{CLOSE, MAX_CONTROL_BYTES, PING, PONG};
+use super::stream::{Accepted, Message};
+
 /// Longest header of a masked frame.
 const MAX_HEADER_BYTES: usize = 14;
 
-/// Bytes read from a client at a time; it has little to say.
-pub(super) const INBOX_BYTES: usize = 512;
-
-pub(super) const CLOSE: u8 = 0x8;
-pub(super) const PING: u8 = 0x9;
-pub(super) const PONG: u8 = 0xa;
 const CONTINUATION: u8 = 0x0;
 const TEXT: u8 = 0x1;
 const BINARY: u8 = 0x2;
-/// Marks an opcode in a parser's state, where a payload is being read.
+/// Bit that all control frames' opcodes have.
+const CONTROL: u8 = 0x8;
+/// Marks an opcode in a parser's saved state, where a payload is being read.
 const BODY: u8 = 0x80;
 
-/// Close codes of RFC 6455 section 7.4.1, and of IANA's registry.
-pub(super) const NORMAL: u16 = 1000;
-pub(super) const PROTOCOL_ERROR: u16 = 1002;
-pub(super) const POLICY: u16 = 1008;
-pub(super) const INTERNAL_ERROR: u16 = 1011;
-/// "Service Restart": come again. Some clients take 1001, "Going Away", for an end and stay away.
-pub(super) const SERVICE_RESTART: u16 = 1012;
-
-/// What a client said.
+/// What a client sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum Incoming {
     /// Wants these bytes back.
     Ping(Vec<u8>),
     Pong,
     /// Closes, with the code it gave.
     Close(Option<u16>),
+    /// A message that the stream reads.
+    Message(Message),
 }
 
 /// How a client broke the protocol.
@@ -53,16 +46,34 @@ pub enum Violation {
     Fragments,
     #[error("close frame is malformed")]
     Close,
+    #[error("message is longer than this stream reads")]
+    TooLong,
+    #[error("text message is not UTF-8")]
+    Text,
+}
+
+impl Violation {
+    /// The code to close with.
+    pub(super) fn close_code(self) -> u16 {
+        match self {
+            Violation::TooLong => TOO_BIG,
+            Violation::Text => INVALID_TEXT,
+            _ => PROTOCOL_ERROR,
+        }
+    }
 }
 
 /// The parser: fed with bytes as they come.
 #[derive(Debug, Default)]
 pub struct ClientFrames {
+    accepted: Accepted,
     header: [u8; MAX_HEADER_BYTES],
     header_len: usize,
     body: Option<Body>,
-    /// A data message has begun and not ended.
+    /// A data message has begun, and its last frame has not.
     in_message: bool,
+    /// The data message that is being read, where the stream reads such messages.
+    message: Option<PartialMessage>,
 }
 
 /// The payload that is being read.
@@ -70,15 +81,39 @@ pub struct ClientFrames {
 struct Body {
     opcode: u8,
     left: u64,
+    /// Of data that is stored, turned to the next byte.
     mask: [u8; 4],
     /// Payload of a control frame, unmasked.
     control: Vec<u8>,
 }
 
+/// A message that has not come as a whole.
+#[derive(Debug)]
+struct PartialMessage {
+    is_text: bool,
+    /// Unmasked.
+    bytes: Vec<u8>,
+}
+
 impl ClientFrames {
-    /// Takes bytes and reports the control frames that became whole. After a violation the stream has
-    /// no meaning any more.
-    pub fn feed(&mut self, mut bytes: &[u8], said: &mut Vec<Said>) -> Result<(), Violation> {
+    /// A parser for a stream that reads these messages.
+    pub fn new(accepted: Accepted) -> ClientFrames {
+        ClientFrames {
+            accepted,
+            ..ClientFrames::default()
+        }
+    }
+
+    /// Takes bytes and reports the control frames and messages that became whole. After a violation the stream has no
+    /// meaning any more.
+    ///
+    /// # Errors
+    /// See [`Violation`].
+    pub fn feed(
+        &mut self,
+        mut bytes: &[u8],
+        incoming: &mut Vec<Incoming>,
+    ) -> Result<(), Violation> {
         loop {
             if self.body.is_none() {
                 let Some(body) = self.take_header(&mut bytes)? else {
@@ -89,12 +124,12 @@ impl ClientFrames {
             let Some(body) = &mut self.body else {
                 return Ok(());
             };
-            body.take(&mut bytes);
+            body.take(&mut bytes, self.message.as_mut());
             if body.left > 0 {
                 return Ok(());
             }
             if let Some(body) = self.body.take() {
-                said.extend(body.finish()?);
+                incoming.extend(self.finish(body)?);
             }
         }
     }
@@ -104,7 +139,28 @@ impl ClientFrames {
         self.header_len == 0 && self.body.is_none() && !self.in_message
     }
 
-    /// Appends what was begun, for another process to go on with.
+    /// The part of a message that was read, and whether it is text.
+    pub(super) fn stored(&self) -> Option<(bool, &[u8])> {
+        let message = self.message.as_ref()?;
+        Some((message.is_text, &message.bytes))
+    }
+
+    /// Restores what [`ClientFrames::stored`] returned in another process; false where it cannot be of this parser.
+    pub(super) fn restore(&mut self, is_text: bool, bytes: &[u8]) -> bool {
+        let left = match &self.body {
+            Some(body) if body.opcode & CONTROL == 0 => body.left,
+            _ => 0,
+        };
+        let total = (bytes.len() as u64).checked_add(left);
+        let fits = total.is_some_and(|total| total <= self.accepted.limit(is_text) as u64);
+        self.message = Some(PartialMessage {
+            is_text,
+            bytes: bytes.to_vec(),
+        });
+        fits && !self.is_at_rest()
+    }
+
+    /// Appends what was begun, except a stored message, for another process to continue with.
     pub(super) fn put_state(&self, out: &mut Vec<u8>) {
         out.extend([u8::from(self.in_message), self.header_len as u8]);
         out.extend_from_slice(&self.header[..self.header_len]);
@@ -119,12 +175,12 @@ impl ClientFrames {
     }
 
     /// Reads what [`ClientFrames::put_state`] wrote; `None` where it could not have written that.
-    pub(super) fn take_state(bytes: &mut &[u8]) -> Option<ClientFrames> {
+    pub(super) fn take_state(bytes: &mut &[u8], accepted: Accepted) -> Option<ClientFrames> {
         let [in_message, header_len] = take(bytes)?;
         let begun = bytes.split_off(..usize::from(header_len))?;
         let mut parser = ClientFrames {
             in_message: in_message != 0,
-            ..ClientFrames::default()
+            ..ClientFrames::new(accepted)
         };
         parser.header.get_mut(..begun.len())?.copy_from_slice(begun);
         parser.header_len = begun.len();
@@ -135,7 +191,7 @@ impl ClientFrames {
             let [length] = take(bytes)?;
             let control = bytes.split_off(..usize::from(length))?.to_vec();
             let opcode = opcode & !BODY;
-            let is_control = opcode & 0x8 != 0;
+            let is_control = opcode & CONTROL != 0;
             if is_control && control.len() as u64 + left > MAX_CONTROL_BYTES as u64 {
                 return None;
             }
@@ -193,7 +249,8 @@ impl ClientFrames {
         let (fin, opcode) = (header[0] & 0x80 != 0, header[0] & 0x0f);
         let (length, mask) = header[1..].split_at(header_len - 5);
         let left = read_length(length)?;
-        if opcode & 0x8 != 0 {
+        let mask = [mask[0], mask[1], mask[2], mask[3]];
+        if opcode & CONTROL != 0 {
             if !fin || left > MAX_CONTROL_BYTES as u64 {
                 return Err(Violation::Control);
             }
@@ -202,13 +259,46 @@ impl ClientFrames {
                 return Err(Violation::Fragments);
             }
             self.in_message = !fin;
+            self.begin_data(opcode, left)?;
         }
-        let mask = [mask[0], mask[1], mask[2], mask[3]];
         Ok(Body {
             opcode,
             left,
             mask,
             control: Vec::new(),
+        })
+    }
+
+    /// Begins the payload of a data frame, or refuses to store it.
+    fn begin_data(&mut self, opcode: u8, length: u64) -> Result<(), Violation> {
+        if opcode != CONTINUATION && self.accepted.limit(opcode == TEXT) > 0 {
+            self.message = Some(PartialMessage {
+                is_text: opcode == TEXT,
+                bytes: Vec::new(),
+            });
+        }
+        let Some(message) = &self.message else {
+            return Ok(());
+        };
+        let limit = self.accepted.limit(message.is_text) as u64;
+        let fits = (message.bytes.len() as u64)
+            .checked_add(length)
+            .is_some_and(|total| total <= limit);
+        fits.then_some(()).ok_or(Violation::TooLong)
+    }
+
+    /// What a payload was that came as a whole.
+    fn finish(&mut self, body: Body) -> Result<Option<Incoming>, Violation> {
+        Ok(match body.opcode {
+            PING => Some(Incoming::Ping(body.control)),
+            PONG => Some(Incoming::Pong),
+            CLOSE => Some(Incoming::Close(close_code(&body.control)?)),
+            // The last frame of a message.
+            _ if !self.in_message => {
+                let message = self.message.take().map(PartialMessage::finish);
+                message.transpose()?.map(Incoming::Message)
+            }
+            _ => None,
         })
     }
 }
@@ -245,27 +335,32 @@ fn read_length(field: &[u8]) -> Result<u64, Violation> {
 }
 
 impl Body {
-    /// Consumes payload: keeps that of control frames, drops that of data.
-    fn take(&mut self, bytes: &mut &[u8]) {
+    /// Consumes payload: keeps that of control frames and of a message that is stored, drops all other.
+    fn take(&mut self, bytes: &mut &[u8], message: Option<&mut PartialMessage>) {
         let count = self.left.min(bytes.len() as u64) as usize;
         let (taken, rest) = bytes.split_at(count);
-        if self.opcode & 0x8 != 0 {
+        if self.opcode & CONTROL != 0 {
             for byte in taken {
                 let key = self.mask[self.control.len() % 4];
                 self.control.push(byte ^ key);
             }
+        } else if let Some(message) = message {
+            let unmasked = taken.iter().zip(self.mask.iter().cycle());
+            message.bytes.extend(unmasked.map(|(byte, key)| byte ^ key));
+            self.mask.rotate_left(count % 4);
         }
         self.left -= count as u64;
         *bytes = rest;
     }
+}
 
-    fn finish(self) -> Result<Option<Said>, Violation> {
-        Ok(match self.opcode {
-            PING => Some(Said::Ping(self.control)),
-            PONG => Some(Said::Pong),
-            CLOSE => Some(Said::Close(close_code(&self.control)?)),
-            _ => None,
-        })
+impl PartialMessage {
+    fn finish(self) -> Result<Message, Violation> {
+        if !self.is_text {
+            return Ok(Message::Binary(self.bytes));
+        }
+        let text = String::from_utf8(self.bytes);
+        text.map(Message::Text).map_err(|_| Violation::Text)
     }
 }
 
@@ -284,14 +379,6 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
         return Err(Violation::Close);
     }
     Ok(Some(code))
-}
-
-/// Appends a control frame to what goes to the client. Longer payloads are cut to what fits.
-pub(super) fn put_control(out: &mut impl bytes::BufMut, opcode: u8, payload: &[u8]) {
-    let payload = &payload[..payload.len().min(MAX_CONTROL_BYTES)];
-    out.put_u8(0x80 | opcode);
-    out.put_u8(payload.len() as u8);
-    out.put_slice(payload);
 }
 
 #[cfg(test)]
@@ -323,13 +410,20 @@ mod tests {
         out
     }
 
-    fn feed_all(bytes: &[u8], step: usize) -> Result<Vec<Said>, Violation> {
-        let mut parser = ClientFrames::default();
-        let mut said = Vec::new();
+    fn feed_all(bytes: &[u8], step: usize) -> Result<Vec<Incoming>, Violation> {
+        feed_to(ClientFrames::default(), bytes, step)
+    }
+
+    fn feed_to(
+        mut parser: ClientFrames,
+        bytes: &[u8],
+        step: usize,
+    ) -> Result<Vec<Incoming>, Violation> {
+        let mut incoming = Vec::new();
         for piece in bytes.chunks(step) {
-            parser.feed(piece, &mut said)?;
+            parser.feed(piece, &mut incoming)?;
         }
-        Ok(said)
+        Ok(incoming)
     }
 
     #[test]
@@ -342,9 +436,9 @@ mod tests {
         bytes.extend(client_frame(0x82, &[2; 126]));
         bytes.extend(client_frame(0x88, &1001u16.to_be_bytes()));
         let expected = vec![
-            Said::Ping(b"hello".to_vec()),
-            Said::Pong,
-            Said::Close(Some(1001)),
+            Incoming::Ping(b"hello".to_vec()),
+            Incoming::Pong,
+            Incoming::Close(Some(1001)),
         ];
         for step in [1, 2, 3, 7, 1000, bytes.len()] {
             assert_eq!(
@@ -392,6 +486,54 @@ mod tests {
         }
     }
 
+    const SHORT_TEXTS: Accepted = Accepted {
+        max_text_bytes: 20,
+        max_binary_bytes: 0,
+    };
+
+    #[test]
+    fn messages_that_a_stream_reads_come_out_whole_and_others_are_skipped() {
+        let mut bytes = client_frame(0x81, "grüße".as_bytes());
+        bytes.extend(client_frame(0x82, &[7; 3000]));
+        bytes.extend(client_frame(0x01, b"in "));
+        bytes.extend(client_frame(0x89, b"between"));
+        bytes.extend(client_frame(0x00, b""));
+        bytes.extend(client_frame(0x80, b"three pieces"));
+        bytes.extend(client_frame(0x02, &[7; 30]));
+        bytes.extend(client_frame(0x80, &[7; 30]));
+        bytes.extend(client_frame(0x81, b""));
+        let text = |text: &str| Incoming::Message(Message::Text(text.to_owned()));
+        let expected = vec![
+            text("grüße"),
+            Incoming::Ping(b"between".to_vec()),
+            text("in three pieces"),
+            text(""),
+        ];
+        for step in [1, 2, 3, 7, 1000, bytes.len()] {
+            let parser = ClientFrames::new(SHORT_TEXTS);
+            assert_eq!(feed_to(parser, &bytes, step), Ok(expected.clone()));
+        }
+    }
+
+    #[test]
+    fn messages_beyond_the_limit_are_refused_before_they_are_stored() {
+        let header_of_a_long_text = &client_frame(0x81, &[b'x'; 21])[..6];
+        let in_pieces = [client_frame(0x01, &[b'x'; 20]), client_frame(0x80, b"x")].concat();
+        let largest = [0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+        let not_utf_8 = client_frame(0x81, &[0xc3, 0x28]);
+        let cases: [(&[u8], Violation, u16); 4] = [
+            (header_of_a_long_text, Violation::TooLong, 1009),
+            (&in_pieces, Violation::TooLong, 1009),
+            (&[&largest[..], &[0; 4]].concat(), Violation::TooLong, 1009),
+            (&not_utf_8, Violation::Text, 1007),
+        ];
+        for (bytes, violation, code) in cases {
+            let result = feed_to(ClientFrames::new(SHORT_TEXTS), bytes, 3);
+            assert_eq!(result, Err(violation), "{bytes:x?}");
+            assert_eq!(violation.close_code(), code);
+        }
+    }
+
     proptest! {
         #[test]
         fn garbage_never_panics_and_pieces_do_not_matter(bytes: Vec<u8>, step in 1usize..40) {
@@ -410,27 +552,28 @@ mod tests {
             bytes.extend(client_frame(0x80, &data));
             bytes.extend(client_frame(0x8a, &payload));
             let (before, behind) = bytes.split_at(cut.index(bytes.len()));
-            let (mut said, mut parser) = (Vec::new(), ClientFrames::default());
-            parser.feed(before, &mut said).expect("a good beginning");
+            let (mut incoming, mut parser) = (Vec::new(), ClientFrames::default());
+            parser.feed(before, &mut incoming).expect("a good beginning");
             let mut state = Vec::new();
             parser.put_state(&mut state);
             prop_assert!(!parser.is_at_rest() || state == [0, 0, 0]);
             let mut rest = &state[..];
-            let mut parser = ClientFrames::take_state(&mut rest).expect("a state");
+            let taken = ClientFrames::take_state(&mut rest, Accepted::NONE);
+            let mut parser = taken.expect("a state");
             prop_assert!(rest.is_empty());
-            parser.feed(behind, &mut said).expect("a good end");
-            prop_assert_eq!(said, [Said::Ping(payload), Said::Pong]);
+            parser.feed(behind, &mut incoming).expect("a good end");
+            prop_assert_eq!(incoming, [Incoming::Ping(payload), Incoming::Pong]);
             prop_assert!(parser.is_at_rest());
             // Damaged ones may mean something else, but never a panic.
-            if let Some(mut parser) = ClientFrames::take_state(&mut &garbage[..]) {
+            if let Some(mut parser) = ClientFrames::take_state(&mut &garbage[..], Accepted::NONE) {
                 let _ = parser.feed(behind, &mut Vec::new());
             }
         }
 
         #[test]
         fn pings_come_back_whole(payload in proptest::collection::vec(any::<u8>(), 0..=125)) {
-            let said = feed_all(&client_frame(0x89, &payload), 3);
-            prop_assert_eq!(said, Ok(vec![Said::Ping(payload)]));
+            let incoming = feed_all(&client_frame(0x89, &payload), 3);
+            prop_assert_eq!(incoming, Ok(vec![Incoming::Ping(payload)]));
         }
     }
 }

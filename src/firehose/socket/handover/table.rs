@@ -1,10 +1,10 @@
-//! The table of consumers: memory that outlives this process, with a slot for each consumer that is kept.
-//! Promises that a slot holds one of two whole notes at any moment, the one before or the new one, also when the process
-//! is killed while it writes. Whether what a slot says is true is for the reader to check.
+//! The table of consumers: memory that outlives this process, with a slot for each connection that is handed over.
+//! Promises that a slot holds a whole note at any moment, the previous one or the new one, also when the process is killed
+//! while it writes. The reader must check a note against the socket.
 //!
-//! It is a file without a name (memfd), so that it can lie in the service's descriptor store, and can only grow, so that
-//! nothing mapped can go away. Words are in this machine's order. Of a slot of another version, two words can still be
-//! read: whose it is, and where its connection may be closed.
+//! The table is a file without a name (memfd), so that systemd's descriptor store can hold it, and it can only grow, so that
+//! mapped memory stays valid. Words are in this machine's byte order. Of a slot of another version two words can be read:
+//! the socket's cookie, and where its connection may be closed.
 
 use std::fs::File;
 use std::io;
@@ -21,7 +21,7 @@ use rustix::fs::{
 };
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-use crate::eventlog::Frames;
+use crate::firehose::socket::stream::Batch;
 
 /// "ATRELAYC"
 const MAGIC: u64 = u64::from_be_bytes(*b"ATRELAYC");
@@ -39,42 +39,46 @@ const AT_SLOT_WORDS: usize = 2;
 /// not known. These two are the same in all versions.
 const COOKIE: usize = 0;
 const CLOSABLE: usize = 1;
-/// How many notes were made: the last one is in the first or the second place.
+/// How many notes were written: the last one is in the first or the second place.
 const NOTES: usize = 2;
-/// Who it is: checksum, microseconds since 1970, address, length of the user agent, user agent.
-const WHO: usize = 3;
-const WHO_WORDS: usize = 5 + AGENT_WORDS;
+/// The subscriber: checksum, microseconds since 1970, address, length of the user agent, user agent.
+const SUBSCRIBER: usize = 3;
+const SUBSCRIBER_WORDS: usize = 5 + AGENT_WORDS;
 const AGENT_WORDS: usize = 32;
 /// The two places for notes.
-const FIRST_NOTE: usize = WHO + WHO_WORDS;
-/// A note: checksum, bytes sent, bytes heard, bytes given, counts of runs and of bytes of the rest, runs, rest.
+const FIRST_NOTE: usize = SUBSCRIBER + SUBSCRIBER_WORDS;
+/// A note: checksum, bytes sent, bytes received, offset, counts of runs and of bytes of the pending frames, runs, pending
+/// frames.
 const NOTE_HEAD: usize = 5;
-const MAX_RUNS: usize = Frames::MAX_RUNS;
-const REST_WORDS: usize = 80;
-const NOTE_WORDS: usize = NOTE_HEAD + 2 * MAX_RUNS + REST_WORDS;
+const MAX_RUNS: usize = Batch::MAX_RUNS;
+const PENDING_WORDS: usize = 80;
+const NOTE_WORDS: usize = NOTE_HEAD + 2 * MAX_RUNS + PENDING_WORDS;
 const SLOT_WORDS: usize = (FIRST_NOTE + 2 * NOTE_WORDS).next_multiple_of(8);
 
-/// Longest rest of a note.
-pub(super) const MAX_REST_BYTES: usize = REST_WORDS * WORD;
+/// The layout of this version. A change of it needs another [`VERSION`].
+const _: () = assert!(VERSION == 1 && MAX_RUNS == 32 && NOTE_WORDS == 149 && SLOT_WORDS == 344);
+
+/// Longest pending frames of a note, as [`super::pending`] encodes them.
+pub(super) const MAX_PENDING_BYTES: usize = PENDING_WORDS * WORD;
 
 /// Where a consumer's connection stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Note {
     /// Bytes that had been written to its socket.
     pub sent: u64,
-    /// Bytes of the client that are settled, as read or to be thrown away.
-    pub heard: u64,
-    /// Bytes that had gone out of the first event of the runs.
-    pub given: u64,
+    /// Bytes of the client that were handled, whether they were taken from the socket or not.
+    pub received: u64,
+    /// Bytes of the first event of the runs that had been sent before.
+    pub offset: u64,
     /// The events that were about to be written.
     pub runs: Vec<Range<u64>>,
-    /// All else, where there is anything.
-    pub rest: Vec<u8>,
+    /// Everything else, empty where there is nothing.
+    pub pending: Vec<u8>,
 }
 
-/// Who a consumer is.
+/// A consumer as the admin listing shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Who {
+pub struct Subscriber {
     pub address: IpAddr,
     pub user_agent: String,
     pub connected_at: SystemTime,
@@ -119,12 +123,12 @@ impl Table {
         Ok(table)
     }
 
-    /// The table of a process before, of this version or another, with its slots and room for at least so many.
-    pub fn open(file: OwnedFd, slots: usize) -> Result<Foreign, TableError> {
+    /// The table of a previous process, of this version or another, with its slots and room for at least so many.
+    pub fn open(file: OwnedFd, slots: usize) -> Result<Found, TableError> {
         let length = |file: &OwnedFd| -> io::Result<u64> {
             Ok(File::from(file.try_clone()?).metadata()?.len())
         };
-        // What could shrink could not be mapped: reading it could kill the process.
+        // Refuse an unsealed memfd: truncation would raise SIGBUS.
         match fcntl_get_seals(&file) {
             Ok(seals) if seals.contains(SealFlags::SHRINK) => {}
             _ => return Err(TableError::Foreign),
@@ -145,7 +149,7 @@ impl Table {
         }
         if version != VERSION || slot_words != SLOT_WORDS {
             let table = Table::map(file, found / WORD)?;
-            return Ok(Foreign::Other(
+            return Ok(Found::Other(
                 OtherTable { table, slot_words },
                 TableError::Version(version),
             ));
@@ -156,7 +160,7 @@ impl Table {
             ftruncate(&file, (wanted * WORD) as u64).map_err(io::Error::from)?;
             words = wanted;
         }
-        Ok(Foreign::Ours(Table::map(file, words)?))
+        Ok(Found::Same(Table::map(file, words)?))
     }
 
     fn map(file: OwnedFd, words: usize) -> io::Result<Table> {
@@ -198,7 +202,7 @@ impl Table {
         &self.words()[start..start + SLOT_WORDS]
     }
 
-    /// The cookie of the socket whose slot it is; 0 where it is free, also for numbers that are none.
+    /// The cookie of a slot's socket; 0 where the slot is free, or there is none of that number.
     pub fn cookie(&self, number: usize) -> u64 {
         match number < self.slots() {
             true => self.slot(number)[COOKIE].load(Ordering::Acquire),
@@ -206,7 +210,7 @@ impl Table {
         }
     }
 
-    /// The cookie of the socket whose slot it is, and where its connection may be closed; 0 where that is not known.
+    /// The cookie of a slot's socket, and the bytes sent where its connection may be closed; 0 where that is not known.
     pub fn closable(&self, number: usize) -> Option<(u64, u64)> {
         closable(self.words(), SLOT_WORDS, number)
     }
@@ -216,12 +220,12 @@ impl Table {
         self.slot(number)[CLOSABLE].store(sent.unwrap_or(0), Ordering::Release);
     }
 
-    /// Begins a slot. It counts as taken with its first note.
-    pub fn begin(&self, number: usize, cookie: u64, who: &Who, note: NoteRef<'_>) {
+    /// Begins a slot. It is in use from its first note on.
+    pub fn begin(&self, number: usize, cookie: u64, subscriber: &Subscriber, note: NoteRef<'_>) {
         let slot = self.slot(number);
         slot[COOKIE].store(0, Ordering::Release);
         slot[CLOSABLE].store(0, Ordering::Relaxed);
-        put_who(&slot[WHO..][..WHO_WORDS], cookie, who);
+        put_subscriber(&slot[SUBSCRIBER..][..SUBSCRIBER_WORDS], cookie, subscriber);
         self.note(number, cookie, note);
         slot[COOKIE].store(cookie, Ordering::Release);
     }
@@ -237,32 +241,33 @@ impl Table {
         let notes = slot[NOTES].load(Ordering::Relaxed).wrapping_add(1);
         note.put(note_place(slot, notes), cookie);
         slot[NOTES].store(notes, Ordering::Release);
-        // What follows, the next note included, must not be begun before: nobody else would see that, but a process can be
-        // killed anywhere.
+        // Nothing that follows may be moved before this, the next note included. No other thread would see that, but the
+        // process can be killed anywhere.
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// What a slot says, as far as it is whole.
-    pub fn read(&self, number: usize, cookie: u64) -> Option<(Who, Note)> {
+    /// A slot's content; `None` where it is damaged.
+    pub fn read(&self, number: usize, cookie: u64) -> Option<(Subscriber, Note)> {
         let slot = self.slot(number);
         let notes = slot[NOTES].load(Ordering::Acquire);
-        let who = read_who(&slot[WHO..][..WHO_WORDS], cookie)?;
+        let subscriber = read_subscriber(&slot[SUBSCRIBER..][..SUBSCRIBER_WORDS], cookie)?;
         let note = read_note(note_place(slot, notes), cookie)?;
-        Some((who, note))
+        Some((subscriber, note))
     }
 }
 
 impl Drop for Table {
     fn drop(&mut self) {
-        // SAFETY: mapped by `map` with this length, and nothing borrows it any more. It cannot fail for a whole mapping.
+        // SAFETY: mapped by `map` with this length, and nothing borrows it any more. A whole mapping can be unmapped.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.words * WORD) };
     }
 }
 
 /// A table that another process made.
 #[derive(Debug)]
-pub(super) enum Foreign {
-    Ours(Table),
+pub(super) enum Found {
+    /// Of this version.
+    Same(Table),
     /// Of another version.
     Other(OtherTable, TableError),
 }
@@ -281,7 +286,7 @@ impl OtherTable {
     }
 }
 
-/// What can be read of a slot in all versions.
+/// The words of a slot that are the same in all versions.
 fn closable(words: &[AtomicU64], slot_words: usize, number: usize) -> Option<(u64, u64)> {
     let start = number.checked_mul(slot_words)?.checked_add(HEADER)?;
     let slot = words.get(start..)?;
@@ -293,23 +298,23 @@ fn closable(words: &[AtomicU64], slot_words: usize, number: usize) -> Option<(u6
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NoteRef<'a> {
     pub sent: u64,
-    pub heard: u64,
-    pub given: u64,
+    pub received: u64,
+    pub offset: u64,
     pub runs: &'a [Range<u64>],
-    pub rest: &'a [u8],
+    pub pending: &'a [u8],
 }
 
 impl NoteRef<'_> {
-    /// Writes it. One that does not fit is written as one that nobody believes.
+    /// Writes it. A note that does not fit is written as an invalid one.
     fn put(&self, place: &[AtomicU64], cookie: u64) {
-        if self.runs.len() > MAX_RUNS || self.rest.len() > MAX_REST_BYTES {
+        if self.runs.len() > MAX_RUNS || self.pending.len() > MAX_PENDING_BYTES {
             return place[0].store(0, Ordering::Relaxed);
         }
-        let counts = self.runs.len() as u64 | (self.rest.len() as u64) << 32;
-        let head = [self.sent, self.heard, self.given, counts].into_iter();
+        let counts = self.runs.len() as u64 | (self.pending.len() as u64) << 32;
+        let head = [self.sent, self.received, self.offset, counts].into_iter();
         let runs = self.runs.iter().flat_map(|run| [run.start, run.end]);
-        let rest = self.rest.chunks(WORD).map(word_of);
-        put_words(place, cookie, head.chain(runs).chain(rest));
+        let pending = self.pending.chunks(WORD).map(word_of);
+        put_words(place, cookie, head.chain(runs).chain(pending));
     }
 }
 
@@ -321,37 +326,37 @@ fn note_place(slot: &[AtomicU64], notes: u64) -> &[AtomicU64] {
 fn read_note(place: &[AtomicU64], cookie: u64) -> Option<Note> {
     let word = |at: usize| place[at].load(Ordering::Acquire);
     let counts = word(4);
-    let (runs, rest) = ((counts & 0xffff_ffff) as usize, (counts >> 32) as usize);
-    if runs > MAX_RUNS || rest > MAX_REST_BYTES {
+    let (runs, pending) = ((counts & 0xffff_ffff) as usize, (counts >> 32) as usize);
+    if runs > MAX_RUNS || pending > MAX_PENDING_BYTES {
         return None;
     }
     let end_of_runs = NOTE_HEAD + 2 * runs;
-    let end = end_of_runs + rest.div_ceil(WORD);
+    let end = end_of_runs + pending.div_ceil(WORD);
     if !is_whole(&place[..end], cookie) {
         return None;
     }
     let runs = (NOTE_HEAD..end_of_runs).step_by(2);
     Some(Note {
         sent: word(1),
-        heard: word(2),
-        given: word(3),
+        received: word(2),
+        offset: word(3),
         runs: runs.map(|at| word(at)..word(at + 1)).collect(),
-        rest: bytes_of((end_of_runs..end).map(word), rest),
+        pending: bytes_of((end_of_runs..end).map(word), pending),
     })
 }
 
-fn put_who(place: &[AtomicU64], cookie: u64, who: &Who) {
-    let since = who.connected_at.duration_since(UNIX_EPOCH);
-    let address = match who.address {
+fn put_subscriber(place: &[AtomicU64], cookie: u64, subscriber: &Subscriber) {
+    let since = subscriber.connected_at.duration_since(UNIX_EPOCH);
+    let address = match subscriber.address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),
         IpAddr::V6(v6) => v6,
     };
     let address = address.to_bits();
-    let mut length = who.user_agent.len().min(AGENT_WORDS * WORD);
-    while !who.user_agent.is_char_boundary(length) {
+    let mut length = subscriber.user_agent.len().min(AGENT_WORDS * WORD);
+    while !subscriber.user_agent.is_char_boundary(length) {
         length -= 1;
     }
-    let agent = &who.user_agent.as_bytes()[..length];
+    let agent = &subscriber.user_agent.as_bytes()[..length];
     let head = [
         since.unwrap_or_default().as_micros() as u64,
         (address >> 64) as u64,
@@ -362,7 +367,7 @@ fn put_who(place: &[AtomicU64], cookie: u64, who: &Who) {
     put_words(place, cookie, head.into_iter().chain(agent));
 }
 
-fn read_who(place: &[AtomicU64], cookie: u64) -> Option<Who> {
+fn read_subscriber(place: &[AtomicU64], cookie: u64) -> Option<Subscriber> {
     let word = |at: usize| place[at].load(Ordering::Acquire);
     let length = usize::try_from(word(4)).ok()?;
     if length > AGENT_WORDS * WORD {
@@ -373,7 +378,7 @@ fn read_who(place: &[AtomicU64], cookie: u64) -> Option<Who> {
         return None;
     }
     let address = u128::from(word(2)) << 64 | u128::from(word(3));
-    Some(Who {
+    Some(Subscriber {
         address: IpAddr::V6(Ipv6Addr::from_bits(address)).to_canonical(),
         user_agent: String::from_utf8(bytes_of((5..end).map(word), length)).ok()?,
         connected_at: UNIX_EPOCH.checked_add(Duration::from_micros(word(1)))?,
@@ -412,8 +417,8 @@ fn bytes_of(words: impl Iterator<Item = u64>, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A checksum against damage and against words of another slot, not against forgers: who can write to the table can do all
-/// that the relay can. FxHash's step, one multiplication a word.
+/// A checksum against damage and against words of another slot, not against forgery: a process that can write to the table
+/// can do all that the relay can. FxHash's step, one multiplication a word.
 struct Sum(u64);
 
 impl Sum {
@@ -439,8 +444,8 @@ mod tests {
 
     const COOKIE_OF_TEST: u64 = 77;
 
-    fn who(user_agent: &str) -> Who {
-        Who {
+    fn subscriber(user_agent: &str) -> Subscriber {
+        Subscriber {
             address: "192.0.2.7".parse().unwrap(),
             user_agent: user_agent.to_owned(),
             connected_at: UNIX_EPOCH + Duration::from_micros(1_700_000_000_000_001),
@@ -450,13 +455,13 @@ mod tests {
     fn put(table: &Table, number: usize, note: &Note) {
         let note = NoteRef {
             sent: note.sent,
-            heard: note.heard,
-            given: note.given,
+            received: note.received,
+            offset: note.offset,
             runs: &note.runs,
-            rest: &note.rest,
+            pending: &note.pending,
         };
         if table.cookie(number) == 0 {
-            table.begin(number, COOKIE_OF_TEST, &who("a client/1.0"), note);
+            table.begin(number, COOKIE_OF_TEST, &subscriber("a client/1.0"), note);
         } else {
             table.note(number, COOKIE_OF_TEST, note);
         }
@@ -465,24 +470,24 @@ mod tests {
     fn note(seed: u64) -> Note {
         Note {
             sent: seed * 1000,
-            heard: seed * 10,
-            given: seed % 3,
+            received: seed * 10,
+            offset: seed % 3,
             runs: (0..seed % MAX_RUNS as u64 + 1)
                 .map(|run| seed + run * 10..seed + run * 10 + 5)
                 .collect(),
-            rest: vec![seed as u8; seed as usize % (MAX_REST_BYTES + 1)],
+            pending: vec![seed as u8; seed as usize % (MAX_PENDING_BYTES + 1)],
         }
     }
 
     /// The same memory as another process would see it.
-    fn seen_again(table: &Table, slots: usize) -> Result<Foreign, TableError> {
+    fn reopened(table: &Table, slots: usize) -> Result<Found, TableError> {
         Table::open(table.descriptor().try_clone_to_owned().unwrap(), slots)
     }
 
-    fn ours(found: Result<Foreign, TableError>) -> Table {
+    fn same(found: Result<Found, TableError>) -> Table {
         match found {
-            Ok(Foreign::Ours(table)) => table,
-            other => panic!("not ours: {other:?}"),
+            Ok(Found::Same(table)) => table,
+            other => panic!("not the same: {other:?}"),
         }
     }
 
@@ -492,9 +497,9 @@ mod tests {
         for seed in 0..2_000 {
             put(&table, 2, &note(seed));
             let (found, last) = table.read(2, COOKIE_OF_TEST).unwrap();
-            assert_eq!((found, last), (who("a client/1.0"), note(seed)));
+            assert_eq!((found, last), (subscriber("a client/1.0"), note(seed)));
         }
-        let again = ours(seen_again(&table, 5));
+        let again = same(reopened(&table, 5));
         drop(table);
         assert_eq!(again.slots(), 5);
         assert_eq!(again.read(2, COOKIE_OF_TEST).unwrap().1, note(1_999));
@@ -506,8 +511,50 @@ mod tests {
         assert_eq!(again.closable(usize::MAX), None);
         put(&again, 4, &note(7));
         again.free(2);
-        assert_eq!(ours(seen_again(&again, 1)).cookie(2), 0);
-        assert_eq!(ours(seen_again(&again, 1)).slots(), 5);
+        assert_eq!(same(reopened(&again, 1)).cookie(2), 0);
+        assert_eq!(same(reopened(&again, 1)).slots(), 5);
+    }
+
+    /// A slot with one note as the first release wrote it, by index; all other words are 0.
+    const SLOT_OF_VERSION_1: &[(usize, u64)] = &[
+        (0, 0x4d),
+        (2, 0x1),
+        (3, 0x5e933f204551ec48),
+        (4, 0x60a24181e4001),
+        (6, 0xffffc0000207),
+        (7, 0xc),
+        (8, 0x746e65696c632061),
+        (9, 0x302e312f),
+        (189, 0x44f83771d7bd4ffa),
+        (190, 0xf4240),
+        (191, 0x2a),
+        (192, 0x7),
+        (193, 0xa00000002),
+        (194, 0x5),
+        (195, 0x9),
+        (196, 0xb),
+        (197, 0xc),
+        (198, 0x807060504030201),
+        (199, 0xa09),
+    ];
+
+    #[test]
+    fn a_table_of_version_1_is_read() {
+        let table = Table::new(1).unwrap();
+        for (at, word) in SLOT_OF_VERSION_1 {
+            table.slot(0)[*at].store(*word, Ordering::Relaxed);
+        }
+        let again = same(reopened(&table, 1));
+        assert_eq!(again.cookie(0), COOKIE_OF_TEST);
+        let expected = Note {
+            sent: 1_000_000,
+            received: 42,
+            offset: 7,
+            runs: vec![5..9, 11..12],
+            pending: vec![1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+        };
+        let read = again.read(0, COOKIE_OF_TEST);
+        assert_eq!(read, Some((subscriber("a client/1.0"), expected)));
     }
 
     #[test]
@@ -548,13 +595,13 @@ mod tests {
     fn what_does_not_fit_is_not_believed() {
         let table = Table::new(1).unwrap();
         let mut long = note(3);
-        long.rest = vec![1; MAX_REST_BYTES + 1];
+        long.pending = vec![1; MAX_PENDING_BYTES + 1];
         put(&table, 0, &long);
         assert!(table.read(0, COOKIE_OF_TEST).is_none());
         let agent = "ü".repeat(300);
-        let words: Vec<AtomicU64> = (0..WHO_WORDS).map(|_| AtomicU64::new(0)).collect();
-        put_who(&words, 5, &who(&agent));
-        let cut = read_who(&words, 5).unwrap().user_agent;
+        let words: Vec<AtomicU64> = (0..SUBSCRIBER_WORDS).map(|_| AtomicU64::new(0)).collect();
+        put_subscriber(&words, 5, &subscriber(&agent));
+        let cut = read_subscriber(&words, 5).unwrap().user_agent;
         assert_eq!(cut, "ü".repeat(128));
     }
 
@@ -577,8 +624,8 @@ mod tests {
         put(&table, 1, &note(1));
         table.set_closable(1, Some(123));
         table.words()[AT_VERSION].store(VERSION + 1, Ordering::Relaxed);
-        match seen_again(&table, 2) {
-            Ok(Foreign::Other(other, TableError::Version(version))) => {
+        match reopened(&table, 2) {
+            Ok(Found::Other(other, TableError::Version(version))) => {
                 assert_eq!(version, VERSION + 1);
                 assert_eq!(other.closable(1), Some((COOKIE_OF_TEST, 123)));
                 assert_eq!(other.closable(2), None);
@@ -587,10 +634,10 @@ mod tests {
             found => panic!("{found:?}"),
         }
         table.words()[AT_SLOT_WORDS].store(0, Ordering::Relaxed);
-        assert!(matches!(seen_again(&table, 2), Err(TableError::Foreign)));
+        assert!(matches!(reopened(&table, 2), Err(TableError::Foreign)));
         table.words()[AT_SLOT_WORDS].store(u64::MAX, Ordering::Relaxed);
-        match seen_again(&table, 2) {
-            Ok(Foreign::Other(other, _)) => assert_eq!(other.closable(1), None),
+        match reopened(&table, 2) {
+            Ok(Found::Other(other, _)) => assert_eq!(other.closable(1), None),
             found => panic!("{found:?}"),
         }
     }

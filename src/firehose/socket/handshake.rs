@@ -1,5 +1,5 @@
-//! The WebSocket handshake (RFC 6455 section 4.2), by hand, because what follows goes out raw.
-//! Promises an answer for every request: the key to accept with, or a refusal in XRPC's shape.
+//! The WebSocket handshake (RFC 6455 section 4.2), by hand, because raw frames follow it.
+//! Promises an answer for every request: the key to accept with, or a refusal in XRPC's format. Knows no stream by name.
 
 use axum::Json;
 use axum::extract::Request;
@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::dial::PRODUCT;
 
-/// The one version there is (RFC 6455 section 4.1).
+/// The only version (RFC 6455 section 4.1).
 const VERSION: &str = "13";
 /// Bytes of a handshake's nonce.
 const KEY_BYTES: usize = 16;
@@ -25,10 +25,10 @@ const RETRY_AFTER_SECONDS: &str = "30";
 /// Why a request does not become a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
-    #[error("subscribeRepos takes GET")]
-    Method,
-    #[error("subscribeRepos is a WebSocket: connect with wss:// or ws://")]
-    NoUpgrade,
+    #[error("{0} takes GET")]
+    Method(&'static str),
+    #[error("{0} is a WebSocket: connect with wss:// or ws://")]
+    NoUpgrade(&'static str),
     #[error("Sec-WebSocket-Version must be 13")]
     Version,
     #[error("Sec-WebSocket-Key must be 16 bytes in base64")]
@@ -39,14 +39,14 @@ pub(super) enum Refusal {
     TooManyFromAddress,
 }
 
-/// Checks the request; returns the value of `Sec-WebSocket-Accept`.
-pub(super) fn check(request: &Request) -> Result<HeaderValue, Refusal> {
+/// Checks a request for the stream `name`; returns the value of `Sec-WebSocket-Accept`.
+pub(super) fn check(request: &Request, name: &'static str) -> Result<HeaderValue, Refusal> {
     let headers = request.headers();
     if request.method() != Method::GET {
-        return Err(Refusal::Method);
+        return Err(Refusal::Method(name));
     }
     if !has_token(headers, &CONNECTION, "upgrade") || !has_token(headers, &UPGRADE, "websocket") {
-        return Err(Refusal::NoUpgrade);
+        return Err(Refusal::NoUpgrade(name));
     }
     if headers
         .get(SEC_WEBSOCKET_VERSION)
@@ -76,8 +76,8 @@ pub(super) fn accept(key: HeaderValue) -> Response {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, error) = match self {
-            Refusal::Method => (StatusCode::METHOD_NOT_ALLOWED, "InvalidRequest"),
-            Refusal::NoUpgrade | Refusal::Version => {
+            Refusal::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "InvalidRequest"),
+            Refusal::NoUpgrade(_) | Refusal::Version => {
                 (StatusCode::UPGRADE_REQUIRED, "InvalidRequest")
             }
             Refusal::Key => (StatusCode::BAD_REQUEST, "InvalidRequest"),
@@ -89,8 +89,8 @@ impl IntoResponse for Refusal {
         let headers = response.headers_mut();
         headers.insert(SERVER, HeaderValue::from_static(PRODUCT));
         let extra: &[(HeaderName, &'static str)] = match self {
-            Refusal::Method => &[(ALLOW, "GET")],
-            Refusal::NoUpgrade | Refusal::Version => &[
+            Refusal::Method(_) => &[(ALLOW, "GET")],
+            Refusal::NoUpgrade(_) | Refusal::Version => &[
                 (UPGRADE, "websocket"),
                 (CONNECTION, "Upgrade"),
                 (SEC_WEBSOCKET_VERSION, VERSION),
@@ -124,6 +124,8 @@ mod tests {
     /// The example of RFC 6455 section 1.3.
     const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
+    const NAME: &str = "aStream";
+
     fn request(method: &str, headers: &[(&str, &str)]) -> Request {
         let mut request = Request::builder().method(method).uri("/");
         for (name, value) in headers {
@@ -148,19 +150,19 @@ mod tests {
             (
                 "POST",
                 &[upgrade, connection, version, key],
-                Err(Refusal::Method),
+                Err(Refusal::Method(NAME)),
             ),
-            ("HEAD", &[], Err(Refusal::Method)),
-            ("GET", &[], Err(Refusal::NoUpgrade)),
+            ("HEAD", &[], Err(Refusal::Method(NAME))),
+            ("GET", &[], Err(Refusal::NoUpgrade(NAME))),
             (
                 "GET",
                 &[("upgrade", "h2c"), connection, version, key],
-                Err(Refusal::NoUpgrade),
+                Err(Refusal::NoUpgrade(NAME)),
             ),
             (
                 "GET",
                 &[upgrade, ("connection", "close"), version, key],
-                Err(Refusal::NoUpgrade),
+                Err(Refusal::NoUpgrade(NAME)),
             ),
             (
                 "GET",
@@ -175,7 +177,7 @@ mod tests {
             ),
         ];
         for (method, headers, expected) in cases {
-            let checked = check(&request(method, headers));
+            let checked = check(&request(method, headers), NAME);
             let accepted = checked
                 .as_ref()
                 .map(|value| value.to_str().unwrap_or_default());
@@ -185,5 +187,10 @@ mod tests {
                 "{method} {headers:?}"
             );
         }
+    }
+
+    #[test]
+    fn refusals_name_the_stream() {
+        assert_eq!(Refusal::Method(NAME).to_string(), "aStream takes GET");
     }
 }

@@ -1,18 +1,20 @@
-//! Who is connected: the registry behind the limits, the admin listing and the metrics.
-//! Promises that a consumer is counted from its admission until its ticket is dropped.
+//! The registry of connected consumers, for the limits, the admin listing and the metrics.
+//! Promises that a consumer is counted from its admission until its registration is dropped.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::handover::Who;
+use parking_lot::Mutex;
+
+use super::handover::Subscriber;
 use crate::client::{Network, Place, Places};
 
-/// Longest user agent that is kept.
+/// Longest user agent that is stored.
 const MAX_USER_AGENT_CHARS: usize = 200;
-/// Networks whose consumers fell out of the replay window that are remembered, the latest ones.
+/// Most networks remembered whose consumers fell out of the replay window, the latest ones.
 const MAX_CUT: usize = 4096;
 
 /// A connected consumer, as the admin listing shows it.
@@ -45,7 +47,7 @@ pub struct Totals {
 
 /// Why a consumer is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(super) enum AdmissionError {
     Full,
     TooManyFromAddress,
 }
@@ -76,29 +78,35 @@ struct Consumer {
     position: AtomicU64,
 }
 
-/// A consumer's place, given back when dropped.
+/// A consumer's entry in the registry, which is removed when this is dropped.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(super) struct Registration {
     shared: Arc<Shared>,
     consumer: Arc<Consumer>,
-    /// Its place among those from its address.
+    /// Counts it among those from its address.
     place: Option<Place<Network>>,
 }
 
 impl Consumers {
     /// Connected consumers, oldest first.
     pub fn list(&self) -> Vec<ConsumerInfo> {
-        let mut list: Vec<_> = self.shared.list().values().map(|it| it.info()).collect();
+        let mut list: Vec<_> = self
+            .shared
+            .list
+            .lock()
+            .values()
+            .map(|it| it.info())
+            .collect();
         list.sort_unstable_by_key(|consumer| consumer.id);
         list
     }
 
     /// How many are connected.
     pub fn len(&self) -> usize {
-        self.shared.list().len()
+        self.shared.list.lock().len()
     }
 
-    /// True where nobody is connected.
+    /// Whether no consumer is connected.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -106,12 +114,12 @@ impl Consumers {
     /// On how many networks a consumer fell out of the replay window within this time, and on how many others one is
     /// connected.
     pub fn networks_cut(&self, within: Duration) -> (usize, usize) {
-        let mut cut = self.shared.cut();
+        let mut cut = self.shared.cut.lock();
         cut.retain(|_, at| at.elapsed() < within);
-        let list = self.shared.list();
+        let list = self.shared.list.lock();
         let others: HashSet<Network> = list
             .values()
-            .map(|consumer| network_of(consumer.info.remote_addr))
+            .map(|consumer| Network::largest(consumer.info.remote_addr))
             .filter(|network| !cut.contains_key(network))
             .collect();
         (cut.len(), others.len())
@@ -136,46 +144,46 @@ impl Consumers {
         user_agent: &str,
         max: usize,
         max_per_address: usize,
-    ) -> Result<Ticket, Refused> {
-        let mut list = self.shared.list();
+    ) -> Result<Registration, AdmissionError> {
+        let mut list = self.shared.list.lock();
         let shares = Network::shares(remote_addr, max_per_address);
         let place = if list.len() >= max {
-            Err(Refused::Full)
+            Err(AdmissionError::Full)
         } else {
             let place = self.shared.places.enter(shares);
-            place.ok_or(Refused::TooManyFromAddress)
+            place.ok_or(AdmissionError::TooManyFromAddress)
         };
         let place = place.inspect_err(|_| {
             self.shared.refused.fetch_add(1, Ordering::Relaxed);
         })?;
-        let who = Who {
+        let subscriber = Subscriber {
             address: remote_addr,
             user_agent: user_agent.chars().take(MAX_USER_AGENT_CHARS).collect(),
             connected_at: SystemTime::now(),
         };
-        Ok(self.enter(&mut list, &who, Some(place)))
+        Ok(self.enter(&mut list, &subscriber, Some(place)))
     }
 
-    /// Admits a consumer that was admitted by the process before, whatever the limits are now.
-    pub(super) fn readmit(&self, who: &Who) -> Ticket {
-        let shares = Network::shares(who.address, usize::MAX);
+    /// Admits a consumer that the previous process admitted, whatever the limits are now.
+    pub(super) fn readmit(&self, subscriber: &Subscriber) -> Registration {
+        let shares = Network::shares(subscriber.address, usize::MAX);
         let place = self.shared.places.enter(shares);
-        self.enter(&mut self.shared.list(), who, place)
+        self.enter(&mut self.shared.list.lock(), subscriber, place)
     }
 
     fn enter(
         &self,
         list: &mut HashMap<u64, Arc<Consumer>>,
-        who: &Who,
+        subscriber: &Subscriber,
         place: Option<Place<Network>>,
-    ) -> Ticket {
+    ) -> Registration {
         let id = self.shared.admitted.fetch_add(1, Ordering::Relaxed) + 1;
         let consumer = Arc::new(Consumer {
             info: ConsumerInfo {
                 id,
-                remote_addr: who.address,
-                user_agent: who.user_agent.clone(),
-                connected_at: who.connected_at,
+                remote_addr: subscriber.address,
+                user_agent: subscriber.user_agent.clone(),
+                connected_at: subscriber.connected_at,
                 events: 0,
                 bytes: 0,
                 position: 0,
@@ -185,28 +193,12 @@ impl Consumers {
             position: AtomicU64::new(0),
         });
         list.insert(id, consumer.clone());
-        Ticket {
+        Registration {
             shared: self.shared.clone(),
             consumer,
             place,
         }
     }
-}
-
-impl Shared {
-    fn list(&self) -> MutexGuard<'_, HashMap<u64, Arc<Consumer>>> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn cut(&self) -> MutexGuard<'_, HashMap<Network, Instant>> {
-        self.cut.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The largest network of an address: what one client can have.
-fn network_of(address: IpAddr) -> Network {
-    let networks = Network::shares(address, 1).map(|(network, _)| network);
-    networks.last().unwrap_or(Network::Single(address))
 }
 
 impl Consumer {
@@ -220,7 +212,7 @@ impl Consumer {
     }
 }
 
-impl Ticket {
+impl Registration {
     pub fn info(&self) -> ConsumerInfo {
         self.consumer.info()
     }
@@ -239,8 +231,8 @@ impl Ticket {
 
     /// Counts that it fell out of the replay window.
     pub fn fell_out(&self) {
-        let mut cut = self.shared.cut();
-        let network = network_of(self.consumer.info.remote_addr);
+        let mut cut = self.shared.cut.lock();
+        let network = Network::largest(self.consumer.info.remote_addr);
         if cut.len() >= MAX_CUT && !cut.contains_key(&network) {
             let oldest = cut.iter().min_by_key(|(_, at)| **at);
             if let Some(oldest) = oldest.map(|(network, _)| *network) {
@@ -250,16 +242,16 @@ impl Ticket {
         cut.insert(network, Instant::now());
     }
 
-    pub fn moved(&self, position: u64) {
+    pub fn set_position(&self, position: u64) {
         self.consumer.position.store(position, Ordering::Relaxed);
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Registration {
     fn drop(&mut self) {
-        let mut list = self.shared.list();
+        let mut list = self.shared.list.lock();
         list.remove(&self.consumer.info.id);
-        // Under the lock: whoever sees that it has gone finds its place free.
+        // Under the lock: a thread that does not find the consumer any more finds its place free.
         drop(self.place.take());
     }
 }
@@ -268,7 +260,7 @@ impl Drop for Ticket {
 mod tests {
     use super::*;
 
-    fn admit(consumers: &Consumers, address: &str) -> Result<Ticket, Refused> {
+    fn admit(consumers: &Consumers, address: &str) -> Result<Registration, AdmissionError> {
         consumers.admit(address.parse().expect("an address"), "test", 4, 2)
     }
 
@@ -279,15 +271,18 @@ mod tests {
         let _second = admit(&consumers, "::ffff:192.0.2.1").expect("the same address, mapped");
         assert_eq!(
             admit(&consumers, "192.0.2.1").err(),
-            Some(Refused::TooManyFromAddress)
+            Some(AdmissionError::TooManyFromAddress)
         );
         let _third = admit(&consumers, "2001:db8::1").expect("another");
         let _fourth = admit(&consumers, "2001:db8::2:1").expect("its neighbour");
-        assert_eq!(admit(&consumers, "192.0.2.9").err(), Some(Refused::Full));
+        assert_eq!(
+            admit(&consumers, "192.0.2.9").err(),
+            Some(AdmissionError::Full)
+        );
         drop(first);
         let again = admit(&consumers, "192.0.2.1").expect("a free place");
         again.sent(3, 300);
-        again.moved(17);
+        again.set_position(17);
         let listed = consumers.list();
         assert_eq!(listed.len(), 4);
         assert_eq!(
@@ -329,7 +324,7 @@ mod tests {
             .collect();
         assert_eq!(
             admit(&consumers, "2001:db8::99").err(),
-            Some(Refused::TooManyFromAddress)
+            Some(AdmissionError::TooManyFromAddress)
         );
         assert!(admit(&consumers, "2001:db8:0:1::99").is_ok());
     }

@@ -1,7 +1,7 @@
-//! The beat: when consumers that have everything are woken for more.
-//! Promises that a lone event is announced at once. In a busy stream it waits a little between two
-//! announcements, the longer the more consumers wait for them, so that each wake-up carries many events. Consumers
-//! that are behind, or read nothing, make nobody wait.
+//! Wake-ups: when consumers that have every event are woken for more.
+//! Promises that a lone event wakes them at once. In a busy stream there is a pause between two wake-ups, the longer the
+//! more consumers wait for them, so that each wake-up carries many events. Consumers that are behind, or do not read, slow
+//! nobody down.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// What waking one consumer and writing to it may take of the time between two beats. Measured: a wake-up with its
+/// Share of the time between two wake-ups that waking one consumer and writing to it may take. Measured: a wake-up with its
 /// write costs some 6 microseconds before the first byte.
 const PAUSE_PER_CONSUMER: Duration = Duration::from_micros(20);
 /// Shorter pauses are none: the runtime's clock ticks in milliseconds.
@@ -18,65 +18,65 @@ const MIN_PAUSE: Duration = Duration::from_millis(1);
 /// The longest pause. An event waits no longer here, a third of the latency that is allowed for the whole relay.
 const MAX_PAUSE: Duration = Duration::from_millis(5);
 
-/// One consumer's ear for the beat.
+/// One consumer's receiver of coalesced wake-ups.
 #[derive(Debug)]
-pub(super) struct Listener {
-    beat: watch::Receiver<u64>,
-    /// How many consumers have everything, and whether this one is among them.
+pub(super) struct WakeUps {
+    head: watch::Receiver<u64>,
+    /// How many consumers have every event, and whether this one is among them.
     live: Arc<AtomicUsize>,
-    counted: bool,
+    is_live: bool,
 }
 
-impl Listener {
-    /// From here on, only a later beat counts as a change.
-    pub fn begin(&mut self) {
-        self.beat.borrow_and_update();
+impl WakeUps {
+    /// From here on, only a later wake-up ends [`WakeUps::next`].
+    pub fn mark_seen(&mut self) {
+        self.head.borrow_and_update();
     }
 
-    /// Says whether this consumer has everything.
+    /// Counts this consumer among those that have every event, or no longer.
     pub fn set_live(&mut self, live: bool) {
-        match (self.counted, live) {
+        match (self.is_live, live) {
             (false, true) => self.live.fetch_add(1, Ordering::Relaxed),
             (true, false) => self.live.fetch_sub(1, Ordering::Relaxed),
             _ => return,
         };
-        self.counted = live;
+        self.is_live = live;
     }
 
-    /// Waits for a beat.
+    /// Waits for a wake-up.
     ///
     /// # Errors
-    /// When there will be none any more.
-    pub async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
-        self.beat.changed().await
+    /// The log ended: there will be none any more.
+    pub async fn next(&mut self) -> Result<(), watch::error::RecvError> {
+        self.head.changed().await
     }
 }
 
-impl Clone for Listener {
-    /// An ear for another consumer, which has not said that it has everything.
+impl Clone for WakeUps {
+    /// A receiver for another consumer, which is not counted yet.
     fn clone(&self) -> Self {
         Self {
-            beat: self.beat.clone(),
+            head: self.head.clone(),
             live: self.live.clone(),
-            counted: false,
+            is_live: false,
         }
     }
 }
 
-impl Drop for Listener {
+impl Drop for WakeUps {
     fn drop(&mut self) {
         self.set_live(false);
     }
 }
 
-/// A beat behind `head`, to be run until the log ends, and the first ear for it.
-pub(super) fn follow(mut head: watch::Receiver<u64>) -> (impl Future<Output = ()>, Listener) {
-    let (sender, beat) = watch::channel(*head.borrow());
+/// The task that wakes consumers after changes of `head`, to be run until the log ends, and the first receiver.
+pub(super) fn coalesce(mut head: watch::Receiver<u64>) -> (impl Future<Output = ()>, WakeUps) {
+    let (sender, receiver) = watch::channel(*head.borrow());
     let live = Arc::new(AtomicUsize::new(0));
-    let listener = Listener {
-        beat,
+    let wakeups = WakeUps {
+        head: receiver,
         live: live.clone(),
-        counted: false,
+        is_live: false,
     };
     let run = async move {
         while head.changed().await.is_ok() {
@@ -87,7 +87,7 @@ pub(super) fn follow(mut head: watch::Receiver<u64>) -> (impl Future<Output = ()
             }
         }
     };
-    (run, listener)
+    (run, wakeups)
 }
 
 fn pause(consumers: usize) -> Option<Duration> {
@@ -115,23 +115,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_lone_event_is_announced_at_once_and_busy_ones_together() {
-        let (head, heard) = watch::channel(0);
-        let (run, mut first) = follow(heard);
+        let (head, receiver) = watch::channel(0);
+        let (run, mut first) = coalesce(receiver);
         let mut others = vec![first.clone(); 100];
         others.iter_mut().for_each(|other| other.set_live(true));
         tokio::spawn(run);
         head.send_replace(1);
-        first.changed().await.expect("a beat");
-        assert_eq!(*first.beat.borrow_and_update(), 1);
+        first.next().await.expect("a wake-up");
+        assert_eq!(*first.head.borrow_and_update(), 1);
         head.send_replace(2);
         head.send_replace(3);
-        first.changed().await.expect("a beat");
-        assert_eq!(*first.beat.borrow_and_update(), 3, "both at once");
+        first.next().await.expect("a wake-up");
+        assert_eq!(*first.head.borrow_and_update(), 3, "both at once");
     }
 
     #[test]
     fn only_those_who_have_everything_are_counted() {
-        let (_run, first) = follow(watch::channel(0).1);
+        let (_run, first) = coalesce(watch::channel(0).1);
         let mut one = first.clone();
         one.set_live(true);
         one.set_live(true);
