@@ -22,6 +22,9 @@ const STATEMENT_ROWS: usize = 1_000;
 
 const DOING: &str = "writing account states";
 
+/// The name of hosts and accounts in the table of the log's views.
+pub const ACCOUNTS_VIEW: &str = "accounts";
+
 /// The columns of the rows handed to a statement, in order.
 const COLUMNS: &str = "u (did, host_id, counted, local_status, upstream_status, status_seq, rev, data_cid, \
      commit_cid, desynchronized, signing_key, resolved_at)";
@@ -128,6 +131,12 @@ macro_rules! shared_statements {
         }
 
         async fn set_replay_from(&mut self, seq: i64) -> Result<(), sqlx::Error> {
+            sqlx::query("UPDATE views SET position = $1 WHERE name = $2")
+                .bind(seq)
+                .bind(ACCOUNTS_VIEW)
+                .execute(&mut *self)
+                .await?;
+            // For the previous release.
             sqlx::query("UPDATE log_position SET replay_from = $1")
                 .bind(seq)
                 .execute(&mut *self)
@@ -339,20 +348,32 @@ impl Store {
         self.accounts(&dids).await
     }
 
-    /// The log sequence number from which on the log must be read after a crash. 1 at first.
+    /// The position of the accounts view: the log sequence number from which on the log must be read after a crash. 1 at
+    /// first.
     pub async fn replay_from(&self) -> Result<u64, StoreError> {
-        Ok(self.log_position().await?.0)
+        Ok(self.log_position().await?.replay_from)
     }
 
-    /// The last log sequence number that was given out, as far as it is known here: the log may be some events ahead.
+    /// The last log sequence number that was given out, as far as any view knows: the log may be some events ahead.
     pub async fn log_head(&self) -> Result<u64, StoreError> {
-        let (replay_from, head) = self.log_position().await?;
-        Ok(head.max(replay_from.saturating_sub(1)))
+        let LogPosition {
+            replay_from,
+            furthest,
+            head,
+        } = self.log_position().await?;
+        Ok(head.max(replay_from.max(furthest).saturating_sub(1)))
     }
 
-    async fn log_position(&self) -> Result<(u64, u64), StoreError> {
-        let (replay_from, head): (i64, i64) = super::database::reading!(self, "reading the log position", pool => {
-            sqlx::query_as("SELECT replay_from, head FROM log_position").fetch_one(pool).await
+    async fn log_position(&self) -> Result<LogPosition, StoreError> {
+        // The previous release moves only its own row. Either tells of events that are applied, so the higher one holds.
+        let (own, previous, furthest, head): (i64, i64, i64, i64) = super::database::reading!(self, "reading the log position", pool => {
+            sqlx::query_as(
+                "SELECT own.position, p.replay_from, (SELECT MAX(position) FROM views), p.head \
+                 FROM log_position AS p, views AS own WHERE own.name = $1",
+            )
+            .bind(ACCOUNTS_VIEW)
+            .fetch_one(pool)
+            .await
         })?;
         let seq = |seq: i64| {
             u64::try_from(seq).map_err(|_| StoreError::Corrupt {
@@ -360,8 +381,22 @@ impl Store {
                 what: format!("the sequence number {seq}"),
             })
         };
-        Ok((seq(replay_from)?, seq(head)?))
+        Ok(LogPosition {
+            replay_from: seq(own.max(previous))?,
+            furthest: seq(furthest)?,
+            head: seq(head)?,
+        })
     }
+}
+
+/// How far the log was applied.
+struct LogPosition {
+    /// The position of the accounts.
+    replay_from: u64,
+    /// The position of the view that is furthest.
+    furthest: u64,
+    /// The last sequence number that the accounts know of.
+    head: u64,
 }
 
 /// Sequence numbers stay below 2^53.

@@ -17,6 +17,7 @@ mod schema;
 mod status;
 mod writer;
 
+pub use apply::ACCOUNTS_VIEW;
 pub use error::StoreError;
 pub use hold::Hold;
 pub use rows::{

@@ -324,8 +324,8 @@ pub struct Batch {
     pub accounts: Vec<AccountUpdate>,
     /// Hosts' cursors, the last one of a host counts.
     pub cursors: Vec<(HostId, i64)>,
-    /// From which log sequence number on the log must be read after a crash: everything below is
-    /// in this or an earlier batch. `None` leaves it.
+    /// The position of the accounts view: from which log sequence number on the log must be read after a crash. Everything
+    /// below is in this or an earlier batch. `None` leaves it.
     pub replay_from: Option<u64>,
     /// The last log sequence number that was given out. A lower one than the stored changes nothing.
     pub head: Option<u64>,

@@ -39,6 +39,7 @@ pub(super) const POSTGRES: Migrations = migrations!("postgres":
     3 "level_epoch_collation",
     4 "counted_accounts",
     5 "bytes_per_hour",
+    6 "views",
 );
 
 pub(super) const SQLITE: Migrations = migrations!("sqlite":
@@ -47,6 +48,7 @@ pub(super) const SQLITE: Migrations = migrations!("sqlite":
     3 "level",
     4 "counted_accounts",
     5 "bytes_per_hour",
+    6 "views",
 );
 
 /// As sqlx applies them. Its own macro would read the folder, and compiles both databases twice for that.

@@ -161,7 +161,7 @@ async fn a_recovery_is_given_time_as_long_as_it_gets_on() {
     assert!(service.end());
 
     // Everything is to be applied once more, and the first write does not get on.
-    sql.execute("UPDATE log_position SET replay_from = 1")
+    sql.execute("UPDATE log_position SET replay_from = 1; UPDATE views SET position = 1")
         .await
         .unwrap();
     let mut lock = sql.begin().await.unwrap();

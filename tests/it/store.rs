@@ -1170,6 +1170,77 @@ fn the_tables_of_the_first_release_are_brought_up_to_date_with_what_they_hold() 
     });
 }
 
+/// A rollback and the next upgrade: the previous release knows one row of one table, and each release finds the position
+/// that the other one left.
+#[test]
+fn the_position_of_the_accounts_holds_whichever_release_moved_it_last() {
+    on_both(|url| async move {
+        let store = open(&url).await;
+        let at = |replay_from| Batch {
+            replay_from: Some(replay_from),
+            ..Batch::default()
+        };
+        store.apply(&at(7)).await.unwrap();
+        execute(
+            &url,
+            "UPDATE log_position SET replay_from = replay_from + 4",
+        )
+        .await;
+        assert_eq!(store.replay_from().await.unwrap(), 11);
+        assert_eq!(store.log_head().await.unwrap(), 10);
+        store.apply(&at(13)).await.unwrap();
+        assert_eq!(store.replay_from().await.unwrap(), 13);
+        // Another view may know of more.
+        execute(
+            &url,
+            "INSERT INTO views (name, position) VALUES ('other', 21)",
+        )
+        .await;
+        assert_eq!(store.log_head().await.unwrap(), 20);
+        assert_eq!(store.replay_from().await.unwrap(), 13);
+        store.close().await;
+    });
+}
+
+/// Whoever writes is killed in between: accounts, cursors and the position are of the same moment.
+#[test]
+fn a_write_that_is_cut_off_moves_the_position_with_its_accounts_or_not_at_all() {
+    on_both(|url| async move {
+        let store = open(&url).await;
+        let host = host_with_limit(&store, "pds.example.com", 1_000_000)
+            .await
+            .id;
+        let mut moments = fastrand::Rng::with_seed(3);
+        for round in 1..20_u32 {
+            let whole = Batch {
+                accounts: (0..300).map(|n| created(round * 1_000 + n, host)).collect(),
+                cursors: vec![(host, i64::from(round))],
+                replay_from: Some(u64::from(round) + 1),
+                head: None,
+            };
+            let before = store.replay_from().await.unwrap();
+            let cut = Duration::from_micros(moments.u64(0..12_000));
+            // Dropped at some point of its transaction.
+            let _ = tokio::time::timeout(cut, store.apply(&whole)).await;
+            // The next write begins when that one is over.
+            let nothing = Batch {
+                head: Some(0),
+                ..Batch::default()
+            };
+            store.apply(&nothing).await.unwrap();
+            let position = store.replay_from().await.unwrap();
+            let first = store.account(&did(round * 1_000)).await.unwrap();
+            let last = store.account(&did(round * 1_000 + 299)).await.unwrap();
+            let cursor = store.host(host).await.unwrap().unwrap().cursor;
+            let written = position == u64::from(round) + 1;
+            assert!(written || position == before, "{position}");
+            assert_eq!((first.is_some(), last.is_some()), (written, written));
+            assert_eq!(cursor == Some(i64::from(round)), written);
+        }
+        store.close().await;
+    });
+}
+
 /// Names are compared by their bytes, whatever the locale of the cluster.
 #[test]
 fn names_are_compared_by_their_bytes_on_postgres() {
