@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Peek};
-use atproto_relay::eventlog::Append;
+use atproto_relay::eventlog::{Append, Origin};
 use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -55,8 +55,10 @@ pub fn append(frame: &Bytes) -> Option<Append<()>> {
         did: Did::parse(did).ok()?,
         frame: frame.clone(),
         seq_span: event.seq_span,
-        host: 1,
-        upstream_seq: event.seq,
+        origin: Origin::Host {
+            id: 1,
+            seq: event.seq,
+        },
         kind: event.kind,
         payload: (),
     })

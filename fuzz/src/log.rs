@@ -15,7 +15,7 @@ use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Peek};
 use atproto_relay::eventlog::sequencer;
-use atproto_relay::eventlog::{Append, Durability, EventLog, LogOptions, UNKNOWN_HOST};
+use atproto_relay::eventlog::{Append, Durability, EventLog, LogOptions, Origin};
 use bytes::{Bytes, BytesMut};
 
 /// Events of the log before it is damaged; with segments of this size, three of them.
@@ -123,7 +123,7 @@ fn events(log: &EventLog, oldest: u64, sound: u64, forged: bool) -> BTreeMap<u64
         );
         last = entry.seq;
         // An entry that was rebuilt vouches for no more than the frame's own structure.
-        if !forged && !frame.is_empty() && entry.host != UNKNOWN_HOST && entry.seq <= sound {
+        if !forged && !frame.is_empty() && entry.origin.host().is_some() && entry.seq <= sound {
             assert_eq!(
                 frame,
                 SOUND.frames[entry.seq as usize - 1],
@@ -302,8 +302,7 @@ fn event(n: u64) -> Append<()> {
     Append {
         frame: frame.into(),
         seq_span: peeked.seq_span,
-        host: HOST,
-        upstream_seq: seq,
+        origin: Origin::Host { id: HOST, seq },
         did: Did::parse(&did).expect("24 letters of base32"),
         kind: peeked.kind,
         payload: (),

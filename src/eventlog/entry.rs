@@ -9,9 +9,6 @@ use crate::clock;
 pub(super) const ENTRY_BYTES: u64 = 64;
 /// Bytes of the header in front of the entries.
 pub(super) const HEADER_BYTES: u64 = 64;
-/// The host of an event whose index entry was lost and rebuilt from its frame.
-pub const UNKNOWN_HOST: u32 = 0;
-
 /// Longest segment: far more than anyone configures, and still a length that files can have.
 pub(super) const MAX_SEGMENT_BYTES: u64 = 1 << 40;
 /// Longest WebSocket frame that the log may hold; an earlier version let a host's grow by eight bytes.
@@ -22,17 +19,69 @@ const LONGEST_SENT_FRAME: u32 = (MAX_FRAME_BYTES + wire::MAX_HEADER_BYTES) as u3
 const MAGIC: [u8; 8] = *b"ATRELOG\x01";
 const KIND_AT: usize = 52;
 const STATE_AT: usize = 53;
+const ORIGIN_AT: usize = 54;
 const CRC_AT: usize = 60;
+
+/// Where an event is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A host (`store::HostId`), under the number that it gave the event.
+    Host { id: u32, seq: i64 },
+    /// This relay. The code says what for: only who appends such events knows the codes.
+    Relay { code: u8 },
+    /// Lost: the index entry was rebuilt from its frame.
+    Unknown,
+}
+
+impl Origin {
+    /// The host it came from.
+    pub fn host(self) -> Option<u32> {
+        match self {
+            Origin::Host { id, .. } => Some(id),
+            Origin::Relay { .. } | Origin::Unknown => None,
+        }
+    }
+
+    /// The host's own sequence number.
+    pub fn upstream_seq(self) -> Option<i64> {
+        match self {
+            Origin::Host { seq, .. } => Some(seq),
+            Origin::Relay { .. } | Origin::Unknown => None,
+        }
+    }
+
+    /// As the index has it: its kind, the host, and a number. Releases before the first byte tell by the other two, and
+    /// take the host 0 for none and the number of an own event for its code and one.
+    fn encode(self) -> (u8, u32, i64) {
+        match self {
+            Origin::Host { id, seq } => (1, id, seq),
+            Origin::Relay { code } => (2, 0, i64::from(code) + 1),
+            Origin::Unknown => (3, 0, 0),
+        }
+    }
+
+    fn decode(origin: u8, id: u32, number: i64, kind: Kind) -> Option<Origin> {
+        let code = number.checked_sub(1).and_then(|it| u8::try_from(it).ok());
+        match (origin, code) {
+            (1, _) => Some(Origin::Host { id, seq: number }),
+            (2, Some(code)) => Some(Origin::Relay { code }),
+            (3, _) => Some(Origin::Unknown),
+            // An entry of a release before this byte. Its own events all were of accounts.
+            (0, _) if id != 0 => Some(Origin::Host { id, seq: number }),
+            (0, Some(code)) if kind == Kind::Account => Some(Origin::Relay { code }),
+            (0, _) => Some(Origin::Unknown),
+            _ => None,
+        }
+    }
+}
 
 /// What the log knows of an event besides its frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// Our sequence number.
     pub seq: u64,
-    /// The host it came from (`store::HostId`), [`UNKNOWN_HOST`] where that was lost.
-    pub host: u32,
-    /// The host's own sequence number.
-    pub upstream_seq: i64,
+    /// Where it is from.
+    pub origin: Origin,
     /// `Did::hash64` of the account.
     pub did_hash: u64,
     /// The message type.
@@ -85,15 +134,17 @@ impl Entry {
 
     pub(super) fn encode(&self) -> [u8; ENTRY_BYTES as usize] {
         let mut out = [0; ENTRY_BYTES as usize];
+        let (origin, host, upstream_seq) = self.origin.encode();
         out[0..8].copy_from_slice(&self.seq.to_le_bytes());
         out[8..16].copy_from_slice(&self.offset.to_le_bytes());
-        out[16..24].copy_from_slice(&self.upstream_seq.to_le_bytes());
+        out[16..24].copy_from_slice(&upstream_seq.to_le_bytes());
         out[24..32].copy_from_slice(&self.did_hash.to_le_bytes());
         out[32..40].copy_from_slice(&self.time_us.to_le_bytes());
         out[40..44].copy_from_slice(&self.len.to_le_bytes());
-        out[44..48].copy_from_slice(&self.host.to_le_bytes());
+        out[44..48].copy_from_slice(&host.to_le_bytes());
         out[48..52].copy_from_slice(&self.frame_crc.to_le_bytes());
         out[KIND_AT] = self.kind as u8;
+        out[ORIGIN_AT] = origin;
         let crc = crc32fast::hash(&out[..CRC_AT]);
         out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         out[STATE_AT] = self.state as u8;
@@ -107,16 +158,17 @@ impl Entry {
         if crc32fast::hash(&summed[..CRC_AT]) != u32_at(bytes, CRC_AT) {
             return None;
         }
+        let kind = Kind::from_u8(bytes[KIND_AT])?;
+        let (host, upstream_seq) = (u32_at(bytes, 44), u64_at(bytes, 16) as i64);
         let entry = Entry {
             seq: u64_at(bytes, 0),
             offset: u64_at(bytes, 8),
-            upstream_seq: u64_at(bytes, 16) as i64,
+            origin: Origin::decode(bytes[ORIGIN_AT], host, upstream_seq, kind)?,
             did_hash: u64_at(bytes, 24),
             time_us: u64_at(bytes, 32),
             len: u32_at(bytes, 40),
-            host: u32_at(bytes, 44),
             frame_crc: u32_at(bytes, 48),
-            kind: Kind::from_u8(bytes[KIND_AT])?,
+            kind,
             state: State::from_u8(bytes[STATE_AT])?,
         };
         entry.is_possible().then_some(entry)
@@ -175,8 +227,7 @@ mod tests {
     fn entry() -> Entry {
         Entry {
             seq: 7,
-            host: 3,
-            upstream_seq: -1,
+            origin: Origin::Host { id: 3, seq: -1 },
             did_hash: u64::MAX,
             kind: Kind::Commit,
             time_us: 1,
@@ -193,6 +244,30 @@ mod tests {
             let entry = Entry { state, ..entry() };
             assert_eq!(Entry::decode(&entry.encode()), Some(entry));
         }
+    }
+
+    #[test]
+    fn origins_read_back_also_from_entries_of_earlier_releases() {
+        for origin in [
+            Origin::Host { id: 3, seq: -1 },
+            Origin::Relay { code: 0 },
+            Origin::Relay { code: 255 },
+            Origin::Unknown,
+        ] {
+            let kind = Kind::Account;
+            let entry = Entry {
+                origin,
+                kind,
+                ..entry()
+            };
+            assert_eq!(Entry::decode(&entry.encode()), Some(entry));
+            let (_, host, number) = origin.encode();
+            assert_eq!(Origin::decode(0, host, number, kind), Some(origin));
+        }
+        assert_eq!(Origin::decode(4, 3, 1, Kind::Account), None);
+        // What was rebuilt of an event that no relay sends of its own accord.
+        let rebuilt = Origin::decode(0, 0, 1, Kind::Commit);
+        assert_eq!(rebuilt, Some(Origin::Unknown));
     }
 
     #[test]

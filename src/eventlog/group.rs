@@ -8,7 +8,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::account_index::short_hash;
-use super::entry::{Entry, State, now_us};
+use super::entry::{Entry, Origin, State, now_us};
 use super::wire;
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind};
@@ -20,10 +20,7 @@ pub struct Append<T> {
     pub frame: Bytes,
     /// Where the value of `seq` lies in it.
     pub seq_span: Range<usize>,
-    /// The host it came from.
-    pub host: u32,
-    /// The host's own sequence number.
-    pub upstream_seq: i64,
+    pub origin: Origin,
     pub did: Did,
     pub kind: Kind,
     pub payload: T,
@@ -92,8 +89,7 @@ impl<T> Group<T> {
         crc.update(&rest);
         let entry = Entry {
             seq,
-            host: event.host,
-            upstream_seq: event.upstream_seq,
+            origin: event.origin,
             did_hash: event.did.hash64(),
             kind: event.kind,
             time_us: now_us(),

@@ -41,7 +41,7 @@ pub mod wire;
 
 pub use audit::{Audit, Flaw, Wrong};
 pub use disk::{Faults, Room};
-pub use entry::{Entry, UNKNOWN_HOST};
+pub use entry::{Entry, Origin};
 pub use group::Append;
 pub use inspect::{Event, Events, Fate, Folder, Summary};
 pub use reader::{Entries, Frames, Offer, ReadError, Reader};

@@ -26,7 +26,7 @@ use rustix::io::Errno;
 
 use super::account_index::{self, short_hash};
 use super::disk::{LogFile, read_up_to, sync_folder};
-use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES, State, UNKNOWN_HOST, now_us};
+use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES, Origin, State, now_us};
 use super::segment::{Segment, Writer, frames_path, index_path};
 use super::{LogError, LogOptions, wire};
 use crate::atproto::car::Car;
@@ -744,8 +744,7 @@ impl Check<'_> {
         };
         Ok(Some(Entry {
             seq: facts.seq,
-            host: UNKNOWN_HOST,
-            upstream_seq: 0,
+            origin: Origin::Unknown,
             did_hash: facts.did.hash64(),
             kind: facts.kind,
             time_us: now_us(),
@@ -765,8 +764,7 @@ impl Check<'_> {
             .unwrap_or(at);
         Entry {
             seq: self.first + slot as u64,
-            host: UNKNOWN_HOST,
-            upstream_seq: 0,
+            origin: Origin::Unknown,
             did_hash: 0,
             kind: Kind::Commit,
             time_us: now_us(),

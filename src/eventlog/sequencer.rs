@@ -199,7 +199,7 @@ impl<T: Send, B: FnMut(&[(u64, T)]), F: FnMut(Vec<(u64, T)>)> Worker<T, B, F> {
             let length = spliced_len(&event, self.group.next_seq());
             if length > MAX_FRAME_BYTES {
                 tracing::error!(
-                    did = %event.did, host = event.host, length,
+                    did = %event.did, origin = ?event.origin, length,
                     "event with a frame above {MAX_FRAME_BYTES} bytes, left out: no consumer takes it"
                 );
                 continue;

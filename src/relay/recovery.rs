@@ -16,7 +16,7 @@ use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, Message};
 use crate::atproto::tid::Tid;
 use crate::config::Config;
-use crate::eventlog::{Entry, EventLog, LogError, ReadError, UNKNOWN_HOST};
+use crate::eventlog::{Entry, EventLog, LogError, Origin, ReadError};
 use crate::hosts::roster::{Name, Roster};
 use crate::hosts::{Durable, InFlightLimits, RecoveredHost};
 use crate::store::{
@@ -24,7 +24,6 @@ use crate::store::{
     StoreError, UpstreamStatus,
 };
 use crate::telemetry::metrics;
-use crate::verify::LOCAL_STATUS_BASE;
 
 /// Account changes written in one transaction.
 const BATCH: usize = 1_000;
@@ -240,8 +239,11 @@ impl Tail {
     /// Takes an event in; its host, where that is known. There is none for an event of the relay's own, and for one
     /// whose index entry was rebuilt from its frame.
     fn note(&mut self, entry: &Entry, frame: &[u8]) -> Option<HostId> {
-        let host = HostId(entry.host);
-        self.hosts.get_mut(&host)?.note(entry, frame);
+        let Origin::Host { id, seq } = entry.origin else {
+            return None;
+        };
+        let host = HostId(id);
+        self.hosts.get_mut(&host)?.note(seq, entry, frame);
         if frame.is_empty() && !self.restored.is_empty() {
             self.hosts_of_redacted.insert(entry.did_hash, host);
         }
@@ -310,8 +312,8 @@ impl Numbered {
         }
     }
 
-    fn note(&mut self, entry: &Entry, frame: &[u8]) {
-        let above = self.cursor.is_none_or(|cursor| entry.upstream_seq > cursor);
+    fn note(&mut self, upstream_seq: i64, entry: &Entry, frame: &[u8]) {
+        let above = self.cursor.is_none_or(|cursor| upstream_seq > cursor);
         // What the disk has lost may come once more, under a number of its own.
         if above && entry.seq >= self.since && !entry.is_lost() {
             let durable = Durable {
@@ -319,7 +321,7 @@ impl Numbered {
                 did_hash: entry.did_hash,
                 mark: Durable::mark(frame),
             };
-            self.durable.insert(entry.upstream_seq, durable);
+            self.durable.insert(upstream_seq, durable);
         }
         // Of so many, whatever lies before was settled.
         if self.durable.len() > SPAN
@@ -368,9 +370,10 @@ fn own_update(entry: &Entry, frame: &[u8], host: Option<HostId>) -> Option<Accou
 }
 
 fn announced(entry: &Entry) -> Option<LocalStatus> {
-    let ours = entry.host == UNKNOWN_HOST && entry.kind == Kind::Account;
-    let code = u8::try_from(entry.upstream_seq.checked_sub(LOCAL_STATUS_BASE)?).ok()?;
-    LocalStatus::from_code(code).filter(|_| ours)
+    match entry.origin {
+        Origin::Relay { code } => LocalStatus::from_code(code),
+        Origin::Host { .. } | Origin::Unknown => None,
+    }
 }
 
 /// The redaction that follows from an event, to be repeated in case the crash came before it was noted: the account,
@@ -383,7 +386,7 @@ fn ended_before(entry: &Entry, frame: &[u8]) -> Option<(Did, u64)> {
         return None;
     };
     let upstream = UpstreamStatus::from_event(account.active, account.status);
-    let deleted = entry.host != UNKNOWN_HOST && upstream == UpstreamStatus::Deleted;
+    let deleted = entry.origin.host().is_some() && upstream == UpstreamStatus::Deleted;
     let ends = deleted || announced(entry) == Some(LocalStatus::TakenDown);
     let did = Did::normalized(account.did).ok()?;
     ends.then(|| (did, entry.seq.saturating_sub(1)))

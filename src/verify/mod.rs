@@ -43,7 +43,7 @@ pub use alarm::{Alarm, Watched};
 pub use lookup::Places;
 #[cfg(any(test, feature = "devnet"))]
 pub use recording::Recording;
-pub use shard::{LOCAL_STATUS_BASE, Redaction, Settlement};
+pub use shard::{Redaction, Settlement};
 
 use lookup::Lookups;
 use shard::{Command, Outlets, Shard, Work};

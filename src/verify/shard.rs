@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, FrameError, Kind, Peek};
 use crate::clock::Clock;
-use crate::eventlog::{Append, UNKNOWN_HOST};
+use crate::eventlog::{Append, Origin};
 use crate::hosts::{HostHandle, HostIndex, InFlight, Received, Rule};
 use crate::identity::Identity;
 use crate::pulse::Pulse;
@@ -37,10 +37,6 @@ use super::{CommandError, Options, Settlements, Tuning};
 
 /// Most events a shard takes from its queue at once, and most signatures it checks at once.
 pub(super) const BATCH: usize = 64;
-
-/// What the log's index has as upstream seq of the relay's own `#account` events: this plus the code of the local
-/// status they announce, so that recovery finds it. An index that was rebuilt from frames has less.
-pub const LOCAL_STATUS_BASE: i64 = 1;
 
 /// What a shard is given to do.
 pub(super) enum Work {
@@ -682,8 +678,10 @@ impl Shard {
         self.accepted.push(Append {
             frame,
             seq_span,
-            host: received.host.id().0,
-            upstream_seq: received.seq,
+            origin: Origin::Host {
+                id: received.host.id().0,
+                seq: received.seq,
+            },
             did: received.did,
             kind: received.kind,
             payload: Settlement {
@@ -761,8 +759,8 @@ impl Shard {
         self.accepted.push(Append {
             frame: frame.into(),
             seq_span,
-            host: UNKNOWN_HOST,
-            upstream_seq: i64::from(local.code()) + LOCAL_STATUS_BASE,
+            // So that a replay finds what it announces.
+            origin: Origin::Relay { code: local.code() },
             did: did.clone(),
             kind: Kind::Account,
             payload: Settlement {

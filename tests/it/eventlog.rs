@@ -15,8 +15,8 @@ use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Kind};
 use atproto_relay::eventlog::{
-    Append, Durability, EventLog, Faults, Frames, Health, LogOptions, MinFree, Offer, ReadError,
-    Reader, ResumeError, Taken, UNKNOWN_HOST,
+    Append, Durability, EventLog, Faults, Frames, Health, LogOptions, MinFree, Offer, Origin,
+    ReadError, Reader, ResumeError, Taken,
 };
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -131,8 +131,14 @@ fn events_come_back_byte_for_byte_with_dense_numbers() {
     for ((entry, frame), (seq, event)) in entries.iter().zip((1..).zip(&all)) {
         assert_eq!(frame.as_ref(), event.frame(seq).0);
         assert_eq!(
-            (entry.seq, entry.host, entry.upstream_seq),
-            (seq, 7, event.upstream_seq)
+            (entry.seq, entry.origin),
+            (
+                seq,
+                Origin::Host {
+                    id: 7,
+                    seq: event.upstream_seq
+                }
+            )
         );
         assert_eq!(
             entry.did_hash,
@@ -573,8 +579,7 @@ fn commit(seq: i64) -> Append<i64> {
     Append {
         frame: frame.into(),
         seq_span,
-        host: 7,
-        upstream_seq: seq,
+        origin: Origin::Host { id: 7, seq },
         did: Did::parse(&did).expect("a DID"),
         kind: Kind::Commit,
         payload: seq,
@@ -596,7 +601,7 @@ fn commits_are_rebuilt_only_where_their_blocks_hash() {
     assert!(read_all(&reopened, 1, 1000) == whole);
     assert!(reopened.entries(1).all(|entry| {
         let (entry, _) = entry.expect("an entry");
-        entry.host == UNKNOWN_HOST && entry.kind == Kind::Commit
+        entry.origin == Origin::Unknown && entry.kind == Kind::Commit
     }));
     drop(reopened);
     fs::remove_file(&files(folder.path(), "idx")[0]).expect("an index");

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::event::{Event, RunningLog, did, eventually, quick_folder};
 use atproto_relay::atproto::did::Did;
-use atproto_relay::eventlog::{self, EventLog, Fate, Folder, LogOptions};
+use atproto_relay::eventlog::{self, EventLog, Fate, Folder, LogOptions, Origin};
 use serde_json::Value;
 
 /// Options of a log in the data folder `data`, with small segments.
@@ -467,10 +467,11 @@ fn numbers_of_a_segment_that_lost_its_frames_are_not_given_again() {
             .and_redacted()
             .map(|it| it.expect("an entry"));
         // Host and upstream sequence number are known still, so that their host's replays are.
-        let kept: Vec<_> = kept
-            .map(|(entry, _)| (entry.host, entry.upstream_seq))
-            .collect();
-        let expected = all.iter().chain(&all[..1]).map(|it| (7, it.upstream_seq));
+        let kept: Vec<_> = kept.map(|(entry, _)| entry.origin).collect();
+        let expected = all.iter().chain(&all[..1]).map(|it| Origin::Host {
+            id: 7,
+            seq: it.upstream_seq,
+        });
         assert!(kept.into_iter().eq(expected));
         log.close();
         good(&["verify"], data.path());

@@ -22,9 +22,8 @@ use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Kind, Peek};
 use atproto_relay::devnet::load::{ProcessError, RelayProcess};
 use atproto_relay::devnet::pds::Pds;
-use atproto_relay::eventlog::{Append, EventLog, LogOptions, UNKNOWN_HOST, sequencer};
+use atproto_relay::eventlog::{Append, EventLog, LogOptions, Origin, sequencer};
 use atproto_relay::store::{Batch, LocalStatus, NewHost, Store};
-use atproto_relay::verify::LOCAL_STATUS_BASE;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -293,7 +292,7 @@ async fn a_takedown_outlives_the_loss_of_the_database() {
 }
 
 /// Appends an event to the log of a relay that is down, and nothing of what follows from it is done.
-fn append(log: &Path, did: &Did, frame: Bytes, host: u32, upstream_seq: i64) {
+fn append(log: &Path, did: &Did, frame: Bytes, origin: Origin) {
     let Ok(Peek::Event(event)) = frame::peek(&frame) else {
         panic!("not an event");
     };
@@ -303,8 +302,7 @@ fn append(log: &Path, did: &Did, frame: Bytes, host: u32, upstream_seq: i64) {
     let event = Append {
         frame,
         seq_span: event.seq_span,
-        host,
-        upstream_seq,
+        origin,
         did: did.clone(),
         kind: event.kind,
         payload: (),
@@ -335,7 +333,12 @@ async fn the_start_redacts_what_the_crash_left_of_an_ended_account() {
     pds.delete_account(&alice).unwrap();
     let deleted = pds.events().pop().unwrap();
     let seq = deleted.seq as i64;
-    append(&log(&folder), &alice, deleted.frame, host.0, seq);
+    append(
+        &log(&folder),
+        &alice,
+        deleted.frame,
+        Origin::Host { id: host.0, seq },
+    );
     let taken_down = frame::encode_account(&frame::Account {
         seq: 0,
         did: carol.as_str(),
@@ -343,9 +346,9 @@ async fn the_start_redacts_what_the_crash_left_of_an_ended_account() {
         active: false,
         status: Some("takendown"),
     });
-    let code = i64::from(LocalStatus::TakenDown.code()) + LOCAL_STATUS_BASE;
+    let code = LocalStatus::TakenDown.code();
     let taken_down = Bytes::from(taken_down);
-    append(&log(&folder), &carol, taken_down, UNKNOWN_HOST, code);
+    append(&log(&folder), &carol, taken_down, Origin::Relay { code });
     relay.restart(PATIENCE).await.unwrap();
     write(pds, &bob, "the next one");
     let (events, _) = read_until(&relay, 0, "the next one").await;

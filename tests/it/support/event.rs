@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::Kind;
 use atproto_relay::eventlog::sequencer::{self, Sequencer};
-use atproto_relay::eventlog::{Append, EventLog, LogOptions};
+use atproto_relay::eventlog::{Append, EventLog, LogOptions, Origin};
 
 /// Longest wait for something that must happen.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -102,8 +102,10 @@ impl Event {
         Append {
             frame: frame.into(),
             seq_span,
-            host: 7,
-            upstream_seq: self.upstream_seq,
+            origin: Origin::Host {
+                id: 7,
+                seq: self.upstream_seq,
+            },
             did: Did::parse(&self.did).expect("a DID"),
             kind: self.kind,
             payload,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use atproto_relay::atproto::datetime::format_utc;
 use atproto_relay::atproto::did::Did;
-use atproto_relay::eventlog::{Event, UNKNOWN_HOST};
+use atproto_relay::eventlog::{Event, Origin};
 
 use super::super::failure::Failure;
 use super::FolderArgs;
@@ -78,14 +78,12 @@ pub fn run(args: &DumpArgs) -> Result<(), Failure> {
 }
 
 fn line(event: &Event, did: Option<&Did>) -> Value {
-    let host = event.entry.map(|entry| entry.host);
-    let host = host.filter(|host| *host != UNKNOWN_HOST);
-    let upstream_seq = event.entry.filter(|_| host.is_some());
+    let origin = event.entry.map(|entry| entry.origin);
     json!({
         "seq": event.seq,
         "time": event.entry.map(|entry| format_utc(entry.time_us)),
-        "host": host,
-        "upstreamSeq": upstream_seq.map(|entry| entry.upstream_seq),
+        "host": origin.and_then(Origin::host),
+        "upstreamSeq": origin.and_then(Origin::upstream_seq),
         "did": did.map(ToString::to_string),
         "kind": event.entry.map(|entry| entry.kind.as_str()),
         "length": event.frame_bytes(),
