@@ -33,6 +33,7 @@ mod resume;
 mod retention;
 mod segment;
 pub mod sequencer;
+mod slots;
 mod stretch;
 mod syncer;
 mod unreadable;
@@ -48,6 +49,7 @@ pub use reader::{Entries, Frames, Offer, ReadError, Reader};
 pub use recovery::Changes;
 pub use repair::{Repair, Repaired, repair};
 pub use resume::{ResumeError, Taken};
+pub use slots::{Slot, Slots};
 
 use mark::Mark;
 use recovery::FolderLock;
@@ -91,12 +93,14 @@ pub struct LogOptions {
     /// Groups of events are begun to be written at least this far apart, so that a busy stream is written,
     /// synced and announced in large pieces. An event that comes later than this after the last group does not wait.
     pub group_window: Duration,
-    /// Events older than this go, a whole segment at a time.
+    /// Events older than this go, a whole segment at a time, where no slot needs them.
     pub window: Duration,
     /// The oldest segments go when all together are larger than this.
     pub max_bytes: u64,
     /// They also go to leave so much room on the file system.
     pub min_free: MinFree,
+    /// Positions of those who follow the log.
+    pub slots: Slots,
     /// Faults for tests; `None` in service.
     pub faults: Option<Arc<Faults>>,
 }
@@ -112,6 +116,7 @@ impl LogOptions {
             window: Duration::from_secs(72 * 3600),
             max_bytes: 200_000_000_000,
             min_free: MinFree::OwnDisk,
+            slots: Slots::default(),
             faults: None,
         }
     }

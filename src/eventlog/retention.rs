@@ -1,5 +1,5 @@
-//! Retention: whole segments go, oldest first, by age, by bytes, and to leave room on the disk.
-//! Never touches the segment that is written to. Readers inside a removed segment learn that they are
+//! Retention: whole segments go, oldest first, by age, by bytes, and to leave room on the disk. By age only those that
+//! no slot needs any more. Never touches the segment that is written to. Readers inside a removed segment learn that they are
 //! too slow at their next read; they do not keep its space.
 
 use std::io;
@@ -115,18 +115,20 @@ impl Shared {
         Ok(floor.saturating_sub(room.free).max(u64::from(refused)))
     }
 
-    /// The first sequence number of the newest segment whose last event is older than the window. Those
-    /// before it are, too, whatever the clock showed when they were written.
+    /// The first sequence number of the newest segment whose last event is older than the window and needed by no slot.
+    /// Those before it are outdated, too, whatever the clock showed when they were written.
     fn last_outdated(&self, now: SystemTime, limits: Limits) -> Option<u64> {
         let segments = self.segments().clone();
-        let mut ended = segments.iter().rev().skip(1);
-        let newest = ended.find(|segment| {
+        let ended = segments.iter().rev().skip(1);
+        let outdated = ended.skip_while(|segment| {
             // Where that cannot be read it is no reason to keep others.
             let written = segment.ended_at().ok().flatten();
             let age = written.and_then(|written| now.duration_since(written).ok());
-            age.is_some_and(|age| age > limits.window)
+            age.is_none_or(|age| age <= limits.window)
         });
-        newest.map(|segment| segment.first)
+        let slowest = self.options.slots.slowest().unwrap_or(u64::MAX);
+        let mut done = outdated.skip_while(|segment| segment.last(u64::MAX) >= slowest);
+        done.next().map(|segment| segment.first)
     }
 }
 

@@ -15,8 +15,8 @@ use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Kind};
 use atproto_relay::eventlog::{
-    Append, Durability, EventLog, Faults, Frames, Health, LogOptions, MinFree, Offer, Origin,
-    ReadError, Reader, ResumeError, Taken,
+    Append, Durability, EventLog, Faults, Frames, Health, Limits, LogOptions, MinFree, Offer,
+    Origin, ReadError, Reader, ResumeError, Slots, Taken,
 };
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -1041,6 +1041,48 @@ fn events_out_of_the_window_go_but_the_numbers_go_on() {
     log.close();
     let again = RunningLog::open(options(folder.path(), 4096));
     assert_eq!(again.append(&all[..1]), [101]);
+}
+
+#[test]
+fn removal_by_age_waits_for_the_slowest_slot_and_the_byte_budget_waits_for_none() {
+    let folder = quick_folder();
+    let window = Duration::from_secs(3600);
+    let slots = Slots::default();
+    let (fast, slow) = (slots.open("fast", 90), slots.open("slow", 30));
+    let limited = LogOptions {
+        window,
+        slots,
+        ..options(folder.path(), 4096)
+    };
+    let log = RunningLog::open(limited.clone());
+    log.append(&events(1, 100));
+    let (at, now) = (Instant::now(), SystemTime::now());
+    log.log.trim(at, now);
+    let oldest = |passed: Duration| {
+        log.log.trim(at + passed, now + passed);
+        log.log
+            .oldest()
+            .expect("the segment that is written to stays")
+    };
+    let first = oldest(2 * window);
+    assert!((2..=30).contains(&first), "event 30 is needed: {first}");
+    assert_eq!(oldest(3 * window), first);
+    slow.confirm(60);
+    let second = oldest(4 * window);
+    assert!((31..=60).contains(&second), "event 60 is needed: {second}");
+    drop(slow);
+    let third = oldest(5 * window);
+    assert!((61..=90).contains(&third), "event 90 is needed: {third}");
+    // Too many bytes: whoever still needs them falls out.
+    log.log.keep_to(Limits {
+        group_window: limited.group_window,
+        window,
+        max_bytes: 0,
+        min_free: MinFree::Bytes(0),
+    });
+    assert!(oldest(5 * window) > 90);
+    assert_eq!(fast.position(), 90);
+    log.close();
 }
 
 /// Moves the times of all entries.
