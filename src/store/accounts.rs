@@ -2,7 +2,7 @@
 //! What events change is in `apply`.
 
 use super::Store;
-use super::database::{Database, Durability, reading, writing};
+use super::database::{Commit, Database, reading, writing};
 use super::error::{Doing, StoreError};
 use super::record::record;
 use super::rows::{AccountRow, HostId, Page, RepoState};
@@ -253,7 +253,7 @@ impl Store {
         status: LocalStatus,
     ) -> Result<AccountRow, StoreError> {
         const DOING: &str = "setting an account's status";
-        let record: Option<AccountRecord> = writing!(self, Durability::Now, DOING, conn => {
+        let record: Option<AccountRecord> = writing!(self, Commit::Synced, DOING, conn => {
             sqlx::query_as("UPDATE accounts SET local_status = $2 WHERE did = $1 RETURNING *")
                 .bind(did.as_str())
                 .bind(i16::from(status.code()))
@@ -269,7 +269,7 @@ impl Store {
     /// Lets up to `n` throttled accounts of a host go, the oldest first, and returns them.
     pub async fn release_throttled(&self, host: HostId, n: u32) -> Result<Vec<Did>, StoreError> {
         const DOING: &str = "releasing throttled accounts";
-        let released = writing!(self, Durability::Now, DOING, conn => {
+        let released = writing!(self, Commit::Synced, DOING, conn => {
             sqlx::query_as(RELEASE_OLDEST)
                 .bind(host.to_sql())
                 .bind(i64::from(n))

@@ -5,7 +5,7 @@
 use super::Store;
 use super::accounts::json_list;
 use super::coalesce::Coalesced;
-use super::database::{Durability, writing};
+use super::database::{Commit, writing};
 use super::error::{Doing, StoreError};
 use super::record::record;
 use super::rows::{AccountRow, AccountUpdate, Batch, Heard, HostId, KnownKey};
@@ -325,12 +325,12 @@ impl Store {
     pub(super) async fn apply_distinct(&self, batch: &Batch) -> Result<(), StoreError> {
         // What an account's former host may no longer say is nowhere but here: the log would give it back.
         let moves = batch.accounts.iter().any(AccountUpdate::takes_authority);
-        let durability = if moves {
-            Durability::Now
+        let commit = if moves {
+            Commit::Synced
         } else {
-            Durability::InOrder
+            Commit::Ordered
         };
-        writing!(self, durability, DOING, conn => write_batch(conn, batch).await.doing(DOING))
+        writing!(self, commit, DOING, conn => write_batch(conn, batch).await.doing(DOING))
     }
 
     /// Creates accounts (every update needs a host), and returns them as they then are: throttled

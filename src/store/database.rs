@@ -2,8 +2,8 @@
 //! Both kinds have one connection that writes, so that writes never wait for one another inside the
 //! database and counts are exact, some with which the relay reads, and some for the reads of strangers.
 
+use super::epoch::Epoch;
 use super::error::{StoreError, describe, from_postgres, from_sqlite};
-use super::hold::Epoch;
 use super::schema::{POSTGRES, SQLITE, bring_up_to_date, migrator};
 use crate::config::MIN_DATABASE_CONNECTIONS;
 use sqlx::Executor as _;
@@ -71,13 +71,13 @@ impl Readers {
     }
 }
 
-/// When a write must be safe from a power failure.
+/// When a commit must be safe from a power failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Durability {
-    /// Before it returns: what only the database knows, such as an operator's decision.
-    Now,
-    /// In its own time, in order: what the log can restore.
-    InOrder,
+pub(super) enum Commit {
+    /// Before it returns: for what only the database knows, such as an operator's decision.
+    Synced,
+    /// Some time after, in the order of commits: for what the log can restore.
+    Ordered,
 }
 
 /// An open database of either kind.
@@ -225,12 +225,12 @@ impl PostgresDatabase {
     /// The writing connection.
     pub(super) async fn writer(
         &self,
-        durability: Durability,
+        commit: Commit,
     ) -> Result<PoolConnection<Postgres>, sqlx::Error> {
         let mut connection = self.write.acquire().await?;
-        let setting = match durability {
-            Durability::Now => "SET synchronous_commit TO on",
-            Durability::InOrder => "SET synchronous_commit TO off",
+        let setting = match commit {
+            Commit::Synced => "SET synchronous_commit TO on",
+            Commit::Ordered => "SET synchronous_commit TO off",
         };
         sqlx::query(setting).execute(&mut *connection).await?;
         Ok(connection)
@@ -320,12 +320,12 @@ impl SqliteDatabase {
     /// The writing connection.
     pub(super) async fn writer(
         &self,
-        durability: Durability,
+        commit: Commit,
     ) -> Result<PoolConnection<Sqlite>, sqlx::Error> {
         let mut connection = self.write.acquire().await?;
-        let setting = match durability {
-            Durability::Now => "PRAGMA synchronous = FULL",
-            Durability::InOrder => "PRAGMA synchronous = NORMAL",
+        let setting = match commit {
+            Commit::Synced => "PRAGMA synchronous = FULL",
+            Commit::Ordered => "PRAGMA synchronous = NORMAL",
         };
         sqlx::query(setting).execute(&mut *connection).await?;
         Ok(connection)
@@ -402,11 +402,11 @@ macro_rules! reading {
 /// is `Ok`. The block sees the connection as `$conn`. A connection that failed is not used again. A relay that lost the
 /// database to another one writes nothing.
 macro_rules! writing {
-    ($store:expr, $durability:expr, $doing:expr, $conn:ident => $body:expr) => {
+    ($store:expr, $commit:expr, $doing:expr, $conn:ident => $body:expr) => {
         match &*$store.database {
             $crate::store::database::Database::Postgres(db) => {
                 $crate::store::database::writing!(
-                    @in $store, db, "BEGIN", $durability, $doing, $conn =>
+                    @in $store, db, "BEGIN", $commit, $doing, $conn =>
                     db.epoch.check(&mut *$conn).await,
                     $body
                 )
@@ -415,15 +415,15 @@ macro_rules! writing {
             // file beside the database is never lost.
             $crate::store::database::Database::Sqlite(db) => {
                 $crate::store::database::writing!(
-                    @in $store, db, "BEGIN IMMEDIATE", $durability, $doing, $conn => Ok(true), $body
+                    @in $store, db, "BEGIN IMMEDIATE", $commit, $doing, $conn => Ok(true), $body
                 )
             }
         }
     };
-    (@in $store:expr, $db:ident, $begin:literal, $durability:expr, $doing:expr, $conn:ident => $check:expr, $body:expr) => {
+    (@in $store:expr, $db:ident, $begin:literal, $commit:expr, $doing:expr, $conn:ident => $check:expr, $body:expr) => {
         async {
             use sqlx::Connection as _;
-            let acquired = $db.writer($durability).await;
+            let acquired = $db.writer($commit).await;
             let mut connection = $store.answered($doing, acquired).await?;
             let outcome = async {
                 let mut transaction = connection.begin_with($begin).await.doing($doing)?;

@@ -6,18 +6,16 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::Store;
 use super::database::{Database, KEEPALIVES};
+use super::epoch::Epoch;
 use super::error::{Doing, StoreError};
 use super::record::record;
 
@@ -58,52 +56,6 @@ record! {
         pid: i32,
         /// Microseconds.
         started: i64,
-    }
-}
-
-/// Which relay, of all that took a database one after the other, this one is. Clones are the same.
-#[derive(Clone, Default)]
-pub(super) struct Epoch(Arc<Inner>);
-
-#[derive(Default)]
-struct Inner {
-    /// 0 where this process does not hold the database: a tool beside a relay.
-    number: AtomicI64,
-    lost: Notify,
-}
-
-impl Epoch {
-    /// Whether a transaction may write: this relay is still the last one that took the database. It stays so until the
-    /// transaction ends.
-    pub async fn check(&self, connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-        let number = self.number();
-        if number == 0 {
-            return Ok(true);
-        }
-        let ours: Option<(i64,)> =
-            sqlx::query_as("SELECT epoch FROM relay_epoch WHERE epoch = $1 FOR SHARE")
-                .bind(number)
-                .fetch_optional(connection)
-                .await?;
-        Ok(ours.is_some())
-    }
-
-    /// Tells the hold that the database is another relay's.
-    pub fn lose(&self) {
-        self.0.lost.notify_one();
-    }
-
-    fn number(&self) -> i64 {
-        self.0.number.load(Ordering::Acquire)
-    }
-
-    /// Begins the next epoch.
-    async fn begin(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let (number,) = sqlx::query_as("UPDATE relay_epoch SET epoch = epoch + 1 RETURNING epoch")
-            .fetch_one(connection)
-            .await?;
-        self.0.number.store(number, Ordering::Release);
-        Ok(())
     }
 }
 
@@ -148,7 +100,7 @@ impl Hold {
         let epoch = session.epoch.clone();
         tokio::select! {
             lost = session.keep() => lost,
-            () = epoch.0.lost.notified() => session.taken_over(),
+            () = epoch.lost() => session.taken_over(),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! when the call returns. Cursors and counts are not set here but by batches.
 
 use super::accounts::{RELEASE_OLDEST, released_dids};
-use super::database::{Durability, reading, writing};
+use super::database::{Commit, reading, writing};
 use super::error::{Doing, StoreError};
 use super::record::record;
 use super::rows::{HostId, HostRow, NewHost, RateOverrides, Renumbered};
@@ -101,6 +101,20 @@ fn validation_from(text: &str) -> Option<Validation> {
         .find(|mode| validation_text(*mode) == text)
 }
 
+/// Runs one statement, for what only the database knows. Returns how many rows it changed.
+macro_rules! change {
+    ($store:ident, $doing:literal, $sql:literal, $($value:expr),+ $(,)?) => {
+        writing!($store, Commit::Synced, $doing, conn => {
+            sqlx::query($sql)
+                $(.bind($value))+
+                .execute(&mut *conn)
+                .await
+                .map(|done| done.rows_affected())
+                .doing($doing)
+        })
+    };
+}
+
 /// Releases the throttled accounts that the limit leaves room for, in the open transaction.
 macro_rules! release_to_limit {
     ($conn:ident, $id:ident, $limit:ident, $accounts:ident) => {{
@@ -183,7 +197,7 @@ impl Store {
     /// Adds a host, or finds the one of that name, which stays as it is.
     pub async fn add_host(&self, host: &NewHost) -> Result<HostRow, StoreError> {
         const DOING: &str = "adding a host";
-        let record: HostRecord = writing!(self, Durability::Now, DOING, conn => {
+        let record: HostRecord = writing!(self, Commit::Synced, DOING, conn => {
             sqlx::query(
                 "INSERT INTO hosts (hostname, tls, trusted, account_limit, created_at) VALUES ($1, $2, $3, $4, $5) \
                  ON CONFLICT (hostname) DO NOTHING",
@@ -209,7 +223,7 @@ impl Store {
     /// Neither the number nor the name may be known.
     pub async fn restore_host(&self, id: HostId, host: &NewHost) -> Result<(), StoreError> {
         const DOING: &str = "restoring a host";
-        writing!(self, Durability::Now, DOING, conn => {
+        writing!(self, Commit::Synced, DOING, conn => {
             conn.insert_numbered(id.to_sql(), host, unix_now()).await.doing(DOING)
         })
     }
@@ -253,34 +267,31 @@ impl Store {
 
     /// Sets how the relay stands to a host; [`HostStatus::Banned`] bans it, any other lifts the ban.
     pub async fn set_host_status(&self, id: HostId, status: HostStatus) -> Result<(), StoreError> {
-        const DOING: &str = "setting a host's status";
-        let changed = writing!(self, Durability::Now, DOING, conn => {
-            sqlx::query("UPDATE hosts SET status = $2 WHERE id = $1")
-                .bind(id.to_sql())
-                .bind(status.as_str())
-                .execute(&mut *conn)
-                .await
-                .map(|done| done.rows_affected())
-                .doing(DOING)
-        })?;
+        let changed = change!(
+            self,
+            "setting a host's status",
+            "UPDATE hosts SET status = $2 WHERE id = $1",
+            id.to_sql(),
+            status.as_str(),
+        )?;
         known_host(id, changed)
     }
 
     /// Sets the event rates of a host; `None` puts it under the general rule again.
     pub async fn set_host_rates(&self, id: HostId, rates: RateOverrides) -> Result<(), StoreError> {
-        const DOING: &str = "setting a host's event rates";
-        let changed = writing!(self, Durability::Now, DOING, conn => {
-            sqlx::query("UPDATE hosts SET max_per_second = $2, max_per_hour = $3, max_per_day = $4, max_bytes_per_hour = $5 WHERE id = $1")
-                .bind(id.to_sql())
-                .bind(rates.per_second.map(i64::from))
-                .bind(rates.per_hour.map(i64::from))
-                .bind(rates.per_day.map(i64::from))
-                .bind(rates.bytes_per_hour.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)))
-                .execute(&mut *conn)
-                .await
-                .map(|done| done.rows_affected())
-                .doing(DOING)
-        })?;
+        let changed = change!(
+            self,
+            "setting a host's event rates",
+            "UPDATE hosts SET max_per_second = $2, max_per_hour = $3, max_per_day = $4, max_bytes_per_hour = $5 \
+             WHERE id = $1",
+            id.to_sql(),
+            rates.per_second.map(i64::from),
+            rates.per_hour.map(i64::from),
+            rates.per_day.map(i64::from),
+            rates
+                .bytes_per_hour
+                .map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+        )?;
         known_host(id, changed)
     }
 
@@ -290,16 +301,13 @@ impl Store {
         id: HostId,
         mode: Option<Validation>,
     ) -> Result<(), StoreError> {
-        const DOING: &str = "setting a host's validation mode";
-        let changed = writing!(self, Durability::Now, DOING, conn => {
-            sqlx::query("UPDATE hosts SET validation = $2 WHERE id = $1")
-                .bind(id.to_sql())
-                .bind(mode.map(validation_text))
-                .execute(&mut *conn)
-                .await
-                .map(|done| done.rows_affected())
-                .doing(DOING)
-        })?;
+        let changed = change!(
+            self,
+            "setting a host's validation mode",
+            "UPDATE hosts SET validation = $2 WHERE id = $1",
+            id.to_sql(),
+            mode.map(validation_text),
+        )?;
         known_host(id, changed)
     }
 
@@ -310,32 +318,26 @@ impl Store {
         cursor: i64,
         log_seq: u64,
     ) -> Result<(), StoreError> {
-        const DOING: &str = "setting the cursor of a host that numbers its events anew";
-        let changed = writing!(self, Durability::Now, DOING, conn => {
-            sqlx::query("UPDATE hosts SET last_seq = $2, renumbered_cursor = $2, renumbered_from = $3 WHERE id = $1")
-                .bind(id.to_sql())
-                .bind(cursor)
-                // Sequence numbers stay below 2^53.
-                .bind(log_seq as i64)
-                .execute(&mut *conn)
-                .await
-                .map(|done| done.rows_affected())
-                .doing(DOING)
-        })?;
+        let changed = change!(
+            self,
+            "setting the cursor of a host that numbers its events anew",
+            "UPDATE hosts SET last_seq = $2, renumbered_cursor = $2, renumbered_from = $3 WHERE id = $1",
+            id.to_sql(),
+            cursor,
+            // Sequence numbers stay below 2^53.
+            log_seq as i64,
+        )?;
         known_host(id, changed)
     }
 
     /// Notes that a host sent a sync 1.1 commit. There is no way back.
     pub async fn mark_sync11(&self, id: HostId) -> Result<(), StoreError> {
-        const DOING: &str = "marking a host as sync 1.1";
-        let changed = writing!(self, Durability::Now, DOING, conn => {
-            sqlx::query("UPDATE hosts SET sync11 = TRUE WHERE id = $1")
-                .bind(id.to_sql())
-                .execute(&mut *conn)
-                .await
-                .map(|done| done.rows_affected())
-                .doing(DOING)
-        })?;
+        let changed = change!(
+            self,
+            "marking a host as sync 1.1",
+            "UPDATE hosts SET sync11 = TRUE WHERE id = $1",
+            id.to_sql(),
+        )?;
         known_host(id, changed)
     }
 
@@ -343,7 +345,7 @@ impl Store {
     /// room, the oldest first. Returns the released ones. A lowered quota throttles nobody.
     pub async fn set_account_limit(&self, id: HostId, limit: i64) -> Result<Vec<Did>, StoreError> {
         const DOING: &str = "setting a host's account limit";
-        let released: Option<Vec<(i64, String)>> = writing!(self, Durability::Now, DOING, conn => {
+        let released: Option<Vec<(i64, String)>> = writing!(self, Commit::Synced, DOING, conn => {
             match sqlx::query_as("UPDATE hosts SET account_limit = $2 WHERE id = $1 RETURNING account_count")
                 .bind(id.to_sql())
                 .bind(limit)
@@ -365,30 +367,24 @@ impl Store {
 
     /// Bans a domain and all below it. Returns whether it was not banned before.
     pub async fn ban_domain(&self, domain: &str) -> Result<bool, StoreError> {
-        const DOING: &str = "banning a domain";
-        let changed = writing!(self, Durability::Now, DOING, conn => {
-            sqlx::query("INSERT INTO domain_bans (domain, created_at) VALUES ($1, $2) ON CONFLICT (domain) DO NOTHING")
-                .bind(domain.to_ascii_lowercase())
-                .bind(unix_now())
-                .execute(&mut *conn)
-                .await
-                .map(|done| done.rows_affected())
-                .doing(DOING)
-        })?;
+        let changed = change!(
+            self,
+            "banning a domain",
+            "INSERT INTO domain_bans (domain, created_at) VALUES ($1, $2) ON CONFLICT (domain) DO NOTHING",
+            domain.to_ascii_lowercase(),
+            unix_now(),
+        )?;
         Ok(changed > 0)
     }
 
     /// Lifts the ban of a domain. Returns whether there was one.
     pub async fn unban_domain(&self, domain: &str) -> Result<bool, StoreError> {
-        const DOING: &str = "lifting the ban of a domain";
-        let changed = writing!(self, Durability::Now, DOING, conn => {
-            sqlx::query("DELETE FROM domain_bans WHERE domain = $1")
-                .bind(domain.to_ascii_lowercase())
-                .execute(&mut *conn)
-                .await
-                .map(|done| done.rows_affected())
-                .doing(DOING)
-        })?;
+        let changed = change!(
+            self,
+            "lifting the ban of a domain",
+            "DELETE FROM domain_bans WHERE domain = $1",
+            domain.to_ascii_lowercase(),
+        )?;
         Ok(changed > 0)
     }
 

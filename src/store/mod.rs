@@ -6,6 +6,7 @@ mod accounts;
 mod apply;
 mod coalesce;
 mod database;
+mod epoch;
 mod error;
 mod hold;
 mod hosts;
