@@ -7,8 +7,9 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, fdatasync, statvfs};
 use rustix::io::{Errno, pwritev};
 
@@ -111,8 +112,8 @@ impl Faults {
 
     /// Waits while the plan holds this.
     fn wait_while(&self, holds: impl Fn(&Plan) -> bool) {
-        let waited = self.changed.wait_while(self.plan(), |plan| holds(plan));
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        self.changed
+            .wait_while(&mut self.plan(), |plan| holds(plan));
     }
 
     /// Gives back the room of a removed file.
@@ -128,7 +129,7 @@ impl Faults {
     }
 
     fn plan(&self) -> MutexGuard<'_, Plan> {
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+        self.plan.lock()
     }
 
     /// How many of `wanted` bytes may be written.

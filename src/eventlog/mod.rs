@@ -11,10 +11,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::io::Errno;
 use tokio::sync::watch;
 
@@ -412,11 +413,7 @@ impl EventLog {
 
     /// Keeps to other limits from now on; what is out of them goes at once. Segments keep the size they were opened with.
     pub fn keep_to(&self, limits: Limits) {
-        *self
-            .shared
-            .limits
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = limits;
+        *self.shared.limits.write() = limits;
         self.shared.bells.retention.ring();
     }
 
@@ -433,7 +430,7 @@ impl EventLog {
 
 impl Shared {
     fn limits(&self) -> Limits {
-        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+        *self.limits.read()
     }
 
     fn head(&self) -> u64 {
@@ -448,13 +445,11 @@ impl Shared {
     }
 
     fn segments(&self) -> RwLockReadGuard<'_, VecDeque<Arc<Segment>>> {
-        self.segments.read().unwrap_or_else(PoisonError::into_inner)
+        self.segments.read()
     }
 
     fn segments_mut(&self) -> RwLockWriteGuard<'_, VecDeque<Arc<Segment>>> {
-        self.segments
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.segments.write()
     }
 
     /// The segment that holds `seq`, or `Err` with the oldest sequence number there is.

@@ -5,7 +5,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::{Range, RangeInclusive};
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -343,7 +343,7 @@ impl Reader {
         let epoch = stretches.epoch();
         let (segment, files) = self.enter(at)?;
         let failed = |source| ReadError::Io { seq: at, source };
-        let _gate = segment.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let _gate = segment.gate.read();
         if segment.is_emptied() {
             return Err(self.too_slow(at));
         }
@@ -560,7 +560,7 @@ impl Entries {
         let seq = self.reader.next;
         let failed = |source| ReadError::Io { seq, source };
         let (segment, files) = self.reader.enter(seq)?;
-        let _gate = segment.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let _gate = segment.gate.read();
         if segment.is_emptied() {
             return Err(self.reader.too_slow(seq));
         }

@@ -9,7 +9,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::account_index::{self, short_hash};
 use super::disk::{LogFile, read_up_to, sync_folder};
@@ -257,15 +258,15 @@ impl Redactions {
     }
 
     fn journal(&self) -> MutexGuard<'_, bool> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+        self.journal.lock()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Pending> {
-        self.pending.read().unwrap_or_else(PoisonError::into_inner)
+        self.pending.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Pending> {
-        self.pending.write().unwrap_or_else(PoisonError::into_inner)
+        self.pending.write()
     }
 }
 
@@ -423,12 +424,7 @@ impl Shared {
         let faults = || self.options.faults.clone();
         let index = LogFile::open_existing(&index_path(&segment.dir, segment.first), faults())?;
         let frames = LogFile::open_existing(&frames_path(&segment.dir, segment.first), faults())?;
-        let changes = || {
-            segment
-                .changes
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
+        let changes = || segment.changes.lock();
         for some in found.seqs.chunks(CHANGES_AT_A_TIME) {
             let _changes = changes();
             for seq in some {
@@ -439,7 +435,7 @@ impl Shared {
         // In this order: a start takes zeros in place of a served frame for one that was never written.
         index.sync_data()?;
         // Readers that looked into the index before the marks have copied their frames when nobody holds the gate.
-        drop(segment.gate.write().unwrap_or_else(PoisonError::into_inner));
+        drop(segment.gate.write());
         for some in found.ranges.chunks(CHANGES_AT_A_TIME) {
             let _changes = changes();
             for (offset, len) in some {

@@ -3,7 +3,6 @@
 //! Promises a position between two bytes of one frame, or none.
 
 use std::ops::Range;
-use std::sync::PoisonError;
 
 use super::reader::{ReadError, Reader};
 use super::{EventLog, entry::Entry};
@@ -79,7 +78,7 @@ fn known(log: &EventLog, reader: &mut Reader, seq: u64) -> Result<(Entry, bool),
     }
     let failed = |source| ReadError::Io { seq, source };
     let (segment, files) = reader.enter(seq)?;
-    let _gate = segment.gate.read().unwrap_or_else(PoisonError::into_inner);
+    let _gate = segment.gate.read();
     if segment.is_emptied() {
         return Err(ResumeError::Unknown { seq });
     }

@@ -3,8 +3,8 @@
 //! too slow at their next read; they do not keep its space.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::disk::Room;
@@ -42,7 +42,7 @@ impl EventLog {
 
 impl Shared {
     pub(super) fn trim(&self, at: Instant, shown: SystemTime) {
-        let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clock = self.clock.lock();
         let limits = self.limits();
         clock.window = limits.window;
         let now = clock.read(at, shown);

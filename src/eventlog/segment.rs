@@ -6,9 +6,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
 use super::account_index;
@@ -115,7 +116,7 @@ impl Segment {
 
     /// Takes in the accounts of the next events, before anybody sees those.
     pub fn note_accounts(&self, accounts: &[u32]) {
-        let mut slot = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.accounts.lock();
         match slot.as_mut() {
             Some(kept) if kept.len() as u64 >= account_index::MAX_EVENTS => *slot = None,
             Some(kept) => kept.extend_from_slice(accounts),
@@ -125,7 +126,7 @@ impl Segment {
 
     /// Places of the events of these accounts, which are sorted, among those whose accounts are kept in memory.
     pub fn places_in_memory(&self, accounts: &[u32]) -> Option<Vec<u64>> {
-        let slot = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = self.accounts.lock();
         let kept = slot.as_ref()?.iter().zip(0..);
         let found = kept.filter(|(account, _)| accounts.binary_search(account).is_ok());
         Some(found.map(|(_, place)| place).collect())
@@ -136,7 +137,7 @@ impl Segment {
         if !self.has_ended() {
             return Ok(false);
         }
-        let mut slot = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.accounts.lock();
         let Some(accounts) = slot.take() else {
             return Ok(false);
         };
@@ -171,7 +172,7 @@ impl Segment {
 
     /// The open files, opened where no reader has them open.
     pub fn files(&self) -> io::Result<Arc<Files>> {
-        let mut slot = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.files.lock();
         if let Some(files) = slot.upgrade() {
             return Ok(files);
         }
@@ -255,7 +256,7 @@ impl Segment {
             .write(true)
             .open(frames_path(&self.dir, self.first));
         self.remove()?;
-        let _gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let _gate = self.gate.write();
         self.emptied.store(true, Ordering::Release);
         match frames {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -4,9 +4,10 @@
 
 use std::collections::VecDeque;
 use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use tokio::sync::Semaphore;
 
 /// Bytes of frames that are kept for the readers that follow: a fifth of a second of 20,000 events a second, so that
@@ -115,7 +116,7 @@ impl Stretches {
 
     /// Lets frames be handed out while it is held, where all stretches are valid under it.
     pub fn hold(&self) -> Hold<'_> {
-        let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let gate = self.gate.read();
         Hold {
             _gate: gate,
             epoch: self.epoch(),
@@ -125,7 +126,7 @@ impl Stretches {
     /// Nothing that was read before this is handed out when it returns. Call it when the redaction is followed by those
     /// who read anew.
     pub fn void(&self) {
-        let gate = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let gate = self.gate.write();
         self.epoch.fetch_add(1, Ordering::AcqRel);
         drop(gate);
         let mut kept = self.kept();
@@ -187,7 +188,7 @@ impl Stretches {
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock()
     }
 }
 

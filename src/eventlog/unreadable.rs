@@ -4,9 +4,10 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::Shared;
 use super::disk::{LogFile, is_disk_error};
@@ -24,7 +25,7 @@ pub(super) struct Suspects(Mutex<Vec<Range<u64>>>);
 
 impl Suspects {
     fn add(&self, seqs: Range<u64>) {
-        let mut suspects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut suspects = self.0.lock();
         if !suspects.contains(&seqs) {
             suspects.push(seqs);
         }
@@ -32,7 +33,7 @@ impl Suspects {
 
     /// Those so far. Lets go of the lock: who adds one holds the gate of its segment.
     fn take(&self) -> Vec<Range<u64>> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.0.lock())
     }
 }
 
@@ -67,11 +68,8 @@ impl Shared {
         }
         let path = index_path(&segment.dir, segment.first);
         let index = LogFile::open_existing(&path, self.options.faults.clone())?;
-        let _changes = segment
-            .changes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let _gate = segment.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let _changes = segment.changes.lock();
+        let _gate = segment.gate.write();
         index.write_all_at(
             &[State::Damaged as u8],
             entry::state_position(segment.first, seq),

@@ -2,11 +2,13 @@
 //! not give when asked; the other does redactions, which a full disk must not wait for.
 //! Promises to end with the log; failures are logged and tried again.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::segment::Writer;
 use super::{LogError, Shared};
@@ -114,7 +116,7 @@ impl Upkeep {
     }
 
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        self.threads.lock()
     }
 }
 
@@ -193,13 +195,10 @@ impl Shared {
     }
 
     pub(super) fn take_writer(&self) -> Option<Writer> {
-        self.writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.writer.lock().take()
     }
 
     pub(super) fn put_writer(&self, writer: Writer) {
-        *self.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
+        *self.writer.lock() = Some(writer);
     }
 }

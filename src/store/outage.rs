@@ -1,11 +1,12 @@
 //! A database that is away: finds the cause that the pools hide, and reminds of it in one line every 30 seconds, whoever
 //! and however many meet it. That it is away at all is a problem of the relay's health, and told there.
 
+use parking_lot::Mutex;
+
 use super::database::Database;
 use super::error::StoreError;
 use crate::telemetry::metrics;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -86,7 +87,7 @@ impl Outage {
 
     /// Whether the last line was long ago; then the next one is being written.
     fn is_due(&self) -> bool {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         let due = told.is_none_or(|last| last.elapsed() >= COMPLAIN_EVERY);
         if due {
             *told = Some(Instant::now());

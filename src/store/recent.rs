@@ -1,11 +1,13 @@
 //! Account changes that readers must see already and the database does not have yet. Promises that a read that began
 //! after a change was announced has it, whenever the change reaches the database. Writes nothing.
 
+use parking_lot::{Mutex, MutexGuard};
+
 use super::rows::{AccountRow, AccountUpdate};
 use super::status::LocalStatus;
 use crate::atproto::did::Did;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Accounts looked at or let go under one lock: whoever announces waits for some tens of microseconds at most.
 const LOCKED_ACCOUNTS: usize = 256;
@@ -94,7 +96,7 @@ impl Recent {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
