@@ -26,3 +26,4 @@ pub mod systemd;
 pub mod telemetry;
 pub mod upstream;
 pub mod verify;
+pub mod views;

@@ -288,6 +288,7 @@ let
         (graph "Sequence numbers" "Dense, so the difference is the number of events held." "short" [
           (query "held" "${metric "relay_log_seq"} - ${metric "relay_log_oldest_seq"}")
           (query "not yet durable" (metric "relay_log_durable_lag_events"))
+          (query "not yet stored by {{view}}" (metric "relay_view_lag_events"))
         ])
         (graph "Segments removed"
           "By age is as it should be; by bytes or room, the window is shorter than set."

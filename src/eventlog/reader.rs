@@ -555,6 +555,11 @@ impl Entries {
         Entries { all: true, ..self }
     }
 
+    /// The next event to be looked at. Above what was asked for where that has left the window.
+    pub fn position(&self) -> u64 {
+        self.reader.next
+    }
+
     /// The event at the reader's position; `None` where it is skipped.
     fn event(&mut self) -> Result<Option<(Entry, Bytes)>, ReadError> {
         let seq = self.reader.next;

@@ -75,7 +75,12 @@ impl Durable {
     /// What tells an event from another one that a host gave the same number: of a commit and a `#sync` account and
     /// rev, of the others account and time, which hosts and relays leave as they are. None where `frame` is no event.
     pub fn mark(frame: &[u8]) -> Option<u64> {
-        let (kind, account, moment) = match frame::decode_stored(frame).ok()?.message {
+        Self::mark_of(&frame::decode_stored(frame).ok()?.message)
+    }
+
+    /// The same of a decoded frame.
+    pub fn mark_of(message: &Message<'_>) -> Option<u64> {
+        let (kind, account, moment) = match message {
             Message::Commit(commit) => (1, commit.repo, commit.rev),
             Message::Sync(sync) => (2, sync.did, sync.rev),
             Message::Identity(identity) => (3, identity.did, identity.time),

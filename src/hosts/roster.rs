@@ -30,6 +30,14 @@ impl Name {
         Name::new(&row.hostname, row.tls)
     }
 
+    /// The name without a port.
+    pub fn domain(&self) -> &str {
+        match self.hostname.rsplit_once(':') {
+            Some((domain, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => domain,
+            _ => &self.hostname,
+        }
+    }
+
     /// The name of a host, with its port if it has one.
     pub fn new(hostname: &str, tls: bool) -> Name {
         Name {
@@ -128,6 +136,18 @@ mod tests {
     fn host(id: u32, tls: bool) -> (HostId, Name) {
         let hostname = format!("pds{id}.example.com:44{id}");
         (HostId(id), Name { hostname, tls })
+    }
+
+    #[test]
+    fn the_domain_is_the_name_without_a_port() {
+        for (hostname, domain) in [
+            ("pds.example.com", "pds.example.com"),
+            ("pds.example.com:443", "pds.example.com"),
+            ("[::1]:2583", "[::1]"),
+            ("[::1]", "[::1]"),
+        ] {
+            assert_eq!(Name::new(hostname, true).domain(), domain);
+        }
     }
 
     #[test]

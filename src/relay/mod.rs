@@ -11,6 +11,7 @@ mod recovery;
 mod reload;
 mod vitals;
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -34,18 +35,19 @@ use crate::clock::Clock;
 use crate::config::{Config, Durability, HostEntry, MinFree};
 use crate::dial::{Guard, PdsHost};
 use crate::discovery::{Crawler, CrawlerOptions};
-use crate::eventlog::{self, EventLog, LogError, LogOptions};
+use crate::eventlog::{self, EventLog, LogError, LogOptions, Slot, Slots};
 use crate::firehose::{self, Firehose, FirehoseOptions};
-use crate::hosts::roster::Roster;
-use crate::hosts::{AddError, Checkpoint, Hosts, HostsOptions, Policy};
+use crate::hosts::roster::{Name, Roster};
+use crate::hosts::{AddError, Hosts, HostsOptions, Policy, RecoveredHost};
 use crate::identity::{Resolver, ResolverOptions};
-use crate::store::{Batch, Store, StoreError, Writer};
+use crate::store::{ACCOUNTS_VIEW, HostId, NewHost, Store, StoreError, Writer};
 use crate::systemd::sockets::Given;
 use crate::systemd::store::DescriptorStore;
 use crate::systemd::watchdog::Part;
 use crate::upstream::{Supervisor, UpstreamOptions};
 use crate::verify::{self, Alarm, Dependencies, Pipeline, Settlement};
-use crate::{api, telemetry};
+use crate::views::accounts::{LiveAccounts, ReplayError};
+use crate::{api, telemetry, views};
 
 use durable::{Position, on_durable};
 use health::Examiner;
@@ -160,13 +162,16 @@ impl Relay {
     ) -> Result<Relay, StartError> {
         let listeners = Listeners::open(&config, &mut given).await?;
         show_settings(&config);
-        let log = open_log(&config).await?;
+        let slots = Slots::default();
+        // Nothing goes before the database says what it has.
+        let slot = slots.open(ACCOUNTS_VIEW, 1);
+        let log = open_log(&config, slots).await?;
         let store =
             Store::open_with(config.database_url().expose(), config.database_connections).await?;
         let hold = store.hold().await?;
         let log = recovery::above_the_database(log, &store).await?;
         let mut roster = open_roster(&log)?;
-        let recovered = recovery::replay(&log, &store, &mut roster, &config).await?;
+        let recovered = replay(&log, &store, &mut roster, &slot, &config).await?;
 
         let clock = Clock::after(log.newest_at_open());
         let guard = Guard::new(config.allow_private_hosts);
@@ -191,7 +196,8 @@ impl Relay {
             .map_err(StartError::Thread)?;
         let unfinished = Unfinished(Some(pipeline.clone()));
         let position = Position::new(log.head());
-        let settler = pipeline.settler(writer.clone(), log.pulse().clone());
+        let accounts = LiveAccounts::new(writer.clone());
+        let settler = pipeline.settler(accounts.clone(), log.pulse().clone());
         let announcer = settler.clone();
         let settle = on_durable(
             log.clone(),
@@ -216,7 +222,7 @@ impl Relay {
             add_configured_host(entry, guard, &upstream).await?;
         }
         // Before the first event: what was recovered needs not be recovered again.
-        checkpoint(&hosts, &writer, &position, None).await;
+        checkpoint(&hosts, &accounts, &position, None).await;
         upstream.start();
         // From here on nothing waits and nothing fails: who is answered meets a whole relay.
         unfinished.finish();
@@ -268,7 +274,8 @@ impl Relay {
         servers.spawn(examiner.run(examined, closing.clone()));
         tokio::spawn(checkpoints(
             hosts.clone(),
-            writer.clone(),
+            accounts,
+            slot,
             position.clone(),
             roster,
             closing.clone(),
@@ -412,7 +419,8 @@ impl Relay {
             ),
             Err(failure) => error!(%failure, "stopping the shards"),
         }
-        let last = checkpoint(hosts, writer, &self.position, None);
+        let accounts = LiveAccounts::new(writer.clone());
+        let last = checkpoint(hosts, &accounts, &self.position, None);
         if timeout(CHECKPOINT_PATIENCE, last)
             .await
             .ok()
@@ -501,7 +509,7 @@ fn serve(
 /// # Errors
 /// See [`StartError`]; where the log is not lost, nothing is changed.
 pub async fn abandon_log(config: &Config) -> Result<u64, StartError> {
-    let log = open_log(config).await?;
+    let log = open_log(config, Slots::default()).await?;
     let store = Store::open(config.database_url().expose()).await?;
     let _hold = store.hold().await?;
     Ok(recovery::abandon(log, &store).await?)
@@ -509,10 +517,29 @@ pub async fn abandon_log(config: &Config) -> Result<u64, StartError> {
 
 fn open_roster(log: &EventLog) -> Result<Roster, RecoveryError> {
     let folder = &log.options().dir;
-    Roster::open(folder).map_err(|source| RecoveryError::Roster {
+    let roster = Roster::open(folder).map_err(|source| ReplayError::Roster {
         folder: folder.display().to_string(),
         source,
-    })
+    })?;
+    Ok(roster)
+}
+
+/// Brings the database up to the head of the log.
+async fn replay(
+    log: &EventLog,
+    store: &Store,
+    roster: &mut Roster,
+    slot: &Slot,
+    config: &Config,
+) -> Result<HashMap<HostId, RecoveredHost>, RecoveryError> {
+    let as_added = |name: &Name| {
+        let limit = config.default_account_limit(name.domain());
+        NewHost {
+            account_limit: i64::try_from(limit).unwrap_or(i64::MAX),
+            ..NewHost::new(&name.hostname, name.tls, config.is_trusted(name.domain()))
+        }
+    };
+    Ok(views::accounts::replay(log, store, roster, slot, as_added).await?)
 }
 
 /// Shows the limits that alerts compare with.
@@ -525,7 +552,7 @@ fn show_settings(config: &Config) {
 }
 
 /// Opens the log on a thread of its own: recovery reads files.
-async fn open_log(config: &Config) -> Result<EventLog, StartError> {
+async fn open_log(config: &Config, slots: Slots) -> Result<EventLog, StartError> {
     let folder = |source| StartError::DataFolder {
         folder: config.data_dir.display().to_string(),
         source,
@@ -542,6 +569,7 @@ async fn open_log(config: &Config) -> Result<EventLog, StartError> {
         window: config.replay_window,
         max_bytes: config.log_max_bytes,
         min_free: log_min_free(config),
+        slots,
         ..LogOptions::new(config.log_dir())
     };
     match task::spawn_blocking(move || EventLog::open(options)).await {
@@ -682,10 +710,12 @@ fn fail(failing: &watch::Sender<Option<String>>, reason: String) {
     });
 }
 
-/// Hands the hosts' cursors and the replay position to the database's writer, as often as they change.
+/// Commits the hosts' cursors and the position of the accounts view, as often as they change, and confirms to the log's
+/// retention what the database has.
 async fn checkpoints(
     hosts: Hosts,
-    writer: Writer,
+    accounts: LiveAccounts,
+    slot: Slot,
     position: Position,
     mut roster: Roster,
     closing: CancellationToken,
@@ -698,7 +728,8 @@ async fn checkpoints(
         if let Err(failure) = roster.record_new(&hosts) {
             warn!(%failure, "new hosts cannot be noted beside the event log yet");
         }
-        last = checkpoint(&hosts, &writer, &position, last).await;
+        slot.confirm(accounts.position());
+        last = checkpoint(&hosts, &accounts, &position, last).await;
         if last.is_none() && !closing.is_cancelled() {
             let reason = "the database's writer ended; restart the relay";
             return fail(&failing, reason.to_owned());
@@ -710,24 +741,15 @@ async fn checkpoints(
 /// nothing where the writer has ended; writes nothing where those are still the `last` ones and no cursor moved.
 async fn checkpoint(
     hosts: &Hosts,
-    writer: &Writer,
+    accounts: &LiveAccounts,
     position: &Position,
     last: Option<(u64, u64)>,
 ) -> Option<(u64, u64)> {
     let head = position.get();
-    let Checkpoint {
-        cursors,
-        replay_from,
-    } = hosts.take_checkpoint(head);
-    let now = (replay_from, head);
-    if cursors.is_empty() && last == Some(now) {
+    let checkpoint = hosts.take_checkpoint(head);
+    let now = (checkpoint.replay_from, head);
+    if checkpoint.cursors.is_empty() && last == Some(now) {
         return last;
     }
-    let batch = Batch {
-        accounts: Vec::new(),
-        cursors,
-        replay_from: Some(replay_from),
-        head: Some(head),
-    };
-    writer.send(batch).await.ok().map(|()| now)
+    accounts.commit(checkpoint, head).await.ok().map(|()| now)
 }

@@ -169,6 +169,10 @@ impl Observed for Running {
         metrics
             .log_failing
             .set(i64::from(self.log.health() != eventlog::Health::Good));
+        for (view, position) in self.log.options().slots.positions() {
+            let lag = (self.log.head() + 1).saturating_sub(position);
+            metrics.view_lag(view).set(lag as i64);
+        }
         let (entries, _) = self.resolver.sizes();
         metrics.identity_cache_entries.set(entries as i64);
         metrics

@@ -197,6 +197,7 @@ pub struct Metrics {
     pub log_failing: IntGauge,
     /// Events with a sequence number that are not yet durable.
     pub log_durable_lag: IntGauge,
+    view_lag: IntGaugeVec,
     /// Time of one write with its fdatasync, in seconds.
     pub log_write_seconds: Histogram,
     /// Writes of the log that failed and were repeated.
@@ -486,6 +487,11 @@ impl Metrics {
                 "relay_log_durable_lag_events",
                 "Events with a sequence number that are not yet durable",
             ),
+            view_lag: r.gauges(
+                "relay_view_lag_events",
+                "Events that the log has and a view of it has not stored",
+                &["view"],
+            ),
             log_write_seconds: r.histogram(
                 "relay_log_write_seconds",
                 "Time of one write to the log with its fdatasync",
@@ -585,6 +591,11 @@ impl Metrics {
     /// Segments of the log that were removed.
     pub fn segments_removed(&self, reason: Removal) -> &IntCounter {
         &self.segments_removed[reason as usize]
+    }
+
+    /// Events that the log has and this view of it has not stored, sampled.
+    pub fn view_lag(&self, view: &str) -> IntGauge {
+        self.view_lag.with_label_values(&[view])
     }
 
     /// Connections that are no consumers closed by a limit: an idle one that made room, or one too many from an address.

@@ -36,8 +36,9 @@ use crate::eventlog::Append;
 use crate::hosts::{HostIndex, Received, Settled};
 use crate::identity::Resolver;
 use crate::pulse::Pulse;
-use crate::store::{AccountUpdate, Batch, LocalStatus, Writer};
+use crate::store::{AccountUpdate, LocalStatus, Writer};
 use crate::telemetry::metrics;
+use crate::views::accounts::LiveAccounts;
 
 pub use alarm::{Alarm, Watched};
 pub use lookup::Places;
@@ -270,11 +271,11 @@ impl Pipeline {
     }
 
     /// What the sequencer calls with durable events; `pulse` is the sequencer's.
-    pub fn settler(&self, writer: Writer, pulse: Pulse) -> Settler {
+    pub fn settler(&self, accounts: LiveAccounts, pulse: Pulse) -> Settler {
         Settler {
             pulse,
             settled: self.settled.clone(),
-            writer,
+            accounts,
         }
     }
 
@@ -292,7 +293,7 @@ impl Pipeline {
 #[derive(Clone)]
 pub struct Settler {
     settled: Settlements,
-    writer: Writer,
+    accounts: LiveAccounts,
     pulse: Pulse,
 }
 
@@ -300,29 +301,17 @@ impl Settler {
     /// Lets readers see the accounts as these events leave them. Consumers have not seen the events yet.
     pub fn announce(&self, events: &[(u64, Settlement)]) {
         let updates = events.iter().filter_map(|(_, event)| event.update.as_ref());
-        self.writer.announce(updates);
+        self.accounts.announce(updates);
     }
 
-    /// Account changes, announced before, go to the store's writer, in log order, then the hosts' cursors move. Called
+    /// Account changes, announced before, go to the accounts view, in log order, then the hosts' cursors move. Called
     /// outside the runtime; waits while the database is far behind. Returns the redactions that follow.
     pub fn settle(&self, mut durable: Vec<(u64, Settlement)>) -> Vec<Redaction> {
-        let accounts: Vec<_> = durable
+        let changes = durable
             .iter_mut()
-            .filter_map(|(seq, settlement)| {
-                let update = settlement.update.take()?;
-                let status_seq = update.upstream.is_some().then_some(*seq);
-                Some(AccountUpdate {
-                    status_seq,
-                    ..update
-                })
-            })
-            .collect();
+            .filter_map(|(seq, settlement)| Some((*seq, settlement.update.take()?)));
         // After a shutdown nothing is written any more: the log still has it.
-        let batch = Batch {
-            accounts,
-            ..Batch::default()
-        };
-        let _ = self.pulse.wait(|| self.writer.send_blocking(batch));
+        let _ = self.pulse.wait(|| self.accounts.apply(changes));
         if let Some((last, _)) = durable.last() {
             self.settled.seq.store(*last, Ordering::Release);
         }

@@ -36,3 +36,4 @@ mod rules;
 mod service;
 mod store;
 mod upstream;
+mod views;
