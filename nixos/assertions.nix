@@ -1,5 +1,5 @@
-# What is refused before anything is built, each with what to do about it: secrets that everybody could read, and options
-# that say two things; and what is warned of.
+# Configurations that are refused before anything is built: secrets that every user could read, and options that
+# contradict each other. Each message says what to do. Also the module's warnings.
 {
   config,
   lib,
@@ -15,7 +15,7 @@ let
     "monitoring.grafana.secretKeyFile" = cfg.monitoring.grafana.secretKeyFile;
   };
 
-  # A path literal is copied into the store as soon as something names it; a string in the store is there already.
+  # A path literal is copied into the store when something refers to it; a string may name a file already there.
   inStore = file: builtins.isPath file || lib.hasPrefix builtins.storeDir (toString file);
   consumers = if cfg.settings.max_consumers == null then 1000 else cfg.settings.max_consumers;
   hasPassword = url: builtins.match "[^:]+://[^/@]*:[^/@]*@.*" url != null;
@@ -35,44 +35,44 @@ in
       lib.mapAttrsToList (option: file: {
         assertion = file == null || !inStore file;
         message = ''
-          services.atproto-relay.${option} is a file in the Nix store, which everybody on the machine may read. Name one
-          outside of it as a string, as in "/run/secrets/atproto-relay".
+          services.atproto-relay.${option} is a file in the Nix store, which every user of the machine can read. Give
+          the path of a file outside the store as a string, for example "/run/secrets/atproto-relay".
         '';
       }) secrets
       ++ [
         {
           assertion = cfg.settings.database_url == null || !hasPassword cfg.settings.database_url;
           message = ''
-            services.atproto-relay.settings.database_url has a password in it, and the file of the settings is in the Nix
-            store, which everybody on the machine may read. Write the URL into a file outside of it and name that with
-            services.atproto-relay.database.urlFile.
+            services.atproto-relay.settings.database_url contains a password, and the settings are written to the Nix
+            store, which every user of the machine can read. Write the URL to a file outside the store and set
+            services.atproto-relay.database.urlFile to its path.
           '';
         }
         {
           assertion = !(cfg.settings ? admin_password_file);
           message = ''
             services.atproto-relay.settings.admin_password_file cannot be read by the relay's user. Set
-            services.atproto-relay.admin.passwordFile: systemd reads it, and passes it on as a credential.
+            services.atproto-relay.admin.passwordFile: systemd reads the file and passes it as a credential.
           '';
         }
         {
           assertion = cfg.limits.openFiles >= consumers + 1024;
           message = ''
-            services.atproto-relay.limits.openFiles is too low for ${toString consumers} consumers: allow ${toString (consumers + 1024)} or more, for hosts and files too.
+            services.atproto-relay.limits.openFiles is too low for ${toString consumers} consumers: set ${toString (consumers + 1024)} or more, which includes hosts and files.
           '';
         }
         {
           assertion = !(cfg.database.createLocally && cfg.database.urlFile != null);
           message = ''
             services.atproto-relay.database.createLocally and services.atproto-relay.database.urlFile contradict each
-            other: the database is either on this machine or elsewhere.
+            other: set one of them. The database is either on this machine or on another one.
           '';
         }
         {
           assertion = cfg.database.urlFile == null || cfg.settings.database_url == null;
           message = ''
-            services.atproto-relay.database.urlFile and services.atproto-relay.settings.database_url both name a database.
-            Set one of them.
+            services.atproto-relay.database.urlFile and services.atproto-relay.settings.database_url both name a database:
+            set one of them.
           '';
         }
       ];

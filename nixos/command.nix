@@ -1,5 +1,5 @@
-# The operator's command. `atproto-relay` in PATH reads the service's configuration and, where it is called by root, runs as
-# the service's user with the service's credentials: it works on the relay's database and on no other.
+# The operator's command. `atproto-relay` in PATH reads the service's configuration. Called by root, it runs as the
+# service's user with the service's credentials, so that it works on the service's database.
 {
   config,
   lib,
@@ -14,7 +14,7 @@ let
   configFile = "/etc/atproto-relay/config.toml";
   program = lib.getExe cfg.package;
 
-  # Words of a shell. lib.escapeShellArgs leaves out quotes, some in one version of nixpkgs and none in another.
+  # Quoted words of a shell. lib.escapeShellArgs omits some quotes, depending on the version of nixpkgs.
   words = lib.concatMapStringsSep " " (word: "'${lib.replaceStrings [ "'" ] [ "'\\''" ] word}'");
 
   credentials = map (
@@ -25,7 +25,7 @@ let
     "--quiet"
     "--collect"
     "--wait"
-    # A terminal where there is one, else the caller's own input and output.
+    # A terminal if there is one, otherwise the caller's input and output.
     "--pty"
     "--pipe"
     "--uid=${cfg.user}"
@@ -37,12 +37,12 @@ let
   ++ credentials;
 
   command = pkgs.writeShellScript "atproto-relay-command" ''
-    # These read the configuration, the database or the log; all others need neither the user nor a secret.
+    # These commands read the configuration, the database or the log. The others need neither the user nor secrets.
     case "''${1:-}" in
     hosts | log | check-config) needs_service=true ;;
     *) needs_service=false ;;
     esac
-    # Another configuration than the service's is for the caller to read.
+    # With --config the caller reads another configuration as itself.
     case " $* " in
     *" --config"*) needs_service=false ;;
     esac
@@ -53,7 +53,7 @@ let
     exec ${program} "$@"
   '';
 
-  # Man pages and completions are the package's.
+  # Man pages and completions come from the package.
   inPath = pkgs.runCommand "atproto-relay-in-path" { } ''
     mkdir -p $out/bin
     ln -s ${command} $out/bin/atproto-relay
@@ -62,7 +62,7 @@ let
 
   relays = cfg.bootstrap.relays;
   bootstrap = pkgs.writeShellScript "atproto-relay-bootstrap" ''
-    # A relay that was asked once is not asked again: a host that the operator has removed since stays away.
+    # Each relay is asked once, so that hosts removed later are not added again.
     for relay in ${words relays}; do
       asked=$STATE_DIRECTORY/$(printf %s "$relay" | sha256sum | cut -c 1-32)
       [ -e "$asked" ] && continue
@@ -78,8 +78,8 @@ in
       default = [ ];
       example = [ "https://relay1.us-east.bsky.network" ];
       description = ''
-        Relays whose hosts are taken over once, after the first start: a relay begins without a single host. It tries
-        again until each has answered. `atproto-relay hosts pull` does the same by hand.
+        Relays whose host lists are imported once, after the first start, because a new relay has no hosts. The import
+        is retried until each relay has answered. `atproto-relay hosts pull` does the same by hand.
       '';
     };
 
@@ -89,7 +89,7 @@ in
       readOnly = true;
       default = command;
       defaultText = lib.literalMD "the command";
-      description = "What `atproto-relay` is in PATH.";
+      description = "The program `atproto-relay` in PATH.";
     };
 
     bootstrapScript = mkOption {
@@ -98,7 +98,7 @@ in
       readOnly = true;
       default = bootstrap;
       defaultText = lib.literalMD "the script";
-      description = "What the unit of {option}`services.atproto-relay.bootstrap.relays` runs.";
+      description = "Script that the unit of {option}`services.atproto-relay.bootstrap.relays` runs.";
     };
   };
 
@@ -106,7 +106,7 @@ in
     environment.systemPackages = [ inPath ];
 
     systemd.services.atproto-relay-bootstrap = lib.mkIf (relays != [ ]) {
-      description = "Hosts of other relays, taken over once, for the AT Protocol relay";
+      description = "Import of other relays' hosts for the AT Protocol relay";
       wantedBy = [ "multi-user.target" ];
       wants = [
         "network-online.target"
@@ -119,7 +119,7 @@ in
       startLimitIntervalSec = 0;
       environment.RELAY_CONFIG = configFile;
       serviceConfig = {
-        # The machine is up without it: it may have to wait for a relay that is away.
+        # The boot does not wait for it: another relay can be unreachable.
         Type = "exec";
         RemainAfterExit = true;
         ExecStart = bootstrap;

@@ -1,6 +1,5 @@
-# Where the relay keeps hosts, accounts and bans: in a PostgreSQL on the same machine, in one elsewhere, or with neither
-# in SQLite beside the log. The log is the truth, the database a view of it: what the last seconds before a power cut
-# wrote may be missing, and is written again from the log.
+# The database of hosts, accounts and bans: PostgreSQL on this machine, PostgreSQL on another one, or SQLite beside the
+# log. The log is authoritative: writes of the last seconds before a power cut are repeated from it.
 {
   config,
   lib,
@@ -14,12 +13,12 @@ let
   database = cfg.database;
   memory = database.memoryMiB;
 
-  # A part of the memory, between two bounds; PostgreSQL writes MiB as MB.
+  # A fraction of the memory, between two bounds; PostgreSQL writes MiB as MB.
   part =
     divisor: least: most:
     "${toString (lib.max least (lib.min most (memory / divisor)))}MB";
 
-  # The relay's own default, where the settings are silent.
+  # The relay's default applies if the setting is null.
   connections =
     if cfg.settings.database_connections == null then 12 else cfg.settings.database_connections;
 
@@ -33,11 +32,11 @@ in
       default = database.urlFile == null;
       defaultText = lib.literalExpression "config.services.atproto-relay.database.urlFile == null";
       description = ''
-        Whether to run PostgreSQL on this machine, with a role and a database for the relay. The relay reaches it
-        through its Unix socket, and is known there by its user: there is no password.
+        Whether to run PostgreSQL on this machine, with a role and a database for the relay. The relay connects through
+        the Unix socket and is authenticated by its user, without a password.
 
-        With this off and no {option}`services.atproto-relay.database.urlFile` the relay keeps an SQLite database beside
-        its log, which will do for some hundred thousand accounts.
+        If this is off and {option}`services.atproto-relay.database.urlFile` is null, the relay uses an SQLite database
+        beside its log, which suits some hundred thousand accounts.
       '';
     };
 
@@ -45,7 +44,7 @@ in
       type = types.str;
       default = "atproto-relay";
       readOnly = true;
-      description = "Database and role on this machine.";
+      description = "Name of the database and of the role on this machine.";
     };
 
     urlFile = mkOption {
@@ -53,8 +52,8 @@ in
       default = null;
       example = "/run/secrets/atproto-relay-database-url";
       description = ''
-        File with the URL of a PostgreSQL database elsewhere, `postgres://USER:PASSWORD@HOST/NAME?sslmode=verify-full`,
-        read by systemd and passed on as a credential.
+        File with the URL of a PostgreSQL database on another machine,
+        `postgres://USER:PASSWORD@HOST/NAME?sslmode=verify-full`. systemd reads the file and passes it as a credential.
       '';
     };
 
@@ -62,10 +61,9 @@ in
       type = types.bool;
       default = true;
       description = ''
-        Whether to give PostgreSQL the settings that suit the relay, from
-        {option}`services.atproto-relay.database.memoryMiB`. Each of them is a default: what is set in
-        {option}`services.postgresql.settings` wins. PostgreSQL has one value of each for all databases of the machine:
-        none of these makes the data of another database less safe.
+        Whether to tune PostgreSQL for the relay, based on {option}`services.atproto-relay.database.memoryMiB`. Each
+        setting is a default: a value in {option}`services.postgresql.settings` takes precedence. The settings apply to
+        all databases of the machine; none of them reduces the durability of another database.
       '';
     };
 
@@ -74,9 +72,8 @@ in
       default = 4096;
       example = 16384;
       description = ''
-        Memory of the machine that is PostgreSQL's, in MiB: a quarter of it for its own buffers, the rest for its
-        sessions and the page cache of its files. Half of the machine's memory is a good value where the relay has the
-        other half.
+        Memory for PostgreSQL in MiB: a quarter of it for shared buffers, the rest for sessions and the page cache. Half
+        of the machine's memory is a good value if PostgreSQL and the relay share the machine.
       '';
     };
   };
@@ -93,7 +90,7 @@ in
               ensureDBOwnership = true;
             }
           ];
-          # The role has the name of the database, the user may have another one.
+          # The role is named like the database; the system user can have another name.
           authentication = ''
             local ${database.name} ${database.name} peer map=atproto-relay
           '';
@@ -108,14 +105,14 @@ in
           lib.optional
             (cfg.settings.database_url != localUrl && !lib.hasInfix "/run/postgresql" cfg.settings.database_url)
             ''
-              services.atproto-relay.settings.database_url names a database elsewhere, and PostgreSQL is set up on this
-              machine all the same. Set services.atproto-relay.database.createLocally = false.
+              services.atproto-relay.settings.database_url names a database on another machine, but PostgreSQL is set up
+              on this machine as well. Set services.atproto-relay.database.createLocally = false.
             '';
 
-        # The target is reached when the role and the database are there, and not just the server. `wants`, not
-        # `requires`: a relay that runs goes on while its database is away, so that stopping PostgreSQL must not stop it
-        # (and would not for long: the next connection to the relay's sockets would start both); and one that could not
-        # start because PostgreSQL took too long tries again, which a failed requirement would forbid.
+        # The target includes the creation of the role and the database. `wants` instead of `requires`: a running relay
+        # continues while its database is unavailable, so stopping PostgreSQL must not stop the relay (the next connection
+        # to its sockets would start both again). A relay that could not start because PostgreSQL was too slow retries,
+        # which a failed requirement would prevent.
         systemd.services.atproto-relay = {
           wants = [ "postgresql.target" ];
           after = [ "postgresql.target" ];
@@ -124,38 +121,37 @@ in
 
       (lib.mkIf (database.createLocally && database.tune) {
         services.postgresql.settings = lib.mapAttrs (_: mkDefault) {
-          # The relay's own connections, and some for the exporter, backups and people.
+          # The relay's connections, and some for the exporter, backups and people.
           max_connections = connections + 60;
 
-          # Memory. The table of accounts is hit all over; what is not in these buffers should be in the page cache.
+          # Accesses to the accounts table are random: pages outside these buffers should be in the page cache.
           shared_buffers = part 4 128 32768;
           effective_cache_size = "${toString (memory * 3 / 4)}MB";
-          # For vacuum and for building indexes, one at a time.
+          # For vacuum and index builds, one at a time.
           maintenance_work_mem = part 16 64 2048;
-          # The relay's statements sort nothing; this is for the page of hosts, and for people.
+          # The relay's statements do not sort; this is for lists of hosts and for people.
           work_mem = "16MB";
-          # Fewer entries in the processor's tables of pages, where the machine has huge pages to give.
+          # Fewer page table entries, if the machine has huge pages.
           huge_pages = "try";
 
-          # The relay itself decides for each write whether the commit waits for the disk (synchronous_commit), so that
-          # other databases keep what they have.
-          # The log of PostgreSQL itself stays safe against half-written pages, and small.
+          # The relay sets synchronous_commit for each of its writes, so that other databases keep their setting.
+          # The write-ahead log stays safe against torn pages, and small.
           full_page_writes = true;
           wal_compression = true;
 
-          # A hot table of upserts writes the same pages again and again: the rarer the checkpoints, the fewer whole pages
-          # go to the log. Recovery after a crash takes longer, but within a minute on NVMe.
+          # Upserts rewrite the same pages: with fewer checkpoints, fewer full pages go to the write-ahead log. Recovery
+          # after a crash takes longer, but less than a minute on NVMe.
           checkpoint_timeout = "15min";
           checkpoint_completion_target = 0.9;
           max_wal_size = part 1 1024 16384;
           min_wal_size = part 4 256 2048;
 
-          # NVMe: a random page costs nearly what the next one does, and many may be asked for at once.
+          # NVMe: random reads cost little more than sequential ones, and many can be in flight.
           random_page_cost = 1.1;
           effective_io_concurrency = 200;
 
-          # Every event of an account leaves a dead row behind. By the defaults, vacuum would wait for a fifth of the table
-          # to be dead, and then crawl; here it comes often, does little each time, and may use what the disk can do.
+          # Every event of an account leaves a dead row. By default, vacuum waits until a fifth of the table is dead and is
+          # throttled; here it runs often, does little each time, and uses the speed of the disk.
           autovacuum_naptime = "15s";
           autovacuum_max_workers = 4;
           autovacuum_vacuum_scale_factor = 0.02;
@@ -164,7 +160,7 @@ in
           autovacuum_vacuum_cost_delay = "1ms";
           autovacuum_vacuum_cost_limit = 2000;
 
-          # What an operator asks first when the database is slow.
+          # The first questions when the database is slow.
           track_io_timing = true;
           log_checkpoints = true;
           log_lock_waits = true;

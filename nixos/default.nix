@@ -1,5 +1,5 @@
-# services.atproto-relay: a relay and the machine around it, split by concern. Nothing is set up but the relay and its
-# database until an option asks for it.
+# services.atproto-relay: a relay and the machine around it, one file per concern. By default only the relay and its
+# database are set up.
 {
   imports = [
     ./assertions.nix

@@ -1,10 +1,10 @@
-# What the relay is kept from. `systemd-analyze security` gives the unit its score from these lines; what it still finds
-# fault with is listed at the end, with the reason.
+# The sandbox of the relay. `systemd-analyze security` computes the exposure score from these settings; the findings that
+# remain are listed at the end with their reasons.
 { config, lib, ... }:
 
 lib.mkIf config.services.atproto-relay.enable {
   systemd.services.atproto-relay.serviceConfig = {
-    # No privilege, and no way to one.
+    # No privileges, and no way to gain any.
     AmbientCapabilities = "";
     CapabilityBoundingSet = "";
     NoNewPrivileges = true;
@@ -15,7 +15,7 @@ lib.mkIf config.services.atproto-relay.enable {
     RestrictNamespaces = true;
     RestrictRealtime = true;
 
-    # Files: its own two folders, and read-only what the rest of the system lets everybody read.
+    # Files: the relay writes only to its own two folders, and reads only files readable by every user.
     ProtectSystem = "strict";
     ProtectHome = true;
     PrivateTmp = true;
@@ -23,7 +23,7 @@ lib.mkIf config.services.atproto-relay.enable {
     UMask = "0077";
     RemoveIPC = true;
 
-    # The kernel and its files.
+    # The kernel and its interfaces.
     ProtectClock = true;
     ProtectControlGroups = true;
     ProtectHostname = true;
@@ -34,18 +34,18 @@ lib.mkIf config.services.atproto-relay.enable {
     PrivateDevices = true;
     DevicePolicy = "closed";
 
-    # System calls. Nothing is compiled at run time, so no page is ever both writable and executable.
+    # System calls. No code is generated at run time, so no page needs to be both writable and executable.
     MemoryDenyWriteExecute = true;
     SystemCallArchitectures = "native";
     SystemCallFilter = [
       "@system-service"
-      # Raising the soft limit of open files is no part of @resources, but of what every program may do (prlimit64).
+      # Raising the soft limit of open files (prlimit64) is in @system-service, not in @resources.
       "~@privileged @resources"
     ];
-    # An attempt fails as it would for lack of a permission, instead of killing the relay.
+    # A forbidden call fails with EPERM instead of killing the relay.
     SystemCallErrorNumber = "EPERM";
 
-    # The network. systemd holds the listeners (sockets.nix): the relay binds no port, and nobody inside it can.
+    # The network. systemd owns the listeners (sockets.nix), so the relay and injected code cannot bind ports.
     RestrictAddressFamilies = [
       "AF_INET"
       "AF_INET6"
@@ -53,14 +53,14 @@ lib.mkIf config.services.atproto-relay.enable {
     ];
     SocketBindDeny = "any";
 
-    # What remains, with its weight:
-    # - PrivateNetwork (0.5), AF_INET and AF_INET6 (0.3), IPAddressDeny (0.2): the relay dials every PDS there is. Which
-    #   addresses it may dial it decides itself, after DNS and on each redirect: public ones only. A list here could not
-    #   let the machine's resolver through and keep what is beside it out.
-    # - DeviceAllow (0.1): ProtectClock= lets the clock's device be read, and PrivateDevices= leaves no such file there.
-    # - ProcSubset (0.1): when the process started is reckoned from /proc/stat, and alerts on restarts need to know. Other
-    #   users' processes are not seen all the same (ProtectProc=).
-    # - AF_UNIX (0.1): PostgreSQL, the journal, systemd and the name service cache are reached through Unix sockets.
-    # - RootDirectory (0.1): the program is in the Nix store, so there is no root of its own to be made.
+    # Remaining findings, with their weights:
+    # - PrivateNetwork (0.5), AF_INET and AF_INET6 (0.3), IPAddressDeny (0.2): the relay dials every PDS. It checks the
+    #   addresses itself, after DNS and on each redirect, and dials only public ones. A list here could not allow the
+    #   machine's resolver and deny its neighbours.
+    # - DeviceAllow (0.1): ProtectClock= allows reading the clock's device, but PrivateDevices= removes the file.
+    # - ProcSubset (0.1): the start time of the process is computed from /proc/stat, and alerts on restarts need it. Other
+    #   users' processes are invisible nevertheless (ProtectProc=).
+    # - AF_UNIX (0.1): PostgreSQL, the journal, systemd and the name service cache use Unix sockets.
+    # - RootDirectory (0.1): the program is in the Nix store, so it cannot have a root directory of its own.
   };
 }

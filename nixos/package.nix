@@ -1,5 +1,5 @@
-# The relay, or with `devnet` the devnet beside it. The crates bring their C sources along (ring, libsecp256k1,
-# SQLite), so that nothing of the system is linked but the C library.
+# The relay, or with `devnet` the devnet beside it. The crates contain their C sources (ring, libsecp256k1, SQLite), so
+# that only the C library of the system is linked.
 {
   lib,
   stdenv,
@@ -16,7 +16,7 @@ rustPlatform.buildRustPackage {
   pname = name;
   inherit (manifest) version;
 
-  # What cargo reads, and no more: a change of the module or of the README builds nothing anew.
+  # Only what cargo reads: a change of the module or of the README rebuilds nothing.
   src = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [
@@ -24,13 +24,15 @@ rustPlatform.buildRustPackage {
       ../Cargo.lock
       ../src
       ../migrations
-      # Named in Cargo.toml: cargo wants to find them.
+      # The relay serves these pages.
+      ../docs
+      # Named in Cargo.toml, so cargo requires them.
       ../benches
       ../tests
     ];
   };
 
-  # The lock file has no git sources, so it is all that is needed.
+  # The lock file has no git sources, so no hashes are needed.
   cargoLock.lockFile = ../Cargo.lock;
 
   buildNoDefaultFeatures = !devnet;
@@ -39,11 +41,11 @@ rustPlatform.buildRustPackage {
     name
   ];
 
-  # The profile that is optimised across crates.
+  # The profile with link-time optimisation.
   buildType = "dist";
   nativeBuildInputs = [ installShellFiles ];
 
-  # The tests need the devnet, and half an hour: the flake's check `tests` runs them.
+  # The tests need the devnet and take long: the flake's check `tests` runs them.
   doCheck = false;
 
   postInstall = lib.optionalString (!devnet && stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''

@@ -1,5 +1,5 @@
-# A proxy with TLS in front of the relay. It passes the firehose and the XRPC methods, and nothing else: the admin API,
-# the metrics and the health page stay on the machine.
+# A proxy with TLS in front of the relay. It passes only the firehose, the XRPC methods and the pages of the relay: the
+# admin API, the metrics and the health page stay on the machine.
 {
   config,
   lib,
@@ -12,7 +12,7 @@ let
   cfg = config.services.atproto-relay;
   proxy = cfg.proxy;
 
-  # The proxy dials the relay at loopback: an address there, or a listener at all addresses.
+  # The loopback address where the proxy reaches a listener: its own address, or that of a listener on all addresses.
   atLoopback =
     listen:
     let
@@ -29,13 +29,13 @@ let
   upstreams = lib.filter (listen: listen != null) (map atLoopback cfg.listen);
   upstream = if upstreams == [ ] then lib.head cfg.listen else lib.head upstreams;
 
-  # The relay's own default, where the settings are silent.
+  # The relay's default applies if the setting is null.
   consumers = if cfg.settings.max_consumers == null then 1000 else cfg.settings.max_consumers;
-  # Two for each consumer, and some for requests. The least is enough for all consumers that the relay keeps over a restart
-  # (8,000), so that nginx need not be restarted for a change of `max_consumers`.
+  # Two for each consumer, and some for requests. The minimum is enough for all consumers that the relay keeps over a
+  # restart (8,000), so that a change of `max_consumers` does not restart nginx.
   connections = lib.max 32768 (2 * consumers + 1024);
 
-  # Whether nginx listens where browsers and consumers come.
+  # Whether nginx listens on the ports of HTTP and HTTPS.
   nginxAtPublicPorts =
     let
       inherit (config.services) nginx;
@@ -64,19 +64,19 @@ let
     443
   ];
 
-  # A location of nginx that is passed to the relay.
+  # A location of nginx that is proxied to the relay.
   passed = {
     proxyPass = "http://${upstream}";
     proxyWebsockets = true;
-    # The relay counts consumers by the address that a proxy on the same machine tells it.
+    # The relay counts consumers by the address in the headers of a proxy on the same machine.
     recommendedProxySettings = true;
     extraConfig = ''
-      # Frames leave as they come.
+      # Pass frames without delay.
       proxy_buffering off;
-      # A firehose may be quiet for long. The relay pings every 30 seconds, and cuts who does not answer.
+      # A firehose can be quiet for long. The relay pings every 30 seconds and disconnects clients that do not answer.
       proxy_read_timeout 1d;
       proxy_send_timeout 1d;
-      # While the relay restarts, a new connection waits in its socket.
+      # While the relay restarts, new connections wait in the listener's queue.
       proxy_connect_timeout 5s;
     '';
   };
@@ -92,10 +92,9 @@ in
       );
       default = null;
       description = ''
-        Server that stands in front of the relay with TLS, on this machine. Caddy gets its certificates by itself; for
-        nginx they come from {option}`security.acme`, whose terms must be accepted there. nginx' workers and their
-        connections are set for `max_consumers`, as defaults. A proxy on another machine needs none of this, but a line
-        in `settings.trusted_proxies`.
+        Reverse proxy with TLS on this machine. Caddy obtains its certificates itself; nginx uses {option}`security.acme`,
+        whose terms you must accept there. The worker settings of nginx are derived from `max_consumers`, as defaults. If
+        the proxy is on another machine, leave this null and set `settings.trusted_proxies`.
       '';
     };
 
@@ -103,7 +102,7 @@ in
       type = types.nullOr types.str;
       default = null;
       example = "relay.example.com";
-      description = "Name under which the relay is reached.";
+      description = "Public domain name of the relay.";
     };
   };
 
@@ -114,30 +113,28 @@ in
           {
             assertion = proxy.domain != null;
             message = ''
-              services.atproto-relay.proxy.server needs services.atproto-relay.proxy.domain, the name that the
-              certificate is for.
+              services.atproto-relay.proxy.server needs services.atproto-relay.proxy.domain, the name in the certificate.
             '';
           }
           {
             assertion = upstreams != [ ];
             message = ''
-              services.atproto-relay.proxy.server reaches the relay at loopback, and services.atproto-relay.listen has
-              neither a loopback address nor all addresses: all consumers would have the address of the proxy. Add
-              "127.0.0.1:2470".
+              services.atproto-relay.proxy.server connects to the relay on loopback, and services.atproto-relay.listen
+              includes no loopback address: all consumers would count as the address of the proxy. Add "127.0.0.1:2470".
             '';
           }
           {
             assertion = proxy.server == "caddy" -> !nginxAtPublicPorts;
             message = ''
-              services.atproto-relay.proxy.server is "caddy", and nginx listens on port 80 or 443 of this machine already.
+              services.atproto-relay.proxy.server is "caddy", but nginx already listens on port 80 or 443 of this machine.
               Set it to "nginx", or give nginx other ports.
             '';
           }
           {
             assertion = proxy.server == "nginx" -> !caddyAtPublicPorts;
             message = ''
-              services.atproto-relay.proxy.server is "nginx", and Caddy listens on port 80 and 443 of this machine
-              already. Set it to "caddy", or give Caddy other ports (http_port and https_port in its globalConfig).
+              services.atproto-relay.proxy.server is "nginx", but Caddy already listens on port 80 and 443 of this machine.
+              Set it to "caddy", or give Caddy other ports (http_port and https_port in its globalConfig).
             '';
           }
         ];
@@ -147,7 +144,7 @@ in
             80
             443
           ];
-          # HTTP/3; nginx does not speak it here.
+          # HTTP/3, which nginx does not serve here.
           allowedUDPPorts = lib.optional (proxy.server == "caddy") 443;
         };
       }
@@ -156,16 +153,16 @@ in
         services.caddy = {
           enable = true;
           virtualHosts.${proxy.domain}.extraConfig = ''
-            # What is for the public. All else is answered here: the metrics have a listener of their own, and the admin
-            # API is for the machine's own Unix socket.
-            @public path / /xrpc/*
+            # The public paths. Everything else is answered here: the metrics have their own listener, and the admin API
+            # has a Unix socket.
+            @public path / /docs /docs/* /xrpc/*
             handle @public {
               reverse_proxy ${upstream} {
-                # Frames leave as they come.
+                # Pass frames without delay.
                 flush_interval -1
-                # A consumer that is connected when the proxy's configuration changes goes on for a day.
+                # Consumers stay connected for a day when the proxy's configuration changes.
                 stream_close_delay 24h
-                # While the relay restarts, a new connection waits in its socket.
+                # While the relay restarts, new connections wait in the listener's queue.
                 transport http {
                   dial_timeout 5s
                   response_header_timeout 60s
@@ -183,23 +180,24 @@ in
         services.nginx = {
           enable = true;
           recommendedTlsSettings = lib.mkDefault true;
-          # nginx has one worker by default, with 512 connections: 255 consumers. Defaults as a whole, because nginx refuses
-          # a directive that is there twice.
+          # By default nginx has one worker with 512 connections, enough for 255 consumers. Defaults as a whole, because
+          # nginx rejects duplicate directives.
           eventsConfig = lib.mkDefault "worker_connections ${toString connections};";
           appendConfig = lib.mkDefault "worker_processes auto;";
           virtualHosts.${proxy.domain} = {
             enableACME = lib.mkDefault true;
             forceSSL = lib.mkDefault true;
-            # What is for the public. All else is answered here: the metrics have a listener of their own, and the admin
-            # API is for the machine's own Unix socket.
+            # The public paths. Everything else is answered here: the metrics have their own listener, and the admin API
+            # has a Unix socket.
             locations = {
               "= /" = passed;
+              "/docs" = passed;
               "/xrpc/" = passed;
               "/".return = "404";
             };
           };
         };
-        # Each connection is a file, and a relayed one is two connections.
+        # Each connection is a file, and a proxied client needs two.
         systemd.services.nginx.serviceConfig.LimitNOFILE = lib.mkDefault (2 * connections);
       })
     ]

@@ -1,5 +1,4 @@
-# The relay itself: its unit, its user, what it may take of the machine. How it listens is in sockets.nix, what it is
-# kept from in hardening.nix.
+# The relay's unit, user and resource limits. Listeners are in sockets.nix, the sandbox in hardening.nix.
 {
   config,
   lib,
@@ -12,13 +11,13 @@ let
 
   cfg = config.services.atproto-relay;
 
-  # The relay's own default, where the settings are silent.
+  # The relay's default applies if the setting is null.
   maxConsumers = if cfg.settings.max_consumers == null then 1000 else cfg.settings.max_consumers;
 
-  # What the relay keeps over a restart (MAX_KEPT in src/firehose/handover): systemd passes on no more names.
+  # Most consumers that a restart keeps connected (MAX_KEPT in src/firehose): systemd passes no more names.
   mostKept = 8000;
 
-  # What systemctl reload applies leaves the relay running; a change of anything else needs a restart.
+  # `systemctl reload` applies these settings; a change of any other one restarts the relay.
   live = map (setting: setting.key) (
     lib.filter (setting: setting.live) (lib.importJSON ./settings.json)
   );
@@ -37,8 +36,8 @@ in
 {
   imports = [
     (lib.mkRemovedOptionModule [ "services" "atproto-relay" "limits" "ioWeight" ] ''
-      It had no effect: the kernel shares out a disk by weight only with a scheduler (BFQ) or a cost model, and NVMe drives
-      have neither.
+      It had no effect: the kernel divides a disk by weight only with the scheduler BFQ or a cost model, and NVMe drives
+      use neither.
     '')
   ];
 
@@ -48,9 +47,8 @@ in
       default = false;
       example = true;
       description = ''
-        Whether to enable a relay for the AT Protocol, with its database on the same machine. The defaults are for a
-        machine with 8 GiB of memory or more: with less, lower
-        {option}`services.atproto-relay.database.memoryMiB` (a quarter of it are PostgreSQL's own buffers) and
+        Whether to enable a relay for the AT Protocol, with its database on the same machine. The defaults suit a machine
+        with at least 8 GiB of memory. With less, lower {option}`services.atproto-relay.database.memoryMiB` and
         `settings.account_cache`.
       '';
     };
@@ -61,8 +59,8 @@ in
       type = types.str;
       default = "atproto-relay";
       description = ''
-        User that the relay runs as. It is made unless another name is given. It is a fixed one, not a dynamic one,
-        because PostgreSQL knows the relay by its name on the Unix socket.
+        User that the relay runs as. The default user is created; another one must be declared. It is a static user
+        because PostgreSQL authenticates the relay by its user name on the Unix socket.
       '';
     };
 
@@ -70,7 +68,7 @@ in
       type = types.str;
       default = "atproto-relay";
       description = ''
-        Group that the relay runs as. Its members may use the admin API through {file}`/run/atproto-relay-admin.sock`.
+        Group that the relay runs as. Its members can use the admin API through {file}`/run/atproto-relay-admin.sock`.
       '';
     };
 
@@ -79,8 +77,8 @@ in
       default = "/var/lib/atproto-relay";
       readOnly = true;
       description = ''
-        Folder of the event log. It is always this one: mount a file system here, or with
-        {option}`services.atproto-relay.storage.log`, to have it elsewhere.
+        Folder of the event log. To place it on another disk, mount a file system here or set
+        {option}`services.atproto-relay.storage.log`.
       '';
     };
 
@@ -89,8 +87,8 @@ in
       default = [ ];
       example = [ "pds.example.com" ];
       description = ''
-        Hosts to subscribe to. A host once added stays in the database; taking it off this list does not remove it.
-        `atproto-relay hosts pull` takes over the hosts that another relay knows.
+        Hosts to subscribe to. Hosts stay in the database: removing one from this list does not unsubscribe it.
+        `atproto-relay hosts pull` imports the host list of another relay.
       '';
     };
 
@@ -98,8 +96,8 @@ in
       type = types.listOf types.str;
       default = [ "*.host.bsky.network" ];
       description = ''
-        Hosts with the large quota of accounts: a name, or `*.DOMAIN` for all below it. What is in
-        `settings.trusted_domains` takes the place of this list.
+        Hosts with the large account quota: a name, or `*.DOMAIN` for all its subdomains. `settings.trusted_domains`
+        replaces this list.
       '';
     };
 
@@ -107,7 +105,7 @@ in
       type = types.listOf types.str;
       default = [ ];
       example = [ "spam.example" ];
-      description = "Domains that are never subscribed to, with all below them.";
+      description = "Domains whose hosts, including those in subdomains, are never subscribed to.";
     };
 
     logLevel = mkOption {
@@ -115,7 +113,7 @@ in
       default = "info";
       example = "info,atproto_relay::upstream=debug";
       description = ''
-        Which lines go to the journal: error, warn, info, debug or trace, or directives for parts of the relay.
+        Level of the lines that go to the journal: error, warn, info, debug or trace, or directives for single modules.
       '';
     };
 
@@ -124,8 +122,8 @@ in
       default = null;
       example = "/run/secrets/atproto-relay-admin";
       description = ''
-        File with the password of the admin API on the public listener, read by systemd and passed on as a credential.
-        Without one the admin API answers on its Unix socket alone, where the file's mode decides.
+        File with the password of the admin API on the public listener. systemd reads the file and passes it as a
+        credential. If null, the admin API is available only on its Unix socket, protected by the mode of the socket.
       '';
     };
 
@@ -135,8 +133,8 @@ in
         default = null;
         example = "8G";
         description = ''
-          Memory above which the kernel slows the relay down and tells it to shrink its caches (MemoryHigh=). Null:
-          no limit. The page cache of the log counts too, so leave room above `account_cache`.
+          Memory above which the kernel slows the relay down and asks it to shrink its caches (MemoryHigh=); null is no
+          limit. The page cache of the log counts, so set it well above `account_cache`.
         '';
       };
 
@@ -144,15 +142,15 @@ in
         type = types.nullOr types.str;
         default = null;
         example = "12G";
-        description = "Memory above which the relay is killed (MemoryMax=). Null: no limit.";
+        description = "Memory above which the kernel kills the relay (MemoryMax=); null is no limit.";
       };
 
       cpuWeight = mkOption {
         type = types.ints.between 1 10000;
         default = 200;
         description = ''
-          Share of the processor where it is short (CPUWeight=); other services have 100. The relay is what the
-          machine is for, and it must go on while a query or a backup runs.
+          Share of the processor under contention (CPUWeight=); other services have 100. The relay must keep up while a
+          query or a backup runs.
         '';
       };
 
@@ -160,8 +158,8 @@ in
         type = types.ints.positive;
         default = 524288;
         description = ''
-          Most open files (LimitNOFILE=): every consumer and every host is one. The relay raises its soft limit to this
-          by itself.
+          Limit of open files (LimitNOFILE=). Each consumer and each host needs one. The relay raises its soft limit to
+          this value.
         '';
       };
     };
@@ -170,14 +168,13 @@ in
       type = types.strMatching "[A-Za-z0-9:_.-]+[.]slice";
       default = "system-atproto.slice";
       description = ''
-        Slice of control groups that the relay runs in, to give limits to it together with other services of the
-        AT Protocol on the same machine.
+        Control group slice of the relay, to limit it together with other AT Protocol services on the same machine.
       '';
     };
   };
 
   config = lib.mkIf cfg.enable {
-    # Defaults: what the operator writes into the settings wins, a list as a whole.
+    # Defaults: the operator's settings take precedence; a list replaces the whole list.
     services.atproto-relay.settings = lib.mapAttrs (_: lib.mkDefault) {
       data_dir = cfg.stateDir;
       inherit (cfg) hosts;
@@ -190,29 +187,29 @@ in
       {
         assertion = cfg.settings.data_dir == cfg.stateDir;
         message = ''
-          services.atproto-relay.settings.data_dir is a folder that the relay may not write to. Mount a file system at
-          ${cfg.stateDir} to have the data elsewhere.
+          services.atproto-relay.settings.data_dir is a folder that the relay cannot write to. To place the data on
+          another disk, mount a file system at ${cfg.stateDir}.
         '';
       }
       {
         assertion = config.users.users ? ${cfg.user};
         message = ''
-          services.atproto-relay.user is "${cfg.user}", and users.users has no such user: the relay could not be started.
-          Declare it, with isSystemUser and the group services.atproto-relay.group.
+          services.atproto-relay.user is "${cfg.user}", and users.users has no such user, so the relay cannot start.
+          Declare the user with isSystemUser and the group services.atproto-relay.group.
         '';
       }
       {
         assertion = config.users.groups ? ${cfg.group};
         message = ''
-          services.atproto-relay.group is "${cfg.group}", and users.groups has no such group: the relay could not be
-          started. Declare it.
+          services.atproto-relay.group is "${cfg.group}", and users.groups has no such group, so the relay cannot start.
+          Declare the group.
         '';
       }
     ];
 
     services.atproto-relay.warnings = lib.optional (maxConsumers > mostKept) ''
       services.atproto-relay.settings.max_consumers is ${toString maxConsumers}: a restart of the relay keeps the
-      connections of ${toString mostKept} consumers, and closes the others.
+      connections of ${toString mostKept} consumers and closes the others.
     '';
 
     users.users = lib.mkIf (cfg.user == "atproto-relay") {
@@ -233,16 +230,16 @@ in
       description = "AT Protocol relay";
       documentation = [ "man:atproto-relay(1)" ];
       wantedBy = [ "multi-user.target" ];
-      # Hosts are names: without a resolver every first attempt would fail.
+      # Host names must resolve: without DNS every first attempt fails.
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
 
-      # A disk or a database that comes back late must not leave the relay down for good: it tries for ever, at growing
-      # intervals (RestartSteps=, RestartMaxDelaySec=).
+      # A disk or a database that is unavailable for long must not keep the relay down: systemd retries without limit, at
+      # growing intervals (RestartSteps=, RestartMaxDelaySec=).
       startLimitIntervalSec = 0;
 
-      # An upgrade restarts, in one step: consumers wait in the descriptor store and in the sockets' queues meanwhile.
-      # Stopping first and starting later would stop the sockets as well.
+      # An upgrade restarts in one step: meanwhile consumers' sockets are in the descriptor store, and new connections wait
+      # in the listeners' queues. Stopping first and starting later would also stop the listeners.
       stopIfChanged = false;
       restartTriggers = [ (builtins.toJSON needsRestart) ];
       reloadTriggers = [ cfg.configFile ];
@@ -256,7 +253,7 @@ in
         User = cfg.user;
         Group = cfg.group;
 
-        # systemd makes these and gives them to the user; storage/ adds the folders that are file systems of their own.
+        # systemd creates these folders for the user; storage/ adds those that are separate file systems.
         StateDirectory = [ "atproto-relay" ];
         StateDirectoryMode = "0750";
         RuntimeDirectory = "atproto-relay";
@@ -266,15 +263,15 @@ in
           lib.optional (cfg.admin.passwordFile != null) "admin-password:${toString cfg.admin.passwordFile}"
           ++ lib.optional (cfg.database.urlFile != null) "database-url:${toString cfg.database.urlFile}";
 
-        # Consumers' sockets and the table of their positions wait here while the relay restarts, and after a crash.
-        # Eight more than consumers: the table, and sockets of consumers that have just left.
+        # Consumers' sockets and the table of their positions are stored here during a restart and after a crash. Eight
+        # more than consumers: for the table, and for sockets of consumers that have just disconnected.
         FileDescriptorStoreMax = lib.min maxConsumers mostKept + 8;
 
-        # The relay pings when the shards, the sequencer and the runtime have moved, not by a clock.
+        # The relay pings only when the shards, the sequencer and the runtime make progress.
         WatchdogSec = 60;
-        # Recovery of a long log asks for more time while it goes on (EXTEND_TIMEOUT_USEC=).
+        # Recovery of a long log extends this time while it makes progress (EXTEND_TIMEOUT_USEC=).
         TimeoutStartSec = 90;
-        # It takes two seconds at most; what is not written by then is in the log, and recovered from it.
+        # The relay stops within two seconds; database writes that are pending then are recovered from the log.
         TimeoutStopSec = 30;
         Restart = "always";
         RestartSec = "250ms";
@@ -284,7 +281,7 @@ in
         Slice = cfg.slice;
         CPUWeight = cfg.limits.cpuWeight;
         LimitNOFILE = cfg.limits.openFiles;
-        # The relay shrinks its caches when the kernel says that memory is short.
+        # The relay shrinks its caches when the kernel reports memory pressure.
         MemoryPressureWatch = "on";
       }
       // lib.optionalAttrs (cfg.limits.memoryHigh != null) { MemoryHigh = cfg.limits.memoryHigh; }

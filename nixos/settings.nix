@@ -1,5 +1,5 @@
-# The relay's configuration file. Its known keys are typed from settings.json, which a test of the relay writes from its
-# own table of settings; a key that this module does not know yet passes as it is, and the relay judges it.
+# The relay's configuration file. Known keys have types from settings.json, which a test generates from the relay's table
+# of settings. Unknown keys are passed on, and the relay checks them.
 {
   config,
   lib,
@@ -26,7 +26,7 @@ let
     description = "domain, or *.DOMAIN for all below it";
   };
 
-  # By what stands for the value in the relay's --help.
+  # Types by the placeholder of the value in the relay's --help.
   typeOf = {
     "" = types.bool;
     ADDRESS = types.str;
@@ -41,7 +41,7 @@ let
     TIME = time;
     URL = types.str;
   };
-  # Where that says too little.
+  # Settings whose placeholder is not specific enough.
   typeOfKey = {
     "log.durability" = types.enum [
       "sync"
@@ -74,7 +74,7 @@ let
       description = ''
         ${setting.help}.
 
-        Where it is null, the relay's own default holds: ${setting.default}.
+        If null, the relay's default applies: ${setting.default}.
       '';
     };
 
@@ -83,7 +83,7 @@ let
     lib.recursiveUpdate options (lib.setAttrByPath (lib.splitString "." setting.key) (option setting))
   ) { } (lib.importJSON ./settings.json);
 
-  # Tables of the file are submodules too, so that an unknown key in one passes as well.
+  # Tables of the file are submodules too, so that they accept unknown keys.
   submodule =
     options:
     types.submodule {
@@ -101,7 +101,7 @@ let
       ) options;
     };
 
-  # What is null is not written, nor a table in which everything is.
+  # Null values and empty tables are not written.
   written =
     settings:
     lib.filterAttrs (_: value: value != null && value != { }) (
@@ -121,8 +121,8 @@ in
         }
       '';
       description = ''
-        The relay's configuration file, as its README lists it. `atproto-relay check-config` shows what it comes to.
-        No secret belongs here: the file is in the Nix store, which everybody on the machine may read.
+        The relay's configuration file; the manual lists all settings. `atproto-relay check-config` shows the result.
+        Do not put secrets here: the file is in the Nix store, which every user of the machine can read.
       '';
     };
 
@@ -130,7 +130,7 @@ in
       type = types.path;
       internal = true;
       readOnly = true;
-      description = "The file that {option}`services.atproto-relay.settings` comes to.";
+      description = "The file generated from {option}`services.atproto-relay.settings`.";
     };
   };
 
@@ -139,15 +139,15 @@ in
       written (cfg.settings // cfg.listeners)
     );
 
-    # What this module lets pass, the relay judges: a word that it does not know fails the build, not the start.
+    # The relay checks the file at build time, so that an unknown key fails the build and not the start.
     system.checks = lib.optional (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) (
       pkgs.runCommand "atproto-relay-check-config" { } ''
         ${lib.getExe cfg.package} check-config --config ${cfg.configFile} >$out
       ''
     );
 
-    # At a fixed place, so that a reload finds the new file under the old name, and so that
-    # `atproto-relay check-config --config /etc/atproto-relay/config.toml` is what the service reads.
+    # At a fixed path, so that a reload finds the new file under the same name, and so that
+    # `atproto-relay check-config --config /etc/atproto-relay/config.toml` reads the service's file.
     environment.etc."atproto-relay/config.toml".source = cfg.configFile;
   };
 }

@@ -1,5 +1,5 @@
-# The relay's listeners. systemd holds them, so that no connection is refused while the relay restarts, and so that the
-# relay itself may bind nothing.
+# The relay's listeners. systemd owns them, so that no connection is refused while the relay restarts, and so that the
+# relay needs no permission to bind.
 { config, lib, ... }:
 
 let
@@ -7,7 +7,7 @@ let
 
   cfg = config.services.atproto-relay;
 
-  # A number without leading zeros, which would be octal to some.
+  # A number without leading zeros, which some parsers read as octal.
   number = "(0|[1-9][0-9]{0,4})";
   isAddress =
     text:
@@ -28,7 +28,7 @@ let
   port = listen: lib.toInt (lib.last (lib.splitString ":" listen));
   isLoopback = listen: lib.hasPrefix "127." listen || lib.hasPrefix "[::1]:" listen;
 
-  # The address of a setting, for systemd: a port alone is all addresses of the machine.
+  # The addresses of a setting for systemd; a port alone means all addresses of the machine.
   addressesOf =
     setting: default:
     if setting == null then
@@ -40,7 +40,7 @@ let
       ]
     else
       [ setting ];
-  # What the settings say, and systemd does not do.
+  # Whether a setting names an address where systemd does not listen.
   contradicts =
     option: setting:
     setting != null && !lib.all (listen: lib.elem listen cfg.${option}) (addressesOf setting null);
@@ -55,13 +55,13 @@ let
     // config;
   };
   tcp = {
-    # What waits while the relay restarts; the kernel cuts it to net.core.somaxconn.
+    # Connections that can wait while the relay restarts; the kernel limits this to net.core.somaxconn.
     Backlog = 4096;
-    # An address that is not there yet, as on a machine whose network comes up late, is no error.
+    # An address that is not configured yet is no error, for example when the network comes up late.
     FreeBind = true;
-    # [::] is IPv6 alone, so that 0.0.0.0 with the same port may stand beside it.
+    # [::] is IPv6 only, so that 0.0.0.0 can have the same port.
     BindIPv6Only = "ipv6-only";
-    # Accepted connections have it too: a peer that vanished is found by the kernel (network.nix says when).
+    # Accepted connections inherit it: the kernel detects peers that vanished (network.nix sets the times).
     KeepAlive = true;
   };
 in
@@ -76,10 +76,10 @@ in
         "[::]:2470"
       ];
       description = ''
-        Addresses of the firehose and the XRPC methods, in plain HTTP. Leave it at loopback and put a proxy with TLS in
-        front ({option}`services.atproto-relay.proxy`). A proxy on another machine has to be named in
-        `settings.trusted_proxies`: without it all consumers have the proxy's address, of which
-        `settings.max_consumers_per_ip` are let in.
+        Addresses of the firehose and the XRPC methods, in plain HTTP. Keep the loopback address and use a proxy with TLS
+        ({option}`services.atproto-relay.proxy`). A proxy on another machine must be listed in
+        `settings.trusted_proxies`: otherwise all consumers count as one address, which
+        `settings.max_consumers_per_ip` limits.
       '';
     };
 
@@ -95,8 +95,8 @@ in
       default = "/run/atproto-relay-admin.sock";
       readOnly = true;
       description = ''
-        Unix socket of the admin API. It asks for no password: the members of
-        {option}`services.atproto-relay.group` may use it, and nobody else.
+        Unix socket of the admin API. It needs no password: only root and the members of
+        {option}`services.atproto-relay.group` can use it.
       '';
     };
 
@@ -104,21 +104,21 @@ in
       type = types.attrsOf types.str;
       internal = true;
       readOnly = true;
-      # What the relay says of itself, and where it would listen by hand. The descriptors that systemd passes win.
+      # The relay reports these addresses; it uses the listeners that systemd passes.
       default = {
         listen = lib.head cfg.listen;
         metrics_listen = lib.head cfg.metricsListen;
       };
       defaultText = lib.literalMD "the first of each";
-      description = "What the configuration file says of the listeners.";
+      description = "Listeners as the configuration file names them.";
     };
 
     openFirewall = mkOption {
       type = types.bool;
       default = false;
       description = ''
-        Whether to open the ports of {option}`services.atproto-relay.listen` that are not on loopback, or with a proxy
-        those of HTTP and HTTPS. The metrics' port stays closed.
+        Whether to open the ports of {option}`services.atproto-relay.listen` that are not on loopback or, with a proxy,
+        those of HTTP and HTTPS. The port of the metrics stays closed.
       '';
     };
   };
@@ -133,7 +133,7 @@ in
       };
       atproto-relay-admin =
         socket "admin" "Admin API of the AT Protocol relay" {
-          # The mode is the password.
+          # Access is controlled by the mode of the socket.
           SocketMode = "0660";
           SocketUser = "root";
           SocketGroup = cfg.group;
@@ -165,22 +165,22 @@ in
       {
         assertion = !contradicts "listen" cfg.settings.listen;
         message = ''
-          services.atproto-relay.settings.listen is not among services.atproto-relay.listen, where systemd listens. Set
-          one of them.
+          services.atproto-relay.settings.listen is not among services.atproto-relay.listen, the addresses where systemd
+          listens. Set only one of the two options.
         '';
       }
       {
         assertion = !contradicts "metricsListen" cfg.settings.metrics_listen;
         message = ''
-          services.atproto-relay.settings.metrics_listen is not among services.atproto-relay.metricsListen, where systemd
-          listens. Set one of them.
+          services.atproto-relay.settings.metrics_listen is not among services.atproto-relay.metricsListen, the addresses
+          where systemd listens. Set only one of the two options.
         '';
       }
       {
         assertion = cfg.openFirewall && cfg.proxy.server == null -> !lib.all isLoopback cfg.listen;
         message = ''
-          services.atproto-relay.openFirewall opens nothing: the relay listens on loopback alone. Set
-          services.atproto-relay.proxy, or an address in services.atproto-relay.listen that others reach.
+          services.atproto-relay.openFirewall has no effect: the relay listens only on loopback. Set
+          services.atproto-relay.proxy, or a public address in services.atproto-relay.listen.
         '';
       }
     ];

@@ -1,6 +1,5 @@
-# The dashboard, as Grafana reads it. It answers an operator's questions from top to bottom: is it well; does it flow; what
-# is refused; which hosts, which consumers; and then what it stands on: log, database, directories, machine.
-# A row is a question, a panel an answer; the grid is computed from their order.
+# The dashboard, as Grafana reads it. Rows go from the service to its parts: health, events, drops, hosts, consumers, then
+# log, database, directories, machine. The grid is computed from the order of the panels.
 { lib }:
 
 let
@@ -9,7 +8,7 @@ let
     uid = "atproto-relay-prometheus";
   };
 
-  # What every query is about: the machine that is chosen at the top.
+  # Labels of every query: the machine chosen at the top.
   relay = ''job="atproto-relay",instance="$instance"'';
   metric = name: "${name}{${relay}}";
   with' = name: labels: "${name}{${relay},${labels}}";
@@ -42,7 +41,7 @@ let
     options = more.options or { };
   };
 
-  # A line over time.
+  # Lines over time.
   graph =
     title: description: unit: queries:
     panel "timeseries" 8 8 title description unit queries {
@@ -67,7 +66,7 @@ let
       };
     };
 
-  # One number, green while it is well: the steps are where its colour changes.
+  # One number; the steps are the values where its colour changes.
   number =
     title: description: unit: expr: steps:
     panel "stat" 4 4 title description unit [ (query "" expr) ] {
@@ -84,7 +83,7 @@ let
         };
       };
     };
-  # What there is now, a row for each series and a column for each of its labels but the hidden ones.
+  # The current samples: a row for each series, a column for each of its labels except the hidden ones.
   table =
     width: height: title: description: expr: hidden:
     let
@@ -121,27 +120,27 @@ let
 
   rows = [
     {
-      title = "Is it well?";
+      title = "Health";
       panels = [
-        (number "Relay" "Whether its metrics can be read: 1 is up." "none" (metric "up") (atLeast 1))
-        (number "Events a second" "Events that reach the firehose." "short"
+        (number "Relay" "1: its metrics can be read." "none" (metric "up") (atLeast 1))
+        (number "Events a second" "Events appended to the firehose." "short"
           "sum(${per (metric "relay_events_forwarded_total")})"
           (atLeast 0.01)
         )
-        (number "Behind the hosts" "Median time from a host's writing an event to its being in the log." "s"
+        (number "Lag behind the hosts" "Median time from the creation of an event at its host until it is in the log." "s"
           (metric "relay_lag_seconds")
           (upTo 10 60)
         )
-        (number "Hosts connected" "Those that are read more slowly because of a limit included." "short"
+        (number "Hosts connected" "Including those that are read more slowly because of a limit." "short"
           "sum(${with' "relay_hosts" ''state=~"connected|held_back"''})"
           (atLeast 1)
         )
-        (number "Consumers" "Connected to the firehose now." "short" (metric "relay_consumers") plain)
-        (number "Replay reaches back" "Age of the oldest event in the log." "s"
+        (number "Consumers" "Connected to the firehose." "short" (metric "relay_consumers") plain)
+        (number "Replay window" "Age of the oldest event in the log." "s"
           (metric "relay_log_oldest_age_seconds")
           plain
         )
-        (table 24 5 "Alerts that fire" "None is the usual state of this table."
+        (table 24 5 "Firing alerts" "Empty when all is well."
           ''ALERTS{alertstate="firing",instance=~"$instance|"}''
           [
             "Time"
@@ -154,29 +153,29 @@ let
       ];
     }
     {
-      title = "Do events flow?";
+      title = "Events";
       panels = [
-        (graph "Events in and out" "Received from hosts, and forwarded to consumers." "eps" [
+        (graph "Events in and out" "Received from hosts, and forwarded to the firehose." "eps" [
           (query "received" "sum(${per (metric "relay_events_received_total")})")
           (query "forwarded" "sum(${per (metric "relay_events_forwarded_total")})")
         ])
-        (graph "Forwarded, by kind" "Commits are nearly all of it." "eps" [
+        (graph "Forwarded by kind" "Nearly all are commits." "eps" [
           (query "{{kind}}" "sum by (kind) (${per (metric "relay_events_forwarded_total")})")
         ])
-        (graph "Time through the relay" "From an event's arrival to its being visible to consumers." "s" [
+        (graph "Time through the relay" "From the arrival of an event until consumers can read it." "s" [
           (query "p50" (quantile 0.5 "relay_time_to_firehose_seconds"))
           (query "p99" (quantile 0.99 "relay_time_to_firehose_seconds"))
         ])
       ];
     }
     {
-      title = "What is refused, and why?";
+      title = "Drops";
       panels = [
-        (graph "Drops by rule" "The log names hosts and accounts: journalctl RELAY_RULE=…" "eps" [
+        (graph "Drops by rule" "The journal names hosts and accounts: journalctl RELAY_RULE=…" "eps" [
           (query "{{rule}}" "sum by (rule) (${per (metric "relay_events_dropped_total")}) > 0")
         ])
         (graph "Broken chains and gaps"
-          "Events forwarded although an account's chain broke; hosts that no longer had what we asked for."
+          "Chains: events forwarded although they do not continue the account's chain of commits. Gaps: hosts that no longer had the events after our cursor."
           "short"
           [
             (query "chains an hour" "increase(${metric "relay_events_desynchronized_total"}[1h])")
@@ -184,71 +183,71 @@ let
             (query "cursors from the future an hour" "increase(${metric "relay_upstream_future_cursors_total"}[1h])")
           ]
         )
-        (graph "Passed over"
-          "Frames of an unknown type, events sent again, relays that called themselves a host."
+        (graph "Ignored"
+          "Frames of an unknown type, events received a second time, relays that announced themselves as a host."
           "eps"
           [
             (query "unknown" (per (metric "relay_upstream_ignored_total")))
-            (query "sent again" (per (metric "relay_upstream_already_durable_total")))
+            (query "duplicates" (per (metric "relay_upstream_already_durable_total")))
             (query "relays" (per (metric "relay_upstream_relays_refused_total")))
           ]
         )
       ];
     }
     {
-      title = "Which hosts are there?";
+      title = "Hosts";
       panels = [
-        (graph "Hosts by state" "Waiting hosts are tried again; offline ones have been tried for long."
+        (graph "Hosts by state" "waiting: a retry is due soon; offline: retries have failed for long."
           "short"
           [
             (query "{{state}}" "sum by (state) (${metric "relay_hosts"})")
           ]
         )
-        (graph "Connections that ended, and limits"
-          "A host over its rate is read more slowly; nothing of it is dropped."
+        (graph "Disconnects and limits"
+          "A host above its rate is read more slowly; none of its events is dropped."
           "short"
           [
-            (query "ended a minute" "60 * ${per (metric "relay_upstream_disconnects_total")}")
+            (query "disconnects a minute" "60 * ${per (metric "relay_upstream_disconnects_total")}")
             (query "held back a minute" "60 * ${per (metric "relay_upstream_held_back_total")}")
           ]
         )
-        (graph "Memory of hosts' events"
-          "own: on their way; shared: borrowed for moments; parked: waiting for a look-up. Waits: sockets that wait for what is shared."
+        (graph "Memory of in-flight events"
+          "own: each host's own; shared: borrowed by hosts for moments; parked: waiting for a look-up. Waits: sockets waiting for shared memory."
           "short"
           [
             (query "{{part}} bytes" (metric "relay_upstream_memory_bytes"))
             (query "waits a minute" "60 * ${per (metric "relay_upstream_memory_waits_total")}")
           ]
         )
-        (graph "Requests for crawls" "New hosts that announce themselves." "short" [
+        (graph "Crawl requests" "Hosts that announce themselves with requestCrawl." "short" [
           (query "{{outcome}} an hour" "increase(${metric "relay_crawl_requests_total"}[1h])")
         ])
       ];
     }
     {
-      title = "Do consumers keep up?";
+      title = "Consumers";
       panels = [
-        (graph "Consumers" "Refused ones met a limit; slow ones fell out of the window." "short" [
+        (graph "Consumers" "Refused: over a limit. Too slow: fell out of the replay window." "short" [
           (query "connected" (metric "relay_consumers"))
           (query "admitted a minute" "60 * ${per (metric "relay_consumers_admitted_total")}")
           (query "refused a minute" "60 * ${per (metric "relay_consumers_refused_total")}")
           (query "too slow an hour" "increase(${metric "relay_consumers_too_slow_total"}[1h])")
-          (query "cut for {{reason}} an hour" "increase(${metric "relay_consumers_cut_total"}[1h])")
+          (query "disconnected for {{reason}} an hour" "increase(${metric "relay_consumers_cut_total"}[1h])")
           (query "held back a minute" "60 * ${per (metric "relay_consumers_held_back_total")}")
           (query "other connections closed for {{reason}} an hour" "increase(${metric "relay_http_connections_closed_total"}[1h])")
         ])
-        (graph "Behind the log's end"
-          "The slowest and the median consumer. They cost no memory: they read older pages of the log."
+        (graph "Lag behind the log"
+          "The slowest and the median consumer. A slow consumer costs no memory: it reads older pages of the log."
           "short"
           [
             (query "{{of}}" (metric "relay_consumer_lag_events"))
           ]
         )
-        (graph "Sent" "To all consumers together, WebSocket frames included." "Bps" [
+        (graph "Bytes sent" "To all consumers together, including WebSocket headers." "Bps" [
           (query "bytes" (per (metric "relay_consumer_bytes_total")))
         ])
-        (graph "Kept over restarts"
-          "Consumers taken up from the former process, and those that could not be."
+        (graph "Handover at restarts"
+          "Consumers resumed from the previous process, and those that could not be resumed."
           "short"
           [
             (query "{{outcome}}" (metric "relay_consumers_handed_over_total"))
@@ -260,146 +259,146 @@ let
       ];
     }
     {
-      title = "Does the log keep up, and how far back does it reach?";
+      title = "Log";
       panels = [
-        (graph "Writes" "One write with its fdatasync; many events share one." "s" [
+        (graph "Writes" "A write with its fdatasync; many events share one." "s" [
           (query "p50" (quantile 0.5 "relay_log_write_seconds"))
           (query "p99" (quantile 0.99 "relay_log_write_seconds"))
         ])
         (graph "Window"
-          "Age of the oldest event, beside what is set. Below it, the log is short of bytes or of room."
+          "Age of the oldest event beside the configured window. If it is lower, log.max_bytes or the free space is the limit."
           "s"
           [
             (query "oldest event" (metric "relay_log_oldest_age_seconds"))
             (query "replay_window" (metric "relay_log_window_seconds"))
           ]
         )
-        (graph "Size" "The log, what it may take, and what its disk has left." "bytes" [
+        (graph "Size" "The log, its limit, and the free space of its disk." "bytes" [
           (query "log" (metric "relay_log_bytes"))
           (query "log.max_bytes" (metric "relay_log_max_bytes"))
           (query "free on the disk" (metric "relay_log_disk_free_bytes"))
-          (query "left free" (metric "relay_log_min_free_bytes"))
+          (query "reserved" (metric "relay_log_min_free_bytes"))
           (query "disk" (metric "relay_log_disk_bytes"))
         ])
-        (graph "Redactions" "Accounts whose events a deletion or a takedown takes out of the log." "short" [
+        (graph "Redactions" "Accounts whose events are removed from the log after a deletion or a takedown." "short" [
           (query "pending" (metric "relay_log_redactions_pending"))
           (query "done a minute" "60 * ${per (metric "relay_log_redactions_total")}")
         ])
-        (graph "Sequence numbers" "Dense, so the difference is the number of events held." "short" [
-          (query "held" "${metric "relay_log_seq"} - ${metric "relay_log_oldest_seq"}")
+        (graph "Sequence numbers" "Sequence numbers are dense, so the difference is the number of events in the log." "short" [
+          (query "in the log" "${metric "relay_log_seq"} - ${metric "relay_log_oldest_seq"}")
           (query "not yet durable" (metric "relay_log_durable_lag_events"))
           (query "not yet stored by {{view}}" (metric "relay_view_lag_events"))
         ])
         (graph "Segments removed"
-          "By age is as it should be; by bytes or room, the window is shorter than set."
+          "age: normal; bytes or room: the window is shorter than configured."
           "short"
           [
             (query "{{reason}} an hour" "increase(${metric "relay_log_segments_removed_total"}[1h])")
           ]
         )
-        (graph "Failures" "1 while it takes no events; writes that were repeated." "short" [
+        (graph "Failures" "failing: 1 while the log accepts no events; retried: writes repeated after an error." "short" [
           (query "failing" (metric "relay_log_failing"))
-          (query "repeated a minute" "60 * ${per (metric "relay_log_write_errors_total")}")
+          (query "retried a minute" "60 * ${per (metric "relay_log_write_errors_total")}")
         ])
       ];
     }
     {
-      title = "Does the database keep up?";
+      title = "Database";
       panels = [
-        (graph "Changes that wait" "At 20,000 the hosts are held back." "short" [
-          (query "waiting" (metric "relay_store_queue"))
+        (graph "Pending changes" "At 40,000 the relay stops reading from the hosts." "short" [
+          (query "pending" (metric "relay_store_queue"))
           (query "failing" (metric "relay_store_failing"))
         ])
         (graph "Batches"
-          "Time of one batch; batches that were repeated; public reads that found no free connection."
+          "Time of a batch, batches repeated after an error, and public reads that found no free connection."
           "s"
           [
             (query "p50" (quantile 0.5 "relay_store_flush_seconds"))
             (query "p99" (quantile 0.99 "relay_store_flush_seconds"))
-            (query "repeated a minute" "60 * ${per (metric "relay_store_flush_errors_total")}")
+            (query "retried a minute" "60 * ${per (metric "relay_store_flush_errors_total")}")
             (query "public reads refused a minute" "60 * ${per (metric "relay_store_reads_refused_total")}")
           ]
         )
-        (graph "Accounts read from the database"
-          "Share of the events whose account was not in memory: raise account_cache."
+        (graph "Account cache misses"
+          "Share of the events whose account is not in memory. If it is high, raise account_cache."
           "percentunit"
           [
-            (query "missed" "${per (metric "relay_account_cache_misses_total")} / (${per (metric "relay_account_cache_hits_total")} + ${per (metric "relay_account_cache_misses_total")})")
+            (query "misses" "${per (metric "relay_account_cache_misses_total")} / (${per (metric "relay_account_cache_hits_total")} + ${per (metric "relay_account_cache_misses_total")})")
           ]
         )
       ];
     }
     {
-      title = "Do the directories answer?";
+      title = "Identities";
       panels = [
-        (graph "Look-ups" "Unavailable are the directory's errors; not found and invalid are the accounts'."
+        (graph "Look-ups" "unavailable: an error of the directory; not found and invalid: a fault of the account."
           "ops"
           [
             (query "{{method}} {{outcome}}" "sum by (method, outcome) (${per (metric "relay_identity_lookups_total")})")
             (query "status at the PDS" (per (metric "relay_status_lookups_total")))
           ]
         )
-        (graph "Time of a look-up" "The directory's own, with the way to it." "s" [
+        (graph "Look-up time" "The directory's time plus the network." "s" [
           (query "p50" (quantile 0.5 "relay_identity_lookup_seconds"))
           (query "p99" (quantile 0.99 "relay_identity_lookup_seconds"))
         ])
-        (graph "Events that wait for an identity" "And the identities that are in memory." "short" [
+        (graph "Parked events and cached identities" "Parked events wait for a look-up." "short" [
           (query "parked" "sum(${metric "relay_shard_parked"})")
-          (query "in memory" (metric "relay_identity_cache_entries"))
+          (query "cached identities" (metric "relay_identity_cache_entries"))
         ])
-        (graph "Look-ups that wait for a turn" "The hosts whose events ask share the places." "short" [
+        (graph "Queued look-ups" "Hosts share the look-up slots." "short" [
           (query "{{kind}}" (metric "relay_lookups_waiting"))
         ])
-        (graph "Identities found in memory" "Share of the questions." "percentunit" [
-          (query "found" "${per (metric "relay_identity_cache_hits_total")} / (${per (metric "relay_identity_cache_hits_total")} + ${per (metric "relay_identity_cache_misses_total")})")
+        (graph "Identity cache hits" "Share of the look-ups that the cache answers." "percentunit" [
+          (query "hits" "${per (metric "relay_identity_cache_hits_total")} / (${per (metric "relay_identity_cache_hits_total")} + ${per (metric "relay_identity_cache_misses_total")})")
         ])
       ];
     }
     {
-      title = "What does it cost the machine?";
+      title = "Machine";
       panels = [
-        (graph "Processor" "Cores that the relay keeps busy; a shard is one thread." "short" [
+        (graph "Processor" "Busy cores. A shard is one thread." "short" [
           (query "cores" (per (metric "process_cpu_seconds_total")))
         ])
-        (graph "Queues of the shards"
-          "Long ones on all shards: the processor is short. On one: a single account."
+        (graph "Shard queues"
+          "Long on all shards: the processor is too slow. Long on one: a single account is the cause."
           "short"
           [
             (query "shard {{shard}}" (metric "relay_shard_queue"))
           ]
         )
-        (graph "Memory" "Of the process; the page cache of the log is the kernel's." "bytes" [
+        (graph "Memory" "Resident memory of the process, without the page cache of the log." "bytes" [
           (query "resident" (metric "process_resident_memory_bytes"))
         ])
-        (graph "Accounts in memory" "By shard; under pressure the caches shrink." "short" [
+        (graph "Accounts in memory" "By shard. Under memory pressure the caches shrink." "short" [
           (query "shard {{shard}}" (metric "relay_shard_residents"))
-          (query "times shrunk" (metric "relay_memory_pressure_total"))
+          (query "shrinks" (metric "relay_memory_pressure_total"))
         ])
-        (graph "Open files" "A consumer and a host are one each." "short" [
+        (graph "Open files" "One for each consumer and each host." "short" [
           (query "open" (metric "process_open_fds"))
-          (query "most" (metric "process_max_fds"))
+          (query "limit" (metric "process_max_fds"))
         ])
         (graph "Restarts and reloads"
-          "Within an hour; parts that show no progress; problems of /_health; settings that wait for a restart."
+          "Restarts and reloads within an hour, parts without progress, problems that /_health reports, settings that need a restart."
           "short"
           [
             (query "restarts" "changes(${metric "process_start_time_seconds"}[1h])")
             (query "reloads {{outcome}}" "increase(${metric "relay_config_reloads_total"}[1h])")
             (query "last reload refused" (metric "relay_config_reload_failed"))
-            (query "wait for a restart" (metric "relay_config_restart_needed"))
+            (query "settings that need a restart" (metric "relay_config_restart_needed"))
             (query "stuck: {{part}}" (metric "relay_watchdog_stuck"))
             (query "problem: {{name}}" (metric "relay_problem"))
           ]
         )
-        (graph "Start" "Steps of recovery at the last start, and the version that runs." "short" [
-          (query "steps of recovery" (metric "relay_recovery_steps_total"))
+        (graph "Start" "Recovery steps of the last start, and the running version." "short" [
+          (query "recovery steps" (metric "relay_recovery_steps_total"))
           (query "version {{version}}" (metric "relay_build_info"))
         ])
-        (graph "Disks" "Time that requests took, by device." "s" [
+        (graph "Disks" "Mean time of a request by device." "s" [
           (query "write {{device}}" ''rate(node_disk_write_time_seconds_total{job="atproto-relay-node",instance="$instance"}[$__rate_interval]) / rate(node_disk_writes_completed_total{job="atproto-relay-node",instance="$instance"}[$__rate_interval])'')
           (query "read {{device}}" ''rate(node_disk_read_time_seconds_total{job="atproto-relay-node",instance="$instance"}[$__rate_interval]) / rate(node_disk_reads_completed_total{job="atproto-relay-node",instance="$instance"}[$__rate_interval])'')
         ])
-        (graph "Network" "All of the machine." "Bps" [
+        (graph "Network" "All traffic of the machine." "Bps" [
           (query "out {{device}}" ''rate(node_network_transmit_bytes_total{job="atproto-relay-node",instance="$instance",device!="lo"}[$__rate_interval])'')
           (query "in {{device}}" ''rate(node_network_receive_bytes_total{job="atproto-relay-node",instance="$instance",device!="lo"}[$__rate_interval])'')
         ])
@@ -407,7 +406,7 @@ let
     }
   ];
 
-  # Panels from left to right, and a new line where one does not fit; a row heading is one line high.
+  # Panels go from left to right; one that does not fit starts a new line. A row heading is one line high.
   columns = 24;
   place =
     state: panel:

@@ -1,5 +1,5 @@
 # Prometheus, its exporters and Grafana on the same machine, all on loopback. The alerts are in rules.yml, the dashboard
-# in dashboard.nix; both are of use without NixOS too.
+# in dashboard.nix; both can be used without NixOS.
 {
   config,
   lib,
@@ -23,19 +23,19 @@ let
     static_configs = [
       {
         targets = [ target ];
-        # The name of the machine, not an address that all machines have.
+        # The name of the machine; the loopback address would be the same on all machines.
         labels.instance = config.networking.hostName;
       }
     ];
   };
 
-  # In the store under a name of its own, so that promtool finds it when the configuration is built.
+  # A store path of its own, so that promtool finds it when the configuration is built.
   rules = pkgs.writeText "atproto-relay-rules.yml" (builtins.readFile ./rules.yml);
   dashboard = pkgs.writeTextDir "atproto-relay.json" (
     builtins.toJSON (import ./dashboard.nix { inherit lib; })
   );
 
-  # Where Grafana finds the key: passed on by systemd, or made at the first start.
+  # Grafana's key: a systemd credential, or generated at the first start.
   generatedKey = "${ofGrafana.dataDir}/secret-key";
   key =
     if grafana.secretKeyFile == null then
@@ -44,7 +44,7 @@ let
       "/run/credentials/grafana.service/secret-key";
   secretKey = "$__file{${key}}";
 
-  # Grafana at loopback, under no name that others know.
+  # Grafana on loopback, without a public name.
   isPrivate =
     ofGrafana.settings.server.http_addr == loopback && ofGrafana.settings.server.domain == "localhost";
 in
@@ -55,20 +55,20 @@ in
     scrapeInterval = mkOption {
       type = types.strMatching "[0-9]+(s|m)";
       default = "15s";
-      description = "How often the metrics are read. The alerts count on a minute at most.";
+      description = "Scrape interval. The alerts assume one minute at most.";
     };
 
     retention = mkOption {
       type = types.strMatching "[0-9]+(h|d|w|y)";
       default = "60d";
-      description = "How long Prometheus keeps them.";
+      description = "How long Prometheus keeps the metrics.";
     };
 
     alertmanagers = mkOption {
       type = types.listOf types.str;
       default = [ ];
       example = [ "127.0.0.1:9093" ];
-      description = "Alertmanagers that are told of alerts. Without one, alerts are seen on the dashboard and in Prometheus.";
+      description = "Alertmanagers that receive the alerts. Without one, alerts are visible only on the dashboard and in Prometheus.";
     };
 
     dashboard = mkOption {
@@ -93,7 +93,7 @@ in
       enable = mkOption {
         type = types.bool;
         default = true;
-        description = "Whether Grafana is part of {option}`services.atproto-relay.monitoring`.";
+        description = "Whether {option}`services.atproto-relay.monitoring` includes Grafana.";
       };
 
       secretKeyFile = mkOption {
@@ -101,9 +101,9 @@ in
         default = null;
         example = "/run/secrets/grafana-key";
         description = ''
-          File with the key that Grafana encrypts its own secrets with. Null: a random one is made at the first start, in
-          Grafana's folder. There is no secret in what is set up here; name a file where you add data sources with
-          passwords, and want to restore Grafana's database elsewhere.
+          File with the key that encrypts Grafana's secrets. If null, a random key is generated at the first start and
+          kept in Grafana's folder. This module stores no secrets in Grafana. Set a file if you add data sources with
+          passwords and want to restore Grafana's database on another machine.
         '';
       };
     };
@@ -116,13 +116,12 @@ in
           enable = true;
           listenAddress = mkDefault loopback;
           retentionTime = mkDefault monitoring.retention;
-          # A change of the rules is a reload, not a gap in the graphs.
+          # A change of the rules reloads Prometheus, without a gap in the graphs.
           enableReload = mkDefault true;
           ruleFiles = [ monitoring.rules ];
           scrapeConfigs = [
             (scrape "atproto-relay" (lib.head cfg.metricsListen))
-            # Under names that a machine with exporters of its own has not given already: Prometheus refuses a name that
-            # is there twice.
+            # Prefixed names: Prometheus rejects duplicate job names, and the machine can have jobs for exporters already.
             (scrape "atproto-relay-node" (exporter "node"))
           ]
           ++ lib.optional cfg.database.createLocally (scrape "atproto-relay-postgres" (exporter "postgres"));
@@ -133,13 +132,13 @@ in
           exporters.node = {
             enable = true;
             listenAddress = mkDefault loopback;
-            # Restarts and failures of units; the other collectors are Prometheus' usual ones.
+            # Restarts and failures of units, in addition to the default collectors.
             enabledCollectors = [ "systemd" ];
           };
           exporters.postgres = lib.mkIf cfg.database.createLocally {
             enable = true;
             listenAddress = mkDefault loopback;
-            # As the user postgres over the Unix socket: no password, and it sees the statistics of every table.
+            # As the user postgres over the Unix socket: without a password, with access to the statistics of all tables.
             runAsLocalSuperUser = mkDefault true;
           };
         };
@@ -153,10 +152,10 @@ in
               http_addr = mkDefault loopback;
               http_port = mkDefault 3000;
             };
-            # From NixOS 26.05 on there is no default, and one in the settings would be in the store.
+            # NixOS 26.05 has no default any more, and a key in the settings would be in the store.
             security.secret_key = mkDefault secretKey;
-            # Whoever reaches loopback may look, and nobody may change anything: there is no user, and so no password
-            # "admin". A Grafana that has a name or an address of its own keeps its users.
+            # On loopback, everybody can view and nobody can edit: there are no users, and so no default password. A
+            # Grafana with a public name or address keeps its users.
             security.disable_initial_admin_creation = mkDefault isPrivate;
             "auth.anonymous" = {
               enabled = mkDefault isPrivate;
@@ -175,7 +174,7 @@ in
               apiVersion = 1;
               datasources = [
                 {
-                  # Beside those that the operator has, of which one may be the default.
+                  # Not the default: the operator can have other data sources.
                   name = "AT Protocol relay";
                   uid = "atproto-relay-prometheus";
                   type = "prometheus";
@@ -206,7 +205,7 @@ in
               ofGrafana.provision.dashboards.path == null && ofGrafana.provision.datasources.path == null;
             message = ''
               services.atproto-relay.monitoring adds to services.grafana.provision.dashboards.settings and
-              services.grafana.provision.datasources.settings, and one of them has a path instead. Write what is in that
+              services.grafana.provision.datasources.settings, but one of them is set by path. Move the content of that
               file into the settings, or set services.atproto-relay.monitoring.grafana.enable = false.
             '';
           }
@@ -215,7 +214,7 @@ in
         systemd.services.grafana =
           if grafana.secretKeyFile == null then
             {
-              # A key of the operator's own needs no file here.
+              # Not needed if the operator has set another key.
               preStart = lib.mkIf (ofGrafana.settings.security.secret_key == secretKey) (
                 lib.mkBefore ''
                   if ! [ -s ${generatedKey} ]; then

@@ -1,6 +1,6 @@
-# Configurations beside those that are rendered, which must come to something: `relay` is services.atproto-relay, with
-# `enable = true` beside it, `machine` the NixOS around it. `has` are lines that a file must have, `lacks` parts that it must
-# not, and `warns` the words of each warning; without it there must be none.
+# More configurations that must evaluate. `relay` is services.atproto-relay (with `enable = true` added), `machine` the rest
+# of the NixOS configuration. `has` are lines that a file must contain, `lacks` text that it must not contain, and `warns`
+# the words of each warning; without `warns` there must be no warning.
 let
   unit = "units/atproto-relay.service";
   settings = "etc/atproto-relay/config.toml";
@@ -21,9 +21,8 @@ in
       device = "/dev/disk/by-id/nvme-data";
       discard = "online";
     };
-    log.device = "/dev/disk/by-partuuid/log";
-    mirror = {
-      device = "/dev/disk/by-id/nvme-mirror";
+    log = {
+      device = "/dev/disk/by-partuuid/log";
       fsType = "ext4";
       format = true;
       discard = "never";
@@ -32,7 +31,7 @@ in
     database.device = "/dev/mapper/database";
   };
 
-  # A passing name is as good as any where nothing is made on it.
+  # An unstable device name is accepted if nothing is formatted.
   volumes-without-format = {
     relay.storage.log.device = "/dev/md0";
     has."etc/fstab" = [
@@ -40,7 +39,7 @@ in
     ];
   };
 
-  # The log leaves the system more room where they share a disk, and only there.
+  # The log leaves more free space only on the disk of the system.
   log-on-the-disk-of-the-system = {
     relay = { };
     has.${settings} = [ ''min_free_bytes = "shared"'' ];
@@ -54,7 +53,7 @@ in
     lacks.${settings} = [ "min_free_bytes" ];
   };
 
-  # The machine's drives are left as they are, and nothing is below what the kernel gives by itself.
+  # The machine's drives keep their settings, and no value is below the kernel's default.
   no-volume = {
     relay = { };
     lacks = {
@@ -69,7 +68,7 @@ in
     };
   };
 
-  # A switch to another system leaves it alone: the mount, the relay and the database stay.
+  # A switch to another system does not restart it: the mount, the relay and the database stay up.
   volume-that-is-formatted = {
     relay.storage.log = {
       device = "/dev/disk/by-id/nvme-log";
@@ -78,7 +77,7 @@ in
     has."units/atproto-relay-prepare-log.service" = [ "X-RestartIfChanged=false" ];
   };
 
-  # No other database of the machine may be less safe than it was.
+  # The durability of other databases on the machine does not change.
   database-of-others = {
     relay = { };
     machine.services.postgresql.ensureDatabases = [ "shop" ];
@@ -111,7 +110,7 @@ in
     grafana.enable = false;
   };
 
-  # A machine with a Grafana and a Prometheus of its own keeps what it has, and is not opened to anybody.
+  # A machine that already has Grafana and Prometheus keeps their configuration, and no access is added.
   monitoring-of-ones-own = {
     relay.monitoring.enable = true;
     machine.services = {
@@ -179,13 +178,13 @@ in
     has.${unit} = [ "User=relay" ];
   };
 
-  # A key that the module does not know yet is for the relay to judge.
+  # The module passes unknown keys on, and the relay checks them.
   settings-of-a-later-version.relay.settings = {
     colour = "blue";
     limits.events_per_week = 1000000;
   };
 
-  # Whatever the operator writes into the settings wins, and a list takes the place of the module's.
+  # The operator's settings take precedence, and a list replaces the module's list.
   settings-win = {
     relay.settings = {
       log_level = "debug";
@@ -231,7 +230,7 @@ in
     warns = [ "a restart of the relay keeps the connections of 8000 consumers" ];
   };
 
-  # The proxy dials loopback, because the relay believes a proxy there about its clients' addresses.
+  # The proxy connects on loopback, where the relay trusts its headers about client addresses.
   proxy-to-all-addresses = {
     relay = {
       listen = [ "0.0.0.0:2470" ];
@@ -257,7 +256,7 @@ in
     has."nginx/events.conf" = [ "worker_connections 41024;" ];
     warns = [ "a restart of the relay keeps the connections of 8000 consumers" ];
   };
-  # nginx refuses a directive that is there twice.
+  # nginx rejects duplicate directives.
   nginx-with-workers-of-ones-own = {
     relay.proxy = nginx;
     machine.services.nginx = {
@@ -278,7 +277,7 @@ in
     };
   };
 
-  # The operator's command works on the relay's database, with its secrets.
+  # The operator's command uses the relay's database and secrets.
   command-with-credentials = {
     relay = {
       database.urlFile = "/run/secrets/url";

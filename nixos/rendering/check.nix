@@ -1,4 +1,4 @@
-# The same as nixos/check, for the flake's checks: evaluated with the flake's nixpkgs, and built only if all of it holds.
+# The same as nixos/check for the flake's checks, evaluated with the flake's nixpkgs: it builds only if everything holds.
 { nixpkgs, pkgs }:
 
 let
@@ -6,7 +6,7 @@ let
   result = import ./. { nixpkgs = nixpkgs.outPath; };
 
   isJson = path: lib.hasSuffix ".json" path || lib.hasSuffix "/prometheus.yml" path;
-  # What NixOS puts into every unit, in one way or another with its version.
+  # Lines that NixOS adds to every unit, which depend on its version.
   isOurs =
     line:
     builtins.match ''Environment="(LOCALE_ARCHIVE|TZDIR)=.*|X-(Restart|Reload)-Triggers=.*|'' line
@@ -52,16 +52,16 @@ let
   );
 in
 assert lib.assertMsg (different == [ ])
-  "The module comes to something else than what is in nixos/expected: ${toString different}. NIXPKGS=… nixos/check --write takes it over.";
+  "The module renders differently from nixos/expected: ${toString different}. NIXPKGS=… nixos/check --write updates it.";
 assert lib.assertMsg (
   accepted == [ ]
-) "Configurations are accepted that must be refused: ${toString accepted}";
+) "Configurations that must be refused are accepted: ${toString accepted}";
 assert lib.assertMsg (
   result.undocumented == [ ]
 ) "Options without a description: ${toString result.undocumented}";
 assert lib.assertMsg (
   wrong == [ ]
-) "Accepted configurations come to something else: ${lib.concatStringsSep "; " wrong}";
+) "Accepted configurations render wrongly: ${lib.concatStringsSep "; " wrong}";
 assert lib.assertMsg result.reloads
-  "A change of a live setting restarts the relay, or another does not";
+  "A change of a live setting restarts the relay, or a change of another setting does not";
 builtins.deepSeq result.machines (pkgs.runCommand "atproto-relay-module" { } "touch $out")

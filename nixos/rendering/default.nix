@@ -1,10 +1,10 @@
-# What the module comes to, as text, for the configurations of this folder. It takes the tree of a nixpkgs, of which lib and
+# Renders the module's results as text, for the configurations of this folder. Needs the tree of a nixpkgs, of which lib and
 # nixos are enough; packages are stand-ins (packages.nix). nixos/check compares the result with nixos/expected.
 { nixpkgs }:
 
 let
   lib = import (nixpkgs + "/lib");
-  # A whole nixpkgs has what its modules may ask for beyond a package's path.
+  # A whole nixpkgs has the package attributes that its modules read.
   whole = lib.optionalAttrs (builtins.pathExists (nixpkgs + "/pkgs/top-level")) (
     import nixpkgs {
       system = "x86_64-linux";
@@ -38,20 +38,20 @@ let
           system.stateVersion = "24.05";
           networking.hostName = "relay";
           boot.loader.grub.enable = false;
-          # What nginx' certificates need, and the operator must say.
+          # Required for nginx' certificates.
           security.acme.acceptTerms = true;
           security.acme.defaults.email = "operator@example.com";
-          # Parts of a NixOS that need more of a package than a name.
+          # These parts of NixOS read more of a package than its name.
           documentation.enable = false;
           environment.stub-ld.enable = false;
-          # promtool and nginx cannot look at a stand-in.
+          # promtool and nginx cannot check stand-ins.
           services.prometheus.checkConfig = false;
           services.nginx.validateConfigFile = false;
         }
       ];
     };
 
-  # What the module defines in an option that NixOS defines as well, whose part changes with the version of nixpkgs.
+  # The module's definitions of an option that NixOS also defines, because the definitions of NixOS change with its version.
   ours =
     option:
     lib.filter (
@@ -95,7 +95,7 @@ let
     else
       toString value;
 
-  # The relay's part of nginx' configuration, as far as its options say it; NixOS adds the rest to it.
+  # The relay's part of nginx' configuration, from the options; NixOS adds the rest.
   nginx =
     config: domain:
     let
@@ -130,7 +130,7 @@ let
       "nginx/locations.conf" = lib.concatStrings (lib.mapAttrsToList location host.locations);
     };
 
-  # The files that the machine of a configuration would have, by their path in nixos/expected/<configuration>.
+  # The files of a configuration's machine, by their path in nixos/expected/<configuration>.
   render =
     evaluated:
     let
@@ -148,7 +148,7 @@ let
         };
       relay = config.services.atproto-relay;
 
-      # Prometheus' configuration with the rules that are ours: some versions of NixOS have an empty file beside them.
+      # Prometheus' configuration with only our rules: some versions of NixOS add an empty file.
       prometheus =
         let
           written = builtins.fromJSON config.environment.etc."prometheus/prometheus.yaml".source.text;
@@ -157,7 +157,7 @@ let
           written // { rule_files = lib.filter (lib.hasInfix "atproto-relay") written.rule_files; }
         );
 
-      # Files that units and settings name by their path in the store.
+      # Files that units and settings refer to by store path.
       stored = derivation: { "store/${baseNameOf (toString derivation)}" = derivation.text; };
       isVolume = line: lib.any (path: lib.hasInfix " ${path} " line) (ourNames options.fileSystems);
     in
@@ -210,11 +210,11 @@ let
         // file "pg_ident.conf" (ourLines config.services.postgresql.identMap)
       );
 
-  # What a case may ask for beside the rendered files.
+  # Further text that a case can check.
   asides =
     config:
     {
-      # A word a line.
+      # One word per line.
       command = lib.replaceStrings [ " " "'" ] [ "\n" "" ] config.services.atproto-relay.command.text;
     }
     // lib.optionalAttrs config.services.grafana.enable (
@@ -252,7 +252,7 @@ let
     }
     // relay;
   };
-  # The relay's options, and in `machine` those of the NixOS around it.
+  # `relay` are the relay's options, `machine` those of NixOS.
   evaluateCase =
     case:
     evaluate {
@@ -265,14 +265,14 @@ in
 {
   rendered = lib.mapAttrs (_: configuration: render (evaluate configuration)) configurations;
 
-  # Options of the module that say nothing of themselves.
+  # Options of the module without a description.
   undocumented = map (option: option.name) (
     lib.filter (option: !option.internal && !(option ? description)) (
       lib.optionAttrSetToDocList (evaluate ./configurations/minimal.nix).options.services.atproto-relay
     )
   );
 
-  # The machines of the VM tests, as far as evaluation goes: how many files of theirs are ours.
+  # The machines of the VM tests, evaluated: the number of rendered files of each.
   machines =
     let
       folder = ../../vm-tests;
@@ -281,7 +281,7 @@ in
       test =
         name:
         import (folder + "/${name}/test.nix") {
-          # `evaluateModules` brings it.
+          # `evaluateModules` imports it.
           relayModule = { };
           devnet = pkgs.atproto-devnet;
         } { inherit lib pkgs; };
@@ -295,18 +295,18 @@ in
           inherit (evaluated.config) fileSystems services;
           isMounted = volume: fileSystems.${volume.mountPoint}.device or null == volume.device;
         in
-        # A test's machine mounts nothing but what `virtualisation.fileSystems` names.
+        # A test's machine mounts only `virtualisation.fileSystems`.
         assert lib.assertMsg (lib.all isMounted services.atproto-relay.storage.volumes)
           "a machine of the VM tests does not mount its volumes";
         let
           rendered = render evaluated;
         in
-        # Names alone would say nothing: an evaluation can fail in any value.
+        # Forces all values, because evaluation can fail in each of them.
         builtins.deepSeq rendered (lib.length (lib.attrNames rendered));
     in
     lib.genAttrs scenarios (name: lib.mapAttrs (_: machine) (test name).nodes);
 
-  # A change of what a reload applies does not restart the relay, and any other does.
+  # A change of a live setting does not restart the relay; a change of any other setting does.
   reloads =
     let
       triggers =
@@ -321,7 +321,7 @@ in
     } == triggers { }
     && triggers { log.durability = "none"; } != triggers { };
 
-  # Each must come to something, with the lines that are asked for; what is wrong with it otherwise, in words.
+  # Each must evaluate and contain the expected lines; the result is a list of problems in words.
   accepted = lib.mapAttrs (
     _: case:
     let
@@ -331,7 +331,7 @@ in
       files = rendered // asides evaluated.config;
       text = path: files.${path} or "";
       wrong =
-        map (path: "${path} is no file that is rendered") (
+        map (path: "${path} is not rendered") (
           lib.filter (path: !(files ? ${path})) (lib.attrNames (case.has or { }))
         )
         ++ lib.concatLists (
@@ -360,7 +360,7 @@ in
     )
   ) (import ./accepted.nix);
 
-  # Each must fail, and say so in these words.
+  # Each must fail with these words.
   refused = lib.mapAttrs (_: case: {
     inherit (case) message;
     rendered = render (evaluateCase case);

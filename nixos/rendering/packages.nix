@@ -1,7 +1,7 @@
-# Stand-ins for the packages that a configuration names, so that it can be rendered by evaluation alone: nothing is built
-# or fetched, and a rendering does not change with the version of a package. A package has the path
-# /nix/store/000…-NAME; a file that a package would be generated for keeps its text. Where there is a whole nixpkgs, the
-# rest of a stand-in is the real package, because modules ask more of a package than its path.
+# Stand-ins for the packages that a configuration uses, so that evaluation alone can render it: nothing is built or fetched,
+# and a rendering does not depend on the versions of packages. A package has the path /nix/store/000…-NAME; a generated file
+# keeps its text. With a whole nixpkgs, the other attributes of a stand-in are those of the real package, because modules
+# read them.
 {
   lib,
   # The packages of a whole nixpkgs, or none.
@@ -47,7 +47,7 @@ let
     );
   package = name: derivation name { };
 
-  # A package of the whole nixpkgs, with every path replaced.
+  # A package of the whole nixpkgs, with all paths replaced.
   replaced =
     name:
     let
@@ -84,7 +84,7 @@ let
     print: name: value:
     file name (print value);
 
-  # TOML, as far as the settings go: tables, and in them what JSON writes alike.
+  # The part of TOML that the settings use: tables with values that JSON writes the same way.
   toml =
     let
       isTable = value: lib.isAttrs value;
@@ -123,7 +123,7 @@ let
     type = value;
     generate = generate print;
   };
-  # Only the type and the text are of use: JSON is YAML too.
+  # JSON is valid YAML.
   json = format builtins.toJSON;
 
   platform = lib.systems.elaborate "x86_64-linux";
@@ -191,7 +191,7 @@ let
     "xz"
     "zstd"
   ] standIn;
-  # NixOS asks for nginx' modules, and for the version of PostgreSQL's folder.
+  # NixOS reads nginx' modules and PostgreSQL's schema version.
   nginx = lib.genAttrs [ "nginx" "nginxStable" ] (
     name: if whole ? ${name} then standIn name else derivation name { modules = [ ]; }
   );
@@ -210,12 +210,12 @@ let
         else
           derivation name { psqlSchema = lib.removePrefix "postgresql_" name; }
       );
-  # What the whole nixpkgs does not have.
+  # Packages that the whole nixpkgs does not have.
   added = lib.genAttrs [
     "atproto-relay"
     "atproto-devnet"
   ] package;
-  # What the evaluation of NixOS needs of a nixpkgs, where there is none.
+  # What the evaluation of NixOS needs if there is no whole nixpkgs.
   base = {
     inherit lib;
     _type = "pkgs";
@@ -243,7 +243,7 @@ let
     });
   };
   generated = {
-    # The machine's overlays are for packages, and a rendering has none of its own.
+    # Overlays change packages, which a rendering does not have.
     appendOverlays = _: packages;
     runtimeShell = "${store}bash/bin/bash";
     writeText = file;

@@ -1,5 +1,5 @@
-# Configurations that must be refused, and what must be said of each: `relay` is services.atproto-relay, with
-# `enable = true` beside it, `machine` the NixOS around it.
+# Configurations that must be refused, each with words of the message. `relay` is services.atproto-relay (with
+# `enable = true` added), `machine` the rest of the NixOS configuration.
 {
   # Wrong types
   time-without-unit = {
@@ -64,20 +64,20 @@
   # Secrets in the store
   password-as-a-path = {
     relay.admin.passwordFile = ./refusals.nix;
-    message = "services.atproto-relay.admin.passwordFile is a file in the Nix store, which everybody on the machine may read.";
+    message = "services.atproto-relay.admin.passwordFile is a file in the Nix store, which every user of the machine can read.";
   };
   url-in-the-store = {
     relay.database.urlFile = "${builtins.storeDir}/00000000000000000000000000000000-url";
-    message = "services.atproto-relay.database.urlFile is a file in the Nix store, which everybody on the machine may read.";
+    message = "services.atproto-relay.database.urlFile is a file in the Nix store, which every user of the machine can read.";
   };
   grafana-key-in-the-store = {
     relay.monitoring.grafana.secretKeyFile = "${builtins.storeDir}/00000000000000000000000000000000-key";
-    message = "services.atproto-relay.monitoring.grafana.secretKeyFile is a file in the Nix store, which everybody on the machine may read.";
+    message = "services.atproto-relay.monitoring.grafana.secretKeyFile is a file in the Nix store, which every user of the machine can read.";
   };
   password-in-the-url = {
     relay.database.createLocally = false;
     relay.settings.database_url = "postgres://relay:hunter2@db.example.com/relay";
-    message = "services.atproto-relay.settings.database_url has a password in it";
+    message = "services.atproto-relay.settings.database_url contains a password";
   };
   password-file-in-the-settings = {
     relay.settings.admin_password_file = "/run/secrets/admin";
@@ -93,7 +93,7 @@
   two-urls = {
     relay.database.urlFile = "/run/secrets/url";
     relay.settings.database_url = "postgres://relay@db.example.com/relay";
-    message = "services.atproto-relay.database.urlFile and services.atproto-relay.settings.database_url both name a database.";
+    message = "services.atproto-relay.database.urlFile and services.atproto-relay.settings.database_url both name a database:";
   };
   two-addresses = {
     relay.listen = [ "0.0.0.0:2470" ];
@@ -102,7 +102,7 @@
   };
   data-where-the-relay-may-not-write = {
     relay.settings.data_dir = "/data/relay";
-    message = "services.atproto-relay.settings.data_dir is a folder that the relay may not write to.";
+    message = "services.atproto-relay.settings.data_dir is a folder that the relay cannot write to.";
   };
   user-that-is-not-declared = {
     relay.user = "relay";
@@ -114,7 +114,7 @@
   };
   firewall-open-for-nobody = {
     relay.openFirewall = true;
-    message = "services.atproto-relay.openFirewall opens nothing: the relay listens on loopback alone.";
+    message = "services.atproto-relay.openFirewall has no effect: the relay listens only on loopback.";
   };
   proxy-without-name = {
     relay.proxy.server = "nginx";
@@ -128,7 +128,7 @@
         domain = "relay.example.com";
       };
     };
-    message = "services.atproto-relay.proxy.server reaches the relay at loopback";
+    message = "services.atproto-relay.proxy.server connects to the relay on loopback";
   };
   caddy-beside-nginx = {
     relay.proxy = {
@@ -139,7 +139,7 @@
       enable = true;
       virtualHosts."shop.example.com" = { };
     };
-    message = "services.atproto-relay.proxy.server is \"caddy\", and nginx listens on port 80 or 443";
+    message = "services.atproto-relay.proxy.server is \"caddy\", but nginx already listens on port 80 or 443";
   };
   nginx-beside-caddy = {
     relay.proxy = {
@@ -147,7 +147,7 @@
       domain = "relay.example.com";
     };
     machine.services.caddy.enable = true;
-    message = "services.atproto-relay.proxy.server is \"nginx\", and Caddy listens on port 80 and 443";
+    message = "services.atproto-relay.proxy.server is \"nginx\", but Caddy already listens on port 80 and 443";
   };
   dashboards-in-a-file-of-ones-own = {
     relay.monitoring.enable = true;
@@ -157,10 +157,10 @@
   too-few-open-files = {
     relay.limits.openFiles = 4096;
     relay.settings.max_consumers = 5000;
-    message = "services.atproto-relay.limits.openFiles is too low for 5000 consumers: allow 6024 or more";
+    message = "services.atproto-relay.limits.openFiles is too low for 5000 consumers: set 6024 or more";
   };
 
-  # Disks that would go wrong
+  # Dangerous disks
   disk-for-a-database-elsewhere = {
     relay.database.urlFile = "/run/secrets/url";
     relay.storage.database.device = "/dev/disk/by-id/nvme-database";
@@ -181,28 +181,28 @@
       device = "/dev/nvme0n1";
       format = true;
     };
-    message = "services.atproto-relay.storage.log.format needs a name that stays with the device";
+    message = "services.atproto-relay.storage.log.format needs a stable device name";
   };
   passing-name-of-a-raid = {
     relay.storage.log = {
       device = "/dev/md0";
       format = true;
     };
-    message = "services.atproto-relay.storage.log.format needs a name that stays with the device";
+    message = "services.atproto-relay.storage.log.format needs a stable device name";
   };
   passing-name-of-a-mapping = {
     relay.storage.log = {
       device = "/dev/dm-0";
       format = true;
     };
-    message = "services.atproto-relay.storage.log.format needs a name that stays with the device";
+    message = "services.atproto-relay.storage.log.format needs a stable device name";
   };
   passing-name-of-a-card = {
     relay.storage.log = {
       device = "/dev/mmcblk0";
       format = true;
     };
-    message = "services.atproto-relay.storage.log.format needs a name that stays with the device";
+    message = "services.atproto-relay.storage.log.format needs a stable device name";
   };
   name-from-the-content = {
     relay.storage.log = {
@@ -212,17 +212,17 @@
     message = "services.atproto-relay.storage.log.format needs a name of the device itself";
   };
   label-too-long = {
-    relay.storage.mirror = {
-      device = "/dev/disk/by-id/nvme-mirror";
-      label = "mirror-of-repositories";
+    relay.storage.log = {
+      device = "/dev/disk/by-id/nvme-log";
+      label = "log-of-all-events";
     };
-    message = "services.atproto-relay.storage.mirror.label is too long: xfs takes 12 characters.";
+    message = "services.atproto-relay.storage.log.label is too long: xfs allows 12 characters.";
   };
   writes-that-are-not-on-disk = {
     relay.storage.log = {
       device = "/dev/disk/by-id/nvme-log";
       mountOptions = [ "nobarrier" ];
     };
-    message = "services.atproto-relay.storage.log.mountOptions has nobarrier";
+    message = "services.atproto-relay.storage.log.mountOptions contains nobarrier";
   };
 }

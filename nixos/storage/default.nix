@@ -1,5 +1,5 @@
-# Disks for the log, the mirror and the database: how they are mounted, and made a file system on if that is asked for.
-# Devices alone are never written to; see prepare-device.sh.
+# Disks for the log and the database: mounts and, on request, the creation of file systems on empty devices. A device with
+# any data on it is never written to; see prepare-device.sh.
 {
   config,
   lib,
@@ -14,25 +14,20 @@ let
   cfg = config.services.atproto-relay;
   storage = cfg.storage;
 
-  # What each volume is for, and where it belongs.
+  # The purpose of each volume, and where it is mounted.
   roles = {
     data = {
-      description = "The whole folder of the relay: log, mirror, and SQLite where that is the database";
+      description = "The whole folder of the relay: the log, and the database if that is SQLite";
       label = "relay-data";
       mountPoint = cfg.stateDir;
     };
     log = {
-      description = "The event log. Every event waits for this disk, so it should be one of its own";
+      description = "The event log. Every event waits for a sync of this disk, so it should be a separate disk";
       label = "relay-log";
       mountPoint = "${cfg.stateDir}/log";
     };
-    mirror = {
-      description = "The mirror of repositories: large, and read at random";
-      label = "relay-mirror";
-      mountPoint = "${cfg.stateDir}/mirror";
-    };
     database = {
-      description = "PostgreSQL's data and its own log";
+      description = "PostgreSQL's data and its write-ahead log";
       label = "relay-db";
       mountPoint = "/var/lib/postgresql";
     };
@@ -55,8 +50,8 @@ let
             type = types.strMatching "/dev/.+";
             example = "/dev/disk/by-id/nvme-SAMSUNG_MZQL23T8HCLS-00A07_S64HNE0T500123";
             description = ''
-              Device or partition. Name it by `/dev/disk/by-id` or `/dev/disk/by-partuuid`: names as `/dev/nvme0n1` are
-              given anew at each boot.
+              Device or partition. Use a path in `/dev/disk/by-id` or `/dev/disk/by-partuuid`: names like `/dev/nvme0n1`
+              can change at each boot.
             '';
           };
 
@@ -67,9 +62,9 @@ let
             ];
             default = "xfs";
             description = ''
-              File system. XFS reserves a segment of the log in one piece, punches redacted frames out of it, and lets
-              several threads write to it at once. Both are tested; copy-on-write file systems are not offered, because
-              each small synced write would be several there.
+              File system. XFS allocates a segment of the log in one extent, punches holes for redacted frames, and allows
+              concurrent writes. Both file systems are tested. Copy-on-write file systems are not offered, because they
+              turn each small synced write into several.
             '';
           };
 
@@ -83,10 +78,10 @@ let
             type = types.bool;
             default = false;
             description = ''
-              Whether to make the file system if the device is empty. A device that bears any signature (a file system, a
-              partition table, RAID, LVM, encryption), or anything but zeros where data begins and ends, is left as it
-              is: the unit fails, the volume is not mounted, and the relay does not start. A volume that has the file
-              system and the label named here is mounted as it is.
+              Whether to create the file system if the device is empty. A device with a signature (a file system, a
+              partition table, RAID, LVM, encryption), or with anything but zeros at its start or end, is not touched: the
+              unit fails, the volume is not mounted, and the relay does not start. A device that already has this file
+              system and label is mounted.
             '';
           };
 
@@ -98,8 +93,8 @@ let
             ];
             default = "weekly";
             description = ''
-              How the drive learns what is free: by fstrim once a week; at each deletion; or never. Online discards stand
-              in the drive's queue between the log's writes, and the log deletes 128 MiB at a time.
+              When free blocks are discarded: once a week by fstrim, at each deletion, or never. Online discards compete
+              with the log's writes in the drive's queue; the log deletes 128 MiB at a time.
             '';
           };
 
@@ -122,19 +117,19 @@ let
             readOnly = true;
             description = "All mount options.";
             default = [
-              # Reading an event must not write to the disk.
+              # Reads must not write to the disk.
               "noatime"
               # The relay never stores programs or devices.
               "nodev"
               "nosuid"
               "noexec"
-              # A machine whose data disk is missing must still come up, so that somebody can look at it. The relay
-              # requires the mount, and stays down.
+              # A machine without its data disk must still boot, so that an operator can log in. The relay requires the
+              # mount, and does not start.
               "nofail"
               "x-systemd.device-timeout=30s"
             ]
             ++ lib.optionals (config.fsType == "xfs") [
-              # Log buffers of 256 KiB: synced writes of several threads share one write of the journal.
+              # Log buffers of 256 KiB: concurrent synced writes share one write of the journal.
               "logbsize=256k"
             ]
             ++ lib.optional (config.discard == "online") "discard"
@@ -150,14 +145,14 @@ let
     xfs = 12;
     ext4 = 16;
   };
-  # Names that are given in the order in which the kernel found the devices.
+  # Names assigned in the order in which the kernel found the devices.
   isPassing =
     device:
     builtins.match "/dev/((nvme[0-9]+n|mmcblk|md|loop|nbd)[0-9]+(p[0-9]+)?|dm-[0-9]+|(xv|[shv])d[a-z]+[0-9]*)" device
     != null;
-  # Names that come from what is on the device, so that an empty one has none.
+  # Names derived from the content of the device, which an empty one does not have.
   isFromContent = device: builtins.match "/dev/disk/by-(label|uuid)/.*" device != null;
-  # With these, what was synced is not on the disk.
+  # With these, synced data can be missing after a power cut.
   unsafe = [
     "nobarrier"
     "barrier=0"
@@ -200,8 +195,8 @@ in
         type = types.bool;
         default = true;
         description = ''
-          Whether to set the kernel's limits of unwritten data and, where a volume is set, the queues of the machine's
-          NVMe drives. Each kernel setting is a default: what is set in {option}`boot.kernel.sysctl` wins.
+          Whether to tune the kernel's limits of dirty pages and, if a volume is set, the queues of the machine's NVMe
+          drives. Each kernel setting is a default: a value in {option}`boot.kernel.sysctl` takes precedence.
         '';
       };
 
@@ -209,8 +204,8 @@ in
         type = types.ints.between 0 65536;
         default = 256;
         description = ''
-          How far the kernel reads ahead on NVMe drives, in KiB. Replays read the log in long stretches and ask for them
-          themselves; PostgreSQL reads single pages, for which more would be wasted.
+          Read-ahead of the kernel on NVMe drives, in KiB. Replays of the log request their own read-ahead; PostgreSQL
+          reads single pages, which a higher value would slow down.
         '';
       };
     };
@@ -218,7 +213,7 @@ in
   config = lib.mkIf cfg.enable (
     lib.mkMerge [
       {
-        # Where the log is on the disk of the system, the next versions of the system need room beside it.
+        # On the system's disk, the log leaves space for future system generations.
         services.atproto-relay.settings.log.min_free_bytes = lib.mkIf (
           storage.data == null
           && storage.log == null
@@ -233,14 +228,10 @@ in
           }
         ) volumes;
 
-        # The file system of a volume has its owner from the first start on, because systemd makes what is named here.
+        # systemd creates these folders and sets their owner, also on a new file system.
         systemd.services.atproto-relay = {
-          unitConfig.RequiresMountsFor =
-            lib.optional (storage.log != null) roles.log.mountPoint
-            ++ lib.optional (storage.mirror != null) roles.mirror.mountPoint;
-          serviceConfig.StateDirectory =
-            lib.optional (storage.log != null) "atproto-relay/log"
-            ++ lib.optional (storage.mirror != null) "atproto-relay/mirror";
+          unitConfig.RequiresMountsFor = lib.optional (storage.log != null) roles.log.mountPoint;
+          serviceConfig.StateDirectory = lib.optional (storage.log != null) "atproto-relay/log";
         };
 
         services.fstrim.enable = lib.mkIf (lib.any (volume: volume.discard == "weekly") (
@@ -251,14 +242,14 @@ in
           {
             assertion = lib.allUnique devices;
             message = ''
-              services.atproto-relay.storage names a device twice: each volume needs a device or a partition of its own.
+              services.atproto-relay.storage names a device twice: each volume needs its own device or partition.
             '';
           }
           {
             assertion = storage.database != null -> cfg.database.createLocally;
             message = ''
-              services.atproto-relay.storage.database is a volume for PostgreSQL on this machine, and
-              services.atproto-relay.database.createLocally is off.
+              services.atproto-relay.storage.database is a volume for PostgreSQL on this machine, but
+              services.atproto-relay.database.createLocally is off. Remove the volume or set createLocally.
             '';
           }
           {
@@ -266,7 +257,7 @@ in
               storage.database != null && cfg.database.createLocally
               -> lib.hasPrefix "${roles.database.mountPoint}/" config.services.postgresql.dataDir;
             message = ''
-              services.atproto-relay.storage.database is mounted at ${roles.database.mountPoint}, and
+              services.atproto-relay.storage.database is mounted at ${roles.database.mountPoint}, but
               services.postgresql.dataDir is ${config.services.postgresql.dataDir}: the database would not be on that
               volume.
             '';
@@ -282,21 +273,21 @@ in
               {
                 assertion = volume.format -> !isPassing volume.device;
                 message = ''
-                  ${option}.format needs a name that stays with the device: ${volume.device} may be another one after the
-                  next boot. Take one of /dev/disk/by-id.
+                  ${option}.format needs a stable device name: ${volume.device} can be another device after the next boot.
+                  Use a path in /dev/disk/by-id.
                 '';
               }
               {
                 assertion = volume.format -> !isFromContent volume.device;
                 message = ''
-                  ${option}.format needs a name of the device itself: ${volume.device} exists only once there is a file
-                  system. Take one of /dev/disk/by-id.
+                  ${option}.format needs a name of the device itself: ${volume.device} exists only after a file system was
+                  created. Use a path in /dev/disk/by-id.
                 '';
               }
               {
                 assertion = lib.stringLength volume.label <= mostLabel.${volume.fsType};
                 message = ''
-                  ${option}.label is too long: ${volume.fsType} takes ${
+                  ${option}.label is too long: ${volume.fsType} allows ${
                     toString mostLabel.${volume.fsType}
                   } characters.
                 '';
@@ -304,9 +295,9 @@ in
               {
                 assertion = lib.intersectLists unsafe volume.mountOptions == [ ];
                 message = ''
-                  ${option}.mountOptions has ${toString (lib.intersectLists unsafe volume.mountOptions)}: events that
-                  consumers have seen would not be on the disk after a power cut. Relax `log.durability` instead, which
-                  knows what it loses.
+                  ${option}.mountOptions contains ${toString (lib.intersectLists unsafe volume.mountOptions)}: after a power
+                  cut, events that consumers have received would be missing on the disk. To trade durability for speed,
+                  set `log.durability` instead.
                 '';
               }
             ]
@@ -321,8 +312,8 @@ in
             device = utils.escapeSystemdPath volume.device;
           in
           lib.nameValuePair (lib.removeSuffix ".service" (prepareUnit role)) {
-            description = "File system for the ${role} of the AT Protocol relay, if the device is empty";
-            # The mount requires it (x-systemd.requires=), and a check of what is not there yet would fail.
+            description = "Creation of the file system for the ${role} of the AT Protocol relay on an empty device";
+            # The mount requires it (x-systemd.requires=), and fsck would fail without a file system.
             before = [
               "systemd-fsck@${device}.service"
               "shutdown.target"
@@ -330,10 +321,10 @@ in
             conflicts = [ "shutdown.target" ];
             bindsTo = [ "${device}.device" ];
             after = [ "${device}.device" ];
-            # It runs before the file systems are mounted, and so before everything that services wait for.
+            # It runs before the file systems are mounted, and so before the default dependencies.
             unitConfig.DefaultDependencies = false;
-            # A switch to another system leaves it alone. Stopping it would stop the mount that requires it, and with that
-            # the relay and the database; there is nothing that a second run could do while the volume is mounted.
+            # A switch to another system does not restart it: stopping it would stop the mount that requires it, and with
+            # the mount the relay and the database. A second run has nothing to do while the volume is mounted.
             restartIfChanged = false;
             path = [
               # cmp
@@ -351,13 +342,13 @@ in
                 volume.fsType
                 volume.label
               ];
-              # It writes to one device, and to nothing else.
+              # It writes only to one device.
               ProtectSystem = "strict";
               ProtectHome = true;
               PrivateNetwork = true;
               DevicePolicy = "closed";
               DeviceAllow = [ "${volume.device} rw" ];
-              # For the ioctls of block devices. The device is root's, so that no permission has to be overridden.
+              # For the ioctls of block devices. Root owns the device, so no permission has to be overridden.
               CapabilityBoundingSet = [ "CAP_SYS_ADMIN" ];
               IPAddressDeny = "any";
               KeyringMode = "private";
@@ -391,20 +382,20 @@ in
       })
 
       (lib.mkIf storage.tune {
-        # A volume has an NVMe drive of its own; without one, the drives of the machine are left as they are.
+        # Volumes are on dedicated NVMe drives; without volumes, the machine's drives keep their settings.
         services.udev.extraRules = lib.mkIf (volumes != { }) ''
-          # NVMe drives of a machine with volumes of the AT Protocol relay: the kernel reads ahead by little, and the drive
-          # orders its queues itself. A drive with several ports is a device without a scheduler.
+          # NVMe drives of a machine with volumes of the AT Protocol relay: little read-ahead, and no scheduler. The device
+          # of a drive with several ports has no scheduler to set.
           ACTION=="add|change", SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", KERNEL=="nvme[0-9]*n[0-9]*", ATTR{queue/read_ahead_kb}="${toString storage.readAheadKiB}"
           ACTION=="add|change", SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", KERNEL=="nvme[0-9]*n[0-9]*", TEST=="queue/scheduler", ATTR{queue/scheduler}="none"
         '';
 
         boot.kernel.sysctl = lib.mapAttrs (_: lib.mkDefault) {
-          # Unwritten data of the database must not pile up to gigabytes and then stand before the log's next sync: the
-          # kernel begins to write it at 256 MiB, and makes the writer wait at 1 GiB.
+          # Dirty pages of the database must not accumulate to gigabytes and delay the log's next sync: the kernel starts
+          # writeback at 256 MiB and blocks writers at 1 GiB.
           "vm.dirty_background_bytes" = 268435456;
           "vm.dirty_bytes" = 1073741824;
-          # The caches of the relay and of PostgreSQL are there to be in memory; the page cache goes first.
+          # The caches of the relay and of PostgreSQL should stay in memory; the kernel reclaims the page cache first.
           "vm.swappiness" = 10;
         };
       })

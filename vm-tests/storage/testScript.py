@@ -1,5 +1,5 @@
 # Empty NVMe devices get their file systems once, are mounted with the options asked for, and survive a reboot; a
-# device with data on it is left as it is.
+# device with data on it is left unchanged.
 
 LOG = "/var/lib/atproto-relay/log"
 DATABASE = "/var/lib/postgresql"
@@ -51,12 +51,12 @@ with subtest("a reboot formats nothing anew: the same file systems, with what wa
     assert (uuid(LOG), uuid(DATABASE)) == before
     relay.succeed(f"test -e {LOG}/kept")
 
-with subtest("a device with data on it is refused, and left as it is"):
+with subtest("a device with data on it is refused, and left unchanged"):
     relay.succeed("systemctl stop atproto-relay.service", f"umount {LOG}", "systemctl stop atproto-relay-prepare-log")
     relay.succeed(f"wipefs --all --quiet {LOG_DEVICE}")
     relay.succeed(f"blkdiscard --force {LOG_DEVICE} || dd if=/dev/zero of={LOG_DEVICE} bs=1M count=64 conv=fsync")
     relay.succeed(f"echo somebody\\'s data | dd of={LOG_DEVICE} conv=notrunc,fsync")
     relay.fail("systemctl start atproto-relay-prepare-log.service")
-    assert "left as it is" in relay.succeed("journalctl --no-pager --unit=atproto-relay-prepare-log.service")
+    assert "left unchanged" in relay.succeed("journalctl --no-pager --unit=atproto-relay-prepare-log.service")
     relay.succeed(f"head --bytes=14 {LOG_DEVICE} | grep --quiet somebody")
     relay.fail(f"findmnt --mountpoint {LOG}")

@@ -1,4 +1,4 @@
-# The whole machine: NVMe drives of its own for the log and the database, monitoring, and a proxy with TLS.
+# The whole machine: separate NVMe drives for the log and the database, monitoring, and a proxy with TLS.
 {
   services.atproto-relay = {
     enable = true;

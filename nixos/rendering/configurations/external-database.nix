@@ -1,4 +1,4 @@
-# A relay whose database is on another machine, reachable without a proxy of its own.
+# A relay with its database on another machine, and without a proxy on this machine.
 {
   services.atproto-relay = {
     enable = true;

@@ -1,4 +1,4 @@
-# The least: a relay with its database, on loopback.
+# The minimal configuration: a relay with its database, on loopback.
 {
   services.atproto-relay.enable = true;
 }
