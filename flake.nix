@@ -1,4 +1,4 @@
-# The relay as a flake: packages, a NixOS module for the whole machine, and what must hold for both. One input.
+# The relay as a flake: packages, manual, container image, a NixOS module for the whole machine, and checks. One input.
 {
   description = "A relay for the AT Protocol: subscribes to every PDS, verifies every event, emits one firehose";
 
@@ -17,7 +17,7 @@
       packagesFor = system: nixpkgs.legacyPackages.${system}.extend self.overlays.default;
       eachSystem = make: lib.genAttrs systems (system: make (packagesFor system));
 
-      # Every folder of vm-tests/ with a test.nix is a test.
+      # Every folder of vm-tests/ that has a test.nix is a test.
       vmTests =
         let
           folder = ./vm-tests;
@@ -44,20 +44,26 @@
       packages = eachSystem (pkgs: {
         inherit (pkgs) atproto-relay atproto-devnet;
         default = pkgs.atproto-relay;
+        container = pkgs.callPackage ./nixos/container.nix { };
+
+        # The manual as a book of static pages.
+        docs = pkgs.runCommand "atproto-relay-docs" { nativeBuildInputs = [ pkgs.mdbook ]; } ''
+          mdbook build ${./docs} --dest-dir $out
+        '';
       });
 
       nixosModules = {
         default = self.nixosModules.atproto-relay;
         atproto-relay = {
           _class = "nixos";
-          # One module, whatever name it is imported by, and however often.
+          # Importing the module twice, also under its two names, counts once.
           key = "${self}#nixosModules.atproto-relay";
           imports = [
             ./nixos
             (
               { pkgs, ... }:
               {
-                # No overlay is needed on the machine. A package of one's own, or of an overlay, is set as usual.
+                # No overlay is needed on the machine. Another package can be set as usual.
                 services.atproto-relay.package =
                   lib.mkDefault
                     self.packages.${pkgs.stdenv.hostPlatform.system}.atproto-relay;
@@ -84,10 +90,10 @@
         {
           default =
             app "atproto-relay-serve" pkgs.atproto-relay "serve"
-              "The relay, in the folder `data`: `nix run . -- --host pds.example.com`";
+              "The relay with its data in ./data: `nix run . -- --host pds.example.com`";
           demo =
             app "atproto-demo" pkgs.atproto-devnet "demo"
-              "A PLC directory, three PDSes with traffic, and the relay, until Ctrl-C";
+              "A PLC directory, three PDSes with traffic, and the relay; Ctrl-C ends it";
         }
       );
 
@@ -96,12 +102,15 @@
         {
           package = pkgs.atproto-relay;
 
-          # All tests, those on PostgreSQL included; the devnet is in them.
+          # All tests, including those that need PostgreSQL or the devnet.
           tests = pkgs.atproto-devnet.overrideAttrs (previous: {
             pname = "atproto-relay-tests";
-            # Some compare the README, the module's settings and the seeds of the fuzz targets with the code.
+            # Some tests compare documents, the module's settings and the seeds of the fuzz targets with the code.
             src = lib.cleanSource ./.;
             doCheck = true;
+            # The profile of `cargo test`: link-time optimisation would take longer than the tests.
+            cargoBuildType = "debug";
+            cargoCheckType = "debug";
             nativeCheckInputs = (previous.nativeCheckInputs or [ ]) ++ [ pkgs.postgresql ];
           });
 
@@ -114,7 +123,7 @@
             postInstall = "";
           });
 
-          # The module by both of its names at once, as a configuration of several files may import it.
+          # The module imported under both of its names, as a configuration of several files can do.
           imports =
             let
               machine = lib.nixosSystem {
@@ -128,7 +137,7 @@
             in
             pkgs.writeText "atproto-relay-imports" "${machine.config.services.atproto-relay.package}";
 
-          # The module, evaluated with this nixpkgs: the renderings that are committed, the refusals, every option.
+          # The module evaluated with this nixpkgs: renderings equal to the committed ones, refusals, option descriptions.
           module = import ./nixos/rendering/check.nix { inherit nixpkgs pkgs; };
         }
         // lib.listToAttrs (map (name: lib.nameValuePair "vm-${name}" (vmTest pkgs name)) vmTests)
@@ -142,6 +151,7 @@
             pkgs.clippy
             pkgs.deadnix
             pkgs.jq
+            pkgs.mdbook
             pkgs.nixfmt
             pkgs.postgresql
             pkgs.prometheus.cli

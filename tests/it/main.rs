@@ -8,6 +8,7 @@ mod budgets;
 mod cli;
 mod config;
 mod consume_docs;
+mod contrib;
 mod crash;
 mod devnet;
 mod discovery;
