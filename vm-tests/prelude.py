@@ -1,4 +1,4 @@
-# What the scenarios say in common; it stands before each testScript.
+# Functions shared by the scenarios; this file is put before each testScript.
 
 import json
 import shlex
@@ -10,7 +10,7 @@ POST = "app.bsky.feed.post"
 
 
 def ask(machine, url, body=None, token=None):
-    """A request from a machine; the answer's JSON, or its text."""
+    """Sends a request from a machine, and returns the JSON or the text of the answer."""
     command = "curl --silent --show-error --fail-with-body --max-time 30"
     if body is not None:
         command += f" --header 'content-type: application/json' --data {shlex.quote(json.dumps(body))}"
@@ -21,7 +21,7 @@ def ask(machine, url, body=None, token=None):
 
 
 def metrics(machine):
-    """The relay's metrics, by name and labels as written."""
+    """The relay's metrics by name and labels as printed."""
     lines = machine.succeed(f"curl --silent --fail {METRICS}/metrics").splitlines()
     samples = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
     return {name: float(value) for name, value in samples}
@@ -35,37 +35,37 @@ def drops(machine):
 
 
 def wait_for_hosts(machine, count, timeout=60):
-    """Waits until the relay is connected to so many hosts."""
+    """Waits until the relay is connected to `count` hosts."""
     connected = f"grep -qx 'relay_hosts{{state=\"connected\"}} {count}'"
     machine.wait_until_succeeds(f"curl --silent --fail {METRICS}/metrics | {connected}", timeout=timeout)
 
 
 def wait_for_report(machine, condition, timeout=60):
-    """Waits until a consumer's report fulfils a condition of jq."""
+    """Waits until a consumer's report satisfies a condition of jq."""
     machine.wait_until_succeeds(
         f"curl --silent --fail {CONSUMER}/report | jq --exit-status '{condition}'", timeout=timeout
     )
 
 
 def report(machine):
-    """What a consumer says of its connection."""
+    """The report of a consumer on its connection."""
     return ask(machine, f"{CONSUMER}/report")
 
 
 def intact(said, connections=1):
-    """A consumer's report without a gap, a double or an unproven event."""
+    """Asserts that a consumer's report has no gap, no duplicate and no unverified event."""
     wrong = {key: said[key] for key in ("gaps", "doubles", "bad") if said[key] != 0}
     assert not wrong, said
     assert said["connections"] == connections, said
 
 
 def write(machine, rate, accounts=0):
-    """Lets a PDS write so many records a second into its accounts, of which there are so many at least."""
+    """Makes a PDS write `rate` records a second into its accounts, after creating accounts up to `accounts`."""
     ask(machine, "http://127.0.0.1:2583/devnet/traffic", {"accounts": accounts, "rate": rate})
 
 
 def compare(machine, pdses, accounts, within=60):
-    """Waits until a consumer has what the PDSes have."""
+    """Waits until a consumer has the same records as the PDSes."""
     of = " ".join(f"--pds http://{pds.name}:2583" for pds in pdses)
     machine.succeed(
         f"atproto-devnet compare --consumer {CONSUMER} {of} --accounts {accounts} --within {within}",
@@ -83,7 +83,7 @@ def wait_for_accounts(relay, pdses):
 
 
 def wait_for_network(relay, consumer, pdses):
-    """Waits until the relay is ready, connected to every PDS, and followed by the consumer."""
+    """Waits until the relay is ready and connected to every PDS, and the consumer is connected to the relay."""
     relay.wait_for_unit("atproto-relay.service")
     for pds in pdses:
         pds.wait_for_unit("devnet.service")

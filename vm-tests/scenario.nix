@@ -1,8 +1,8 @@
 # The NixOS test of a scenario: a module for pkgs.testers.runNixOSTest, made from the scenario's folder. scenario.toml
-# says which machines there are, and is what vm-tests/run reads too; the testScript is the same for both.
+# lists the machines. vm-tests/run reads the same scenario.toml and runs the same testScript.
 #
-# A machine is either a part of the devnet (its `devnet` are the arguments of atproto-devnet), or the relay in a
-# configuration of nixos/rendering/configurations (`relay`), with `listen`, `settings` and `secrets` of the test's own.
+# A machine is either a part of the devnet (`devnet` are the arguments of atproto-devnet), or the relay in a configuration of
+# nixos/rendering/configurations (`relay`), with `listen`, `settings` and `secrets` for the test.
 folder:
 { relayModule, devnet }:
 { lib, ... }:
@@ -42,23 +42,23 @@ let
     imports = [ (../nixos/rendering/configurations + "/${machine.relay}.nix") ];
     services.atproto-relay = {
       settings = lib.mapAttrsRecursive (_: lib.mkForce) (machine.settings or { });
-      # A test's machine is smaller than a server.
+      # Test machines are smaller than servers.
       database.memoryMiB = lib.mkForce 512;
-      # The machines have no firewall, and some of them listen on loopback alone.
+      # The machines have no firewall, and some listen only on loopback.
       openFirewall = lib.mkForce false;
       monitoring.enable = lib.mkIf (machine.monitoring or false) true;
     }
     // lib.optionalAttrs (machine ? listen) { listen = lib.mkForce [ machine.listen ]; };
-    # For the script, which tries its queries.
+    # The script sends its queries to Prometheus.
     environment.etc = lib.mkIf (machine.monitoring or false) {
       "dashboard.json".source =
         "${config.services.atproto-relay.monitoring.dashboard}/atproto-relay.json";
     };
-    # f+ writes the file, with its mode, before any service is up.
+    # f+ writes the file with its mode before services start.
     systemd.tmpfiles.rules = lib.mapAttrsToList (
       name: secret: "f+ /run/secrets/${name} 0400 root root - ${secret}"
     ) (machine.secrets or { });
-    # No authority would give these machines a certificate.
+    # These machines cannot get certificates.
     services.caddy.virtualHosts = lib.mkIf (config.services.atproto-relay.proxy.server == "caddy") {
       ${config.services.atproto-relay.proxy.domain}.hostName = lib.mkForce "http://";
     };
@@ -70,11 +70,11 @@ let
       };
     };
     virtualisation.memorySize = 2048;
-    # The log and PostgreSQL's own, where they have no disk.
+    # For the log and PostgreSQL, if they have no separate disk.
     virtualisation.diskSize = 4096;
   };
 
-  # A second system with other packages, and the command that switches to it and back, as `nixos-rebuild switch` would.
+  # A second system with other packages, and a command that switches to it and back, like `nixos-rebuild switch`.
   updated = { config, pkgs, ... }: {
     specialisation.updated.configuration = {
       services.atproto-relay.package = lib.mkForce (
@@ -99,10 +99,10 @@ let
     ];
   };
 
-  # Empty NVMe devices, known by their serial numbers. What is written to them is kept as long as qemu runs: over a
-  # reboot, not over a crash.
+  # Empty NVMe devices, identified by serial number. Their content is kept while qemu runs: over a reboot, not over a
+  # crash.
   disks = machine: { config, pkgs, ... }: {
-    # A test's machine mounts what is named here, and not what the configuration has in `fileSystems`.
+    # A test machine mounts these volumes, and not the `fileSystems` of the configuration.
     virtualisation.fileSystems = lib.listToAttrs (
       map (
         volume:

@@ -1,21 +1,23 @@
-"""The binaries that the guests run: those that cargo has built last."""
+"""The binaries that the guests run: by default those that cargo built last."""
 
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+# Folders of cargo's profiles in its target folder.
+PROFILES = ("debug", "release", "dist")
 TOOLS = ("atproto-relay", "atproto-devnet")
 
 
 class NoBinaries(Exception):
-    """There are none, or not all."""
+    """Not all binaries exist."""
 
 
 def find(repository, profile):
-    """The folder with both binaries: of a profile, or the one built last."""
+    """The folder with both binaries: that of `profile`, or the one built last."""
     target = Path(os.environ.get("CARGO_TARGET_DIR", repository / "target"))
-    folders = [target / name for name in ([profile] if profile else ["debug", "release"])]
+    folders = [target / name for name in ([profile] if profile else PROFILES)]
     complete = [folder for folder in folders if all((folder / tool).is_file() for tool in TOOLS)]
     if not complete:
         raise NoBinaries(f"{' and '.join(TOOLS)} are not in {target}: run `cargo build --locked` first")
@@ -23,7 +25,7 @@ def find(repository, profile):
 
 
 def collect(source, folder):
-    """Copies of the binaries without their debug information, which guests have no use for."""
+    """Copies the binaries without debug information, which guests do not need."""
     folder.mkdir(parents=True)
     for tool in TOOLS:
         if shutil.which("strip"):

@@ -1,15 +1,15 @@
-"""A cgroup for each machine, below the runner's own, and their removal. Knows the unified and the hybrid hierarchy."""
+"""A cgroup for each machine below the runner's, and their removal. Supports the unified and the hybrid hierarchy."""
 
 import os
 import time
 from pathlib import Path
 
-# Part of every name: the runner that made it, so that only its own are removed.
+# Every name contains the runner's process id, so that a runner removes only its own cgroups.
 PREFIX = "atproto-vm-tests"
 
 
 def _hierarchies():
-    """Folders of this process's cgroups: those systemd-nspawn looks at."""
+    """Folders of this process's cgroups that systemd-nspawn uses."""
     mounts = {}
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, target, kind, options, *_ = line.split()
@@ -28,7 +28,7 @@ def _name(machine):
 
 
 def create(machine):
-    """The folders of a machine's cgroup, made anew."""
+    """Creates a machine's cgroup, and returns its folders."""
     folders = [hierarchy / _name(machine) for hierarchy in _hierarchies()]
     for folder in folders:
         folder.mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def remove(machine):
 
 
 def remove_all(run):
-    """Removes whatever a run has left."""
+    """Removes the cgroups that a run left behind."""
     _remove_all(f"{PREFIX}-{run}-")
 
 
@@ -58,7 +58,7 @@ def _remove_all(prefix):
 
 
 def _remove(folder):
-    # The kernel may still count processes that have just ended.
+    # The kernel can still count processes that have just ended.
     for _ in range(50):
         for path, _, _ in os.walk(folder, topdown=False):
             try:

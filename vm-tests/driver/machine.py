@@ -1,26 +1,26 @@
-"""One machine as a testScript sees it: the part of the NixOS test driver's language that the scenarios use.
+"""One machine as a testScript sees it: the subset of the NixOS test driver's API that the scenarios use.
 
-What differs between systemd-nspawn and qemu is in `nspawn.py` and `qemu.py`. Names, arguments and meanings are those
-of NixOS' driver, so that a testScript runs under both; what is not here, no scenario may use.
+The differences between systemd-nspawn and qemu are in `nspawn.py` and `qemu.py`. Names, arguments and meanings are those of
+NixOS' driver, so that a testScript runs under both. Scenarios can use only this subset.
 """
 
 import shlex
 import time
 
-# Pause between two looks at something that is waited for.
+# Interval between two checks of an awaited condition.
 LOOK_AGAIN = 0.2
-# How long a command, or what is waited for, may take where the testScript does not say. NixOS' driver waits longer.
+# Default timeout of a command or a wait. NixOS' driver waits longer.
 PATIENCE = 60
 
 
 class MachineError(Exception):
-    """A machine did not do what the testScript demands."""
+    """A machine did not do what the testScript requires."""
 
 
 class Machine:
-    """A guest. `shell`, `power_on`, `power_off`, `halt` and `plug` come from the backend; its process is `process`."""
+    """A guest. The backend provides `shell`, `power_on`, `power_off`, `halt` and `plug`, and sets `process`."""
 
-    # By how much times are stretched: an emulated processor is slow.
+    # Factor on all timeouts: an emulated processor is slow.
     slowness = 1
 
     def __init__(self, name, report, image, folder, seed, bridge):
@@ -35,27 +35,27 @@ class Machine:
     def running(self):
         return self.process is not None and self.process.poll() is None
 
-    # The backend's part.
+    # Provided by the backend.
 
     def power_on(self):
         raise NotImplementedError
 
     def power_off(self):
-        """Takes the power away: nothing is written any more."""
+        """Cuts the power: nothing is written any more."""
         raise NotImplementedError
 
     def shell(self, script, timeout):
-        """Runs a script as root; its status and what it wrote to stdout and stderr, in one text.
+        """Runs a script as root, and returns its status and its combined stdout and stderr.
 
-        NixOS' driver gives stdout alone: where the output counts, a testScript sends stderr elsewhere.
+        NixOS' driver returns only stdout: a testScript that uses the output redirects stderr.
         """
         raise NotImplementedError
 
     def plug(self, plugged):
-        """Puts the network cable in, or takes it out."""
+        """Connects or disconnects the network cable."""
         raise NotImplementedError
 
-    # The language.
+    # The API of testScripts.
 
     def log(self, text):
         self.report.note(f"{self.name}: {text}")

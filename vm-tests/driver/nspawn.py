@@ -1,7 +1,6 @@
-"""Machines under systemd-nspawn: an overlay over the guest image, a cgroup, and a leg on the bridge each.
+"""Machines under systemd-nspawn: each has an overlay over the guest image, a cgroup, and an interface on the bridge.
 
-They share the kernel of the machine they run on, so a crash ends their processes and leaves what the kernel had not
-written yet in its cache.
+They share the host's kernel, so a crash ends their processes, but dirty pages stay in the kernel's cache.
 """
 
 import os
@@ -13,14 +12,14 @@ from . import cgroup
 from .machine import Machine, MachineError
 from .seed import PATH
 
-# How long a guest may take until its systemd takes commands.
+# Timeout until the guest's systemd accepts commands.
 BOOT = 60
-# How long it may take to stop in order.
+# Timeout of an orderly shutdown.
 HALT = 60
 
 
 class Nspawn(Machine):
-    """A machine whose kernel is that of the host."""
+    """A machine that shares the host's kernel."""
 
     def __init__(self, name, report, image, folder, seed, bridge, binds):
         super().__init__(name, report, image, folder, seed, bridge)
@@ -95,7 +94,7 @@ class Nspawn(Machine):
         self._gone()
 
     def halt(self):
-        # What systemd-nspawn sends its guest for an orderly end (SIGRTMIN+3: halt.target).
+        # The signal that systemd-nspawn sends its guest for an orderly shutdown (SIGRTMIN+3: halt.target).
         os.kill(self.leader, 37)
         self._gone()
 

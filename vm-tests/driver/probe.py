@@ -26,7 +26,7 @@ def _missing(tools):
 
 
 def host():
-    """Whether guests can be made here at all."""
+    """The reason why guests cannot run here, or None."""
     if os.geteuid() != 0:
         return "it needs root, for namespaces, mounts and network interfaces"
     if os.uname().machine != "x86_64":
@@ -35,7 +35,7 @@ def host():
 
 
 def namespaces():
-    """Whether this user may make the namespaces that a run lives in, and what it mounts there."""
+    """The reason why the namespaces and mounts of a run are not possible here, or None."""
     script = "mount -t tmpfs tmpfs /run && ip link add probe type bridge && mkdir -p /run/a /run/b /run/c /run/d"
     script += " && mount -t overlay overlay -o lowerdir=/run/a,upperdir=/run/b,workdir=/run/c /run/d"
     command = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--propagation", "private"]
@@ -46,7 +46,7 @@ def namespaces():
 
 
 def qemu():
-    """Whether machines with a kernel of their own can run here."""
+    """The reason why machines with their own kernel cannot run here, or None."""
     missing = _missing(QEMU_TOOLS)
     if missing:
         return missing
@@ -54,7 +54,7 @@ def qemu():
 
 
 def guest(image, folder, report, bridge, binaries):
-    """Boots an empty guest under systemd-nspawn, and runs the binaries in it."""
+    """Boots an empty guest under systemd-nspawn and runs the binaries in it; returns the reason if that fails."""
     seed = Seed()
     seed.file("/etc/hostname", "probe\n")
     seed.file("/etc/vm-tests-lan", "192.168.1.254/24\n")

@@ -1,6 +1,7 @@
-"""Machines under qemu: a kernel of their own, a disk over the guest's, NVMe devices, a leg on the bridge.
+"""Machines under qemu: each has its own kernel, an overlay over the guest's disk, NVMe devices, and an interface on the
+bridge.
 
-Taking the power away ends qemu: what the guest had not flushed to its disks is gone.
+A power cut ends qemu: data that the guest had not flushed to its disks is lost.
 """
 
 import base64
@@ -12,18 +13,18 @@ import time
 
 from .machine import Machine, MachineError
 
-# How long a guest may take until its shell answers.
+# Timeout until the guest's shell answers.
 BOOT = 60
 HALT = 60
-# How much slower than KVM an emulated processor is taken to be, for every time that is waited.
+# Factor on all timeouts for an emulated processor.
 TCG_SLOWNESS = 4
 MEMORY = 1536
-# Longest a kernel may take to come up under KVM before that is taken not to work.
+# Timeout of a kernel's boot under KVM, after which KVM counts as not working.
 KVM_PROBE = 15
 
 
 def accelerator(image):
-    """KVM where a kernel really comes up under it, which takes it a second; else an emulated processor."""
+    """KVM if a kernel really boots under it, which takes a second; otherwise an emulated processor."""
     if os.access("/dev/kvm", os.R_OK | os.W_OK):
         command = ["qemu-system-x86_64", "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "256", "-nodefaults"]
         command += ["-display", "none", "-no-reboot", "-serial", "stdio", "-kernel", str(image.kernel())]
@@ -35,7 +36,7 @@ def accelerator(image):
         )
         watch = threading.Timer(KVM_PROBE, probe.kill)
         watch.start()
-        # Without a root file system it panics, and ends: that is far enough.
+        # Without a root file system the kernel panics and ends, which is proof enough.
         said = probe.communicate()[0]
         watch.cancel()
         if b"Kernel panic" in said:
@@ -44,7 +45,7 @@ def accelerator(image):
 
 
 class Qemu(Machine):
-    """A machine with a kernel of its own."""
+    """A machine with its own kernel."""
 
     def __init__(self, name, report, image, folder, seed, bridge, number, disks, accelerator):
         super().__init__(name, report, image, folder, seed, bridge)
@@ -62,7 +63,7 @@ class Qemu(Machine):
         subprocess.run(["ip", "tuntap", "add", "dev", tap, "mode", "tap"], check=True)
         subprocess.run(["ip", "link", "set", tap, "master", self.bridge, "up"], check=True)
         shell = self.folder / "shell"
-        # No user network, no monitor: the tap and the virtconsole are all that leads in.
+        # No user network and no monitor: only the tap and the virtconsole.
         command = ["qemu-system-x86_64", "-machine", "q35", "-accel", self.accelerator, "-m", str(MEMORY), "-smp", "2"]
         command += ["-cpu", "host" if self.accelerator == "kvm" else "max"]
         command += ["-nodefaults", "-display", "none", "-no-user-config", "-no-reboot"]

@@ -1,4 +1,4 @@
-"""One scenario: its machines and its testScript, run step by step with a line for each."""
+"""One scenario: its machines and its testScript, with a line of output for each step."""
 
 import contextlib
 import signal
@@ -13,14 +13,14 @@ from .qemu import Qemu
 from .seed import PACKAGE, UPDATED_PACKAGE, seed
 
 BRIDGE = "lan"
-# What a testScript says in a log line where this machine lacks what a step needs.
+# Prefix of a testScript's log line if this machine lacks what a step needs.
 SKIPPED = "skipped: "
-# Longest a scenario may take; more is a hang.
+# Timeout of a scenario.
 SCENARIO_TIME = 420
 
 
 class Scenario:
-    """What `scenario.toml` says."""
+    """The content of `scenario.toml`."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -32,16 +32,16 @@ class Scenario:
         self.script = folder / "testScript.py"
 
     def kernels(self):
-        """Machines that need a kernel of their own."""
+        """Machines that need their own kernel."""
         return [name for name, machine in self.machines.items() if machine.get("kernel")]
 
     def addresses(self):
-        """Addresses as NixOS' tests give them: numbered in the order of the names."""
+        """Addresses as in NixOS' tests: numbered in the order of the names."""
         return {name: f"192.168.1.{number}" for number, name in enumerate(sorted(self.machines), start=1)}
 
 
 class Report:
-    """Prints what happens, and counts."""
+    """Prints and counts the results of steps."""
 
     def __init__(self, verbose):
         self.verbose = verbose
@@ -69,7 +69,7 @@ class TimeUp(Exception):
 
 
 class Run:
-    """A scenario on its way."""
+    """A running scenario."""
 
     def __init__(self, scenario, backend, image, folder, binaries, renderings, accelerator, report):
         self.scenario = scenario
@@ -91,7 +91,7 @@ class Run:
                 self.machines[name] = Nspawn(name, report, image, folder, its, BRIDGE, binds)
 
     def names(self):
-        """What a testScript finds defined."""
+        """Names that are defined in a testScript."""
         machines = list(self.machines.values())
         return {name.replace("-", "_"): machine for name, machine in self.machines.items()} | {
             "__name__": "testScript",

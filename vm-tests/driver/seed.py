@@ -1,35 +1,40 @@
-"""What makes a machine its own: its name and address, the devnet's part it plays, or the relay with the rendered
-units, configuration and database settings of the NixOS module. Files only; how they get into a guest is the backend's.
+"""The files that distinguish a machine: its name and address, its part of the devnet, or the relay with the rendered units,
+configuration and database settings of the NixOS module. The backend puts the files into the guest.
 """
 
 import hashlib
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Where the module's rendering says that a package is; and where the one of another set of packages would be.
+# Path prefix of packages in the module's renderings, and the one for a second set of packages.
 STORE = "/nix/store/00000000000000000000000000000000-"
 UPDATED_STORE = "/nix/store/11111111111111111111111111111111-"
 PACKAGE = f"{STORE}atproto-relay"
 UPDATED_PACKAGE = f"{UPDATED_STORE}atproto-relay"
 UNITS = "/etc/systemd/system"
-# The relay's public listener, as far as a scenario moves it away from loopback.
+# Units whose settings scenarios change.
 SOCKET = "atproto-relay.socket"
 SERVICE = "atproto-relay.service"
 
 
 # The systems between which `switch-to` switches.
 SYSTEMS = "/etc/vm-tests/systems"
-# Mount options that a file system in memory does not know.
+# Mount options that tmpfs does not support.
 OF_DISKS = ("x-systemd.device-timeout", "logbsize", "discard")
 
-# What stands behind the rendered lines: NixOS' own for pg_hba.conf, and less memory than a server has.
+# A minute between evaluations and two minutes until an alert fires are most of what a scenario would wait for.
+PROMETHEUS_INTERVAL = "2s"
+ALERTS_AFTER = "10s"
+
+# Appended to rendered files: the lines of NixOS in pg_hba.conf, and less memory than on a server.
 ADDED = {"pg_hba.conf": "local all all peer\n", "postgresql.conf": "shared_buffers = '128MB'\n"}
 
 
-# What NixOS puts around the module's part of nginx' configuration.
+# The part of nginx' configuration that NixOS adds to the module's.
 NGINX = """\
 pid /run/nginx.pid;
 error_log stderr;
@@ -52,7 +57,7 @@ http {{
 
 
 class Seed:
-    """Files and links, with their modes."""
+    """Files with their modes, and links."""
 
     def __init__(self):
         self.files = {}
@@ -112,6 +117,8 @@ def seed(name, machine, addresses, renderings):
         seed.unit("devnet.service", devnet_unit(machine["devnet"]), wanted_by="multi-user.target")
     if "relay" in machine:
         relay(seed, machine, renderings / machine["relay"])
+    if machine.get("contrib"):
+        contrib(seed, renderings.parent.parent / "contrib")
     if machine.get("monitoring"):
         monitoring(seed, renderings / "appliance")
     return seed
@@ -130,7 +137,7 @@ Restart=on-failure
 
 
 def relay(seed, machine, rendering):
-    """The relay, its sockets and its database, word for word as the module renders them."""
+    """The relay, its sockets and its database, exactly as the module renders them."""
     in_memory = not machine.get("kernel")
     for unit in sorted((rendering / "units").iterdir()):
         text = unit.read_text()
@@ -167,14 +174,21 @@ def relay(seed, machine, rendering):
         seed.file(f"{UNITS}/{SOCKET}.d/vm-tests.conf", listen)
 
 
+def contrib(seed, folder):
+    """The files that an operator without Nix installs from."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            seed.file(f"/usr/local/src/contrib/{path.relative_to(folder)}", path.read_bytes(), path.stat().st_mode & 0o777)
+
+
 def without_device(unit):
-    """A unit that waits for no device and prepares none, and is the rendered one otherwise."""
+    """The rendered unit without its device."""
     lines = [line for line in unit.splitlines(keepends=True) if not line.startswith(("BindsTo=dev-", "After=dev-"))]
     return "".join("ExecStart=/bin/true\n" if "prepare-device" in line else line for line in lines)
 
 
 def volumes_in_memory(fstab):
-    """The rendered mounts, as file systems in memory."""
+    """The rendered mounts as tmpfs."""
     lines = []
     for line in fstab.splitlines():
         _, place, _, options, *_ = line.split()
@@ -184,16 +198,16 @@ def volumes_in_memory(fstab):
 
 
 def command(seed):
-    """The operator's command, as the module puts it into PATH."""
+    """The operator's command, in PATH as with the module."""
     seed.link("/usr/local/bin/atproto-relay", f"{STORE}atproto-relay-command")
     seed.link(f"{STORE}systemd/bin/systemd-run", "/usr/bin/systemd-run")
 
 
 def proxy(seed, rendering):
-    """Caddy or nginx with the module's site, without the certificates that no authority would give this machine."""
+    """Caddy or nginx with the module's site, without TLS because this machine cannot get certificates."""
     caddyfile = rendering / "Caddyfile"
     if caddyfile.is_file():
-        # Debian's Caddy is older than this option.
+        # Debian's Caddy does not know this option.
         lines = [line for line in caddyfile.read_text().splitlines() if "stream_close_delay" not in line]
         seed.file("/etc/caddy/Caddyfile", "\n".join(["http:// {", *lines[1:], ""]))
         seed.link(f"{UNITS}/multi-user.target.wants/caddy.service", "/usr/lib/systemd/system/caddy.service")
@@ -206,7 +220,7 @@ def proxy(seed, rendering):
 
 
 def database(seed, rendering):
-    """PostgreSQL with the module's settings; what NixOS itself adds to pg_hba.conf comes after them."""
+    """PostgreSQL with the module's settings, followed by the lines that NixOS adds to pg_hba.conf."""
     for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
         rendered = rendering / name
         if rendered.is_file():
@@ -214,16 +228,23 @@ def database(seed, rendering):
 
 
 def monitoring(seed, rendering):
-    """Prometheus with the module's configuration and alert rules; the exporters are Debian's."""
-    seed.file("/etc/prometheus.yml", (rendering / "etc" / "prometheus.yml").read_bytes())
+    """Prometheus with the module's configuration and alert rules, but shorter intervals; the exporters are Debian's."""
+    prometheus = json.loads((rendering / "etc" / "prometheus.yml").read_text())
+    prometheus["global"]["evaluation_interval"] = PROMETHEUS_INTERVAL
+    for job in prometheus["scrape_configs"]:
+        job["scrape_interval"] = PROMETHEUS_INTERVAL
+    seed.file("/etc/prometheus.yml", json.dumps(prometheus))
     seed.file("/etc/dashboard.json", (rendering / "grafana" / "dashboard.json").read_bytes())
     store(seed, rendering)
+    for path in prometheus["rule_files"]:
+        rules = (rendering / "store" / Path(path).name).read_text()
+        seed.file(path, re.sub(r"(?m)^( +for: ).*$", rf"\g<1>{ALERTS_AFTER}", rules))
     for unit in ("prometheus", "prometheus-node-exporter", "prometheus-postgres-exporter"):
         seed.want(f"{unit}.service", "multi-user.target")
 
 
 def store(seed, rendering):
-    """Files that the rendering names by a path of Nix' store; those that are run are shell scripts."""
+    """Files that the rendering refers to by store path; those without a suffix are shell scripts."""
     for path in sorted((rendering / "store").glob("*")):
         text = path.read_text()
         if path.suffix:
@@ -233,8 +254,8 @@ def store(seed, rendering):
 
 
 def environment(settings):
-    """A scenario's settings as variables: they win over the rendered file, which stays as it is."""
-    # The disk of a guest is that of the machine that it runs on, which others fill.
+    """A scenario's settings as environment variables, which take precedence over the unchanged rendered file."""
+    # The guest's disk is the host's, which can be nearly full.
     flat = {"log.min_free_bytes": "auto"} | flatten(settings)
     lines = [f'Environment="{variable(key)}={value(given)}"' for key, given in flat.items()]
     return "\n".join(["[Service]", *lines, ""])
@@ -251,7 +272,7 @@ def flatten(settings, prefix=""):
 
 
 def variable(key):
-    """The variable of a setting, by the rule of the README's table."""
+    """The environment variable of a setting."""
     table, _, name = key.rpartition(".")
     return "_".join(["RELAY", *([{"limits": "LIMIT"}.get(table, table.upper())] if table else []), name.upper()])
 
