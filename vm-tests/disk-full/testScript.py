@@ -1,16 +1,16 @@
-# Somebody else fills the log's disk. The relay holds its events, says so, and goes on by itself when there is room:
-# consumers see nothing but a pause.
+# Other files fill the log's disk. The relay holds its events back, reports it, and continues by itself when there is space:
+# consumers only see a pause.
 
 LOG = "/var/lib/atproto-relay/log"
 
 start_all()
 
-with subtest("the network stands and writes"):
+with subtest("all machines are connected, and the PDS writes"):
     wait_for_network(relay, consumer, [pds1])
     write(pds1, rate=10, accounts=5)
     wait_for_report(consumer, ".events > 50", timeout=120)
 
-with subtest("the disk is filled: the relay takes no more events, says so, and stays up"):
+with subtest("the disk is full: the relay accepts no more events, reports it, and stays up"):
     relay.execute(
         f"dd if=/dev/zero of={LOG}/filler bs=1M; dd if=/dev/zero of={LOG}/filler bs=4k oflag=append conv=notrunc"
     )
@@ -20,7 +20,7 @@ with subtest("the disk is filled: the relay takes no more events, says so, and s
     relay.require_unit_state("atproto-relay.service")
     assert report(consumer)["connected"]
 
-with subtest("there is room again: it goes on by itself, on the same connection"):
+with subtest("there is space again: the relay continues by itself, on the same connection"):
     before = report(consumer)
     write(pds1, rate=10)
     relay.succeed(f"rm {LOG}/filler")
@@ -28,7 +28,7 @@ with subtest("there is room again: it goes on by itself, on the same connection"
     # A problem ends when it has not been seen for five seconds.
     relay.wait_until_succeeds(f"curl --silent --fail {METRICS}/_health", timeout=30)
 
-with subtest("nothing was lost or doubled by it"):
+with subtest("no event was lost or duplicated"):
     write(pds1, rate=0)
     compare(consumer, [pds1], accounts=5, within=180)
     intact(report(consumer))

@@ -1,5 +1,5 @@
-# Three PDSes, a directory, a relay and a consumer, each a machine of its own: what the consumer makes of the firehose
-# is what the PDSes have.
+# Three PDSes, a directory, a relay and a consumer, each on its own machine: what the consumer builds from the firehose equals
+# what the PDSes have.
 
 pdses = [pds1, pds2, pds3]
 people: dict[str, dict] = {}
@@ -19,14 +19,14 @@ def post(pds, person, text):
 
 start_all()
 
-with subtest("the relay is ready, with its database, before anything else is asked of it"):
+with subtest("the relay and its database are ready"):
     relay.wait_for_unit("atproto-relay.service")
     relay.wait_for_unit("postgresql.service")
     assert relay.get_unit_property("atproto-relay.service", "Type") == "notify-reload"
     tables = relay.succeed("runuser -u postgres -- psql --tuples-only --command='\\dt' atproto-relay")
     assert "account" in tables, tables
 
-with subtest("it subscribes to the two hosts it was told"):
+with subtest("it subscribes to the two configured hosts"):
     for pds in [pds1, pds2]:
         pds.wait_for_unit("devnet.service")
     wait_for_hosts(relay, 2)
@@ -49,7 +49,7 @@ with subtest("accounts and posts of every PDS reach the consumer"):
             post(home, person, text)
     compare(consumer, pdses, accounts=6)
 
-with subtest("an account moves from one PDS to another, and goes on writing there"):
+with subtest("an account moves from one PDS to another, and writes there"):
     moved = ask(
         pds1,
         "http://pds1:2583/devnet/migrateAccount",
@@ -58,7 +58,7 @@ with subtest("an account moves from one PDS to another, and goes on writing ther
     post(pds2, moved, "moved")
     compare(consumer, pdses, accounts=6)
 
-with subtest("a deleted account, a deactivated one and a deleted record are gone at the consumer"):
+with subtest("a deleted account, a deactivated one and a deleted record disappear at the consumer"):
     gone = {"did": people["bela.pds2.test"]["did"], "password": "secret", "token": ""}
     ask(pds2, "http://pds2:2583/xrpc/com.atproto.server.deleteAccount", gone)
     asleep = people["bela.pds3.test"]["accessJwt"]
@@ -69,7 +69,7 @@ with subtest("a deleted account, a deactivated one and a deleted record are gone
     ask(pds3, "http://pds3:2583/xrpc/com.atproto.repo.deleteRecord", deletion, writer["accessJwt"])
     compare(consumer, pdses, accounts=4)
 
-with subtest("all PDSes write at once: new, changed and deleted records"):
+with subtest("all PDSes create, update and delete records at once"):
     for pds in pdses:
         write(pds, rate=30, accounts=10)
     wait_for_report(consumer, ".events > 600", timeout=120)
@@ -77,19 +77,19 @@ with subtest("all PDSes write at once: new, changed and deleted records"):
         write(pds, rate=0)
     compare(consumer, pdses, accounts=30)
 
-with subtest("nothing was left out, doubled or unproven, and one connection carried it all"):
+with subtest("no event was lost, duplicated or unverified, on one connection"):
     intact(report(consumer))
-    # The old PDS of the account that moved says that it is deactivated there: not its business any more.
+    # The old PDS of the moved account reports that it is deactivated there, without authority.
     assert set(drops(relay)) <= {"wrong_host"}, drops(relay)
 
-with subtest("every signature holds, read once more from the beginning of the log"):
+with subtest("every signature is valid, read again from the beginning of the log"):
     last = report(consumer)["lastSeq"]
     consumer.succeed(
         f"(atproto-relay firehose {RELAY} --cursor 0 --verify --json --plc-host http://plc:2582 --allow-private-hosts"
         " > /tmp/verified 2>&1 &)"
     )
     consumer.wait_until_succeeds(f"tail --lines=1 /tmp/verified | jq --exit-status '.seq >= {last}'", timeout=60)
-    # The directory has the account's key of now: what was signed with the one before the move is left out.
+    # The directory has the account's current key: commits from before the move are excluded.
     mover = people["ada.pds1.test"]["did"]
     count = f"grep --invert-match {mover} /tmp/verified | grep --count '\"valid\":%s' || true"
     valid, invalid = (int(consumer.succeed(count % word)) for word in ("true", "false"))

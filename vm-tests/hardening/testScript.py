@@ -1,5 +1,5 @@
-# What somebody who got into the relay's process would find: no path to write to but its own, no secret of others, no
-# way to other privileges. And what others on the machine find of its secrets: nothing.
+# What an attacker in the relay's process can reach: only its own writable paths, no secrets of others, no other privileges.
+# And that other users of the machine cannot read the relay's secrets.
 
 UNIT = "atproto-relay.service"
 SECRETS = ["not-to-be-seen", "not-to-be-seen-either"]
@@ -33,25 +33,25 @@ with subtest("it runs as its own user, without capabilities and with no way to g
     assert fields["NoNewPrivs"].strip() == "1"
     assert fields["Seccomp"].strip() == "2"
 
-with subtest("nothing is writable to it but its state, its runtime folder and its temporary folders"):
+with subtest("it can write only to its state, its runtime folder and its temporary folders"):
     found = relay.succeed(
         inside("find / -writable '(' -type d -o -type f ')' -not -path '/proc/*' 2>/dev/null || true"),
         inside("find /var/lib/atproto-relay /run/atproto-relay -maxdepth 0 -writable"),
     )
     own = ("/var/lib/atproto-relay", "/run/atproto-relay", "/tmp", "/var/tmp")
-    # For everybody, in memory; and what systemd gives it to be told of memory pressure.
+    # Writable for everybody, in memory; and the file through which systemd reports memory pressure.
     common = ("/dev/shm", "/dev/mqueue", "/run/lock", "/sys/fs/cgroup")
     strange = [path for path in found.split() if not path.startswith((*own, *common))]
     assert not [path for path in found.split() if "cgroup" in path and not path.endswith("/memory.pressure")], found
     assert not strange, strange
     relay.fail(inside("touch /etc/mine"), inside("touch /usr/mine"), inside("touch /var/mine"))
 
-with subtest("it sees no home folders, no devices of the machine, and no processes of others"):
+with subtest("it sees no home folders, no devices of the machine, and no processes of other users"):
     relay.fail(inside("ls /root"), inside("test -b /dev/vda"), inside("test -c /dev/kmsg"))
     mounts = relay.succeed(f"cat /proc/{pid}/mountinfo")
     assert "hidepid=invisible" in mounts or "hidepid=2" in mounts, mounts
 
-with subtest("its secrets are files for it alone"):
+with subtest("only the relay can read its secrets"):
     folder = f"/run/credentials/{UNIT}"
     relay.succeed(f"grep --quiet {SECRETS[0]} {folder}/admin-password")
     for secret in ["admin-password", "database-url"]:
@@ -66,12 +66,12 @@ with subtest("no secret is in its arguments, its environment, its unit, its log 
         relay.fail(f"journalctl --unit={UNIT} | grep {secret}")
         relay.fail(f"grep --recursive {secret} /etc/atproto-relay /etc/systemd/system/atproto-relay*")
 
-with subtest("the secrets are used: the database is where the URL says, the password opens the admin API"):
+with subtest("the secrets are used: the database is at the URL, and the password opens the admin API"):
     relay.succeed("test -s /var/lib/atproto-relay/not-to-be-seen-either.sqlite")
     relay.fail("curl --silent --fail http://127.0.0.1:2470/admin/pds/list")
     relay.succeed("curl --silent --fail --user admin:not-to-be-seen http://127.0.0.1:2470/admin/pds/list")
 
-with subtest("the admin socket is for its group alone, without a password"):
+with subtest("only its group can use the admin socket, without a password"):
     mode = relay.succeed("stat --format='%a %U %G' /run/atproto-relay-admin.sock").strip()
     assert mode == "660 root atproto-relay", mode
     ask_for_hosts = "curl --silent --fail --unix-socket /run/atproto-relay-admin.sock http://relay/admin/pds/list"

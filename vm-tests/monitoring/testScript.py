@@ -1,5 +1,4 @@
-# Prometheus reads the relay, the machine and the database; an alert fires when it should, and clears; the dashboard is
-# served.
+# Prometheus scrapes the relay, the machine and the database; an alert fires and clears; Grafana serves the dashboard.
 
 PROMETHEUS = "http://127.0.0.1:9090"
 GRAFANA = "http://127.0.0.1:3000"
@@ -29,13 +28,13 @@ def wait_for_alert(name, state, timeout):
 
 start_all()
 
-with subtest("Prometheus reaches the relay, the machine's exporter and the database's"):
+with subtest("Prometheus scrapes the relay, the machine's exporter and the database's"):
     relay.wait_for_unit("atproto-relay.service")
     relay.wait_for_unit("prometheus.service")
     for job in ["atproto-relay", "atproto-relay-node", "atproto-relay-postgres"]:
         wait_for_sample(f'up{{job="{job}"}} == 1')
 
-with subtest("it has loaded the alert rules, and every one of them can be evaluated"):
+with subtest("it has loaded the alert rules, and can evaluate each of them"):
     groups = ask(relay, f"{PROMETHEUS}/api/v1/rules")["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"] if group["name"].startswith("atproto-relay")]
     assert len(rules) >= 10, rules
@@ -43,14 +42,14 @@ with subtest("it has loaded the alert rules, and every one of them can be evalua
         f"curl --silent --fail {PROMETHEUS}/api/v1/rules | jq --exit-status '[.data.groups[].rules[].health] | all(. == \"ok\")'"
     )
 
-with subtest("events of the network show in Prometheus"):
+with subtest("Prometheus has metrics of events"):
     pds1.wait_for_unit("devnet.service")
     wait_for_hosts(relay, 1)
     write(pds1, rate=10, accounts=3)
     wait_for_sample("sum(relay_events_forwarded_total) > 20")
     wait_for_sample("pg_up == 1")
 
-with subtest("every query of the dashboard is answered, and but for what is wrong there is something to see"):
+with subtest("every query of the dashboard is answered, and all but those for faults have data"):
     for job in ["atproto-relay-node", "atproto-relay-postgres"]:
         wait_for_sample(f'count_over_time(up{{job="{job}"}}[1m]) > 1')
     wait_for_sample('rate(relay_events_forwarded_total{kind="commit"}[1m]) > 0')
@@ -63,16 +62,16 @@ with subtest("every query of the dashboard is answered, and but for what is wron
                 silent.add(panel["title"])
     assert silent <= {"Firing alerts", "Drops by rule"}, silent
 
-with subtest("nothing of it is open to the network"):
+with subtest("none of it is open to the network"):
     for port in [2471, 9090, 9100, 9187, 3000]:
         pds1.fail(f"nc -z -w 2 relay {port}")
 
-with subtest("the relay is stopped: the alert waits its time, then fires"):
+with subtest("the relay is stopped: the alert is pending, then fires"):
     relay.succeed("systemctl stop atproto-relay.service atproto-relay-metrics.socket")
     wait_for_alert("RelayDown", "pending", timeout=60)
     wait_for_alert("RelayDown", "firing", timeout=200)
 
-with subtest("the relay is back: the alert clears"):
+with subtest("the relay is started: the alert clears"):
     relay.succeed("systemctl start atproto-relay-metrics.socket atproto-relay.service")
     relay.wait_for_unit("atproto-relay.service")
     relay.wait_until_succeeds(
@@ -82,7 +81,7 @@ with subtest("the relay is back: the alert clears"):
     )
 
 if relay.execute("systemctl cat grafana.service")[0] == 0:
-    with subtest("Grafana serves the dashboard to readers, with its datasource"):
+    with subtest("Grafana serves the dashboard, with its data source"):
         relay.wait_for_unit("grafana.service")
         relay.wait_for_open_port(3000)
         dashboards = ask(relay, f"{GRAFANA}/api/search?type=dash-db")

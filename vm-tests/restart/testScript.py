@@ -1,4 +1,4 @@
-# The relay restarts, is upgraded, crashes and reloads under load; the consumer's one connection goes through all of it.
+# The relay restarts, is upgraded, crashes and reloads under load; the consumer keeps one connection throughout.
 
 pdses = [pds1, pds2]
 UNIT = "atproto-relay.service"
@@ -13,7 +13,7 @@ def forget_pause():
 
 
 def went_on(before):
-    """Events come again, on the connection there was; how long none came, as the consumer saw it."""
+    """Asserts that events continue on the same connection; returns the consumer's longest pause in milliseconds."""
     wait_for_report(consumer, f".events > {before['events'] + 100}")
     said = report(consumer)
     intact(said)
@@ -22,13 +22,13 @@ def went_on(before):
 
 start_all()
 
-with subtest("the network stands and writes forty records a second"):
+with subtest("all machines are connected, and the PDSes write forty records a second"):
     wait_for_network(relay, consumer, pdses)
     for pds in pdses:
         write(pds, rate=20, accounts=5)
     wait_for_report(consumer, ".events > 100")
 
-with subtest("a restart leaves the consumer connected, without a gap or a double"):
+with subtest("a restart leaves the consumer connected, without a gap or a duplicate"):
     before, pid = report(consumer), main_pid()
     forget_pause()
     relay.succeed(f"systemctl restart {UNIT}")
@@ -36,7 +36,7 @@ with subtest("a restart leaves the consumer connected, without a gap or a double
     pause = went_on(before)
     relay.log(f"restart: {pause} ms without an event at the consumer")
 
-with subtest("nobody is refused a connection while it restarts"):
+with subtest("no connection is refused during a restart"):
     consumer.succeed(
         f"(for n in $(seq 150); do curl --silent --show-error --fail --max-time 20 {RELAY}/xrpc/_health"
         " --output /dev/null || echo refused; done; touch /tmp/knocked) > /tmp/knocks 2>&1 &"
@@ -47,18 +47,18 @@ with subtest("nobody is refused a connection while it restarts"):
     consumer.wait_until_succeeds("test -e /tmp/knocked")
     assert "refused" not in consumer.succeed("cat /tmp/knocks")
 
-with subtest("an upgrade, systemd reading its units anew and restarting, is no different"):
+with subtest("so does an upgrade: systemd reloads its units, and the relay restarts"):
     before = report(consumer)
     relay.succeed("systemctl daemon-reload", f"systemctl restart {UNIT}")
     went_on(before)
 
-with subtest("three restarts in a row are no different"):
+with subtest("so do three restarts in a row"):
     before = report(consumer)
     for _ in range(3):
         relay.succeed(f"systemctl restart {UNIT}")
     went_on(before)
 
-with subtest("killed without warning, it is started again and takes the consumer up"):
+with subtest("after kill -9, systemd starts it again, and it resumes the consumer"):
     before, pid = report(consumer), main_pid()
     forget_pause()
     relay.succeed(f"kill -KILL {pid}")
@@ -81,7 +81,7 @@ with subtest("it stops within two seconds under load"):
     relay.log(f"stop: {took.strip()} ms")
     relay.succeed(f"systemctl start {UNIT}")
 
-with subtest("what the PDSes have is what the consumer has"):
+with subtest("the consumer has the same records as the PDSes"):
     wait_for_report(consumer, f".events > {before['events'] + 100}")
     for pds in pdses:
         write(pds, rate=0)

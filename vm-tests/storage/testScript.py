@@ -1,4 +1,4 @@
-# Empty NVMe devices get their file systems once, are mounted with the options asked for, and survive a reboot; a
+# Empty NVMe devices get their file systems once, are mounted with the module's options, and survive a reboot; a
 # device with data on it is left unchanged.
 
 LOG = "/var/lib/atproto-relay/log"
@@ -18,7 +18,7 @@ def uuid(path):
 
 relay.start(allow_reboot=True)
 
-with subtest("the empty devices have got their file systems, and are mounted"):
+with subtest("the empty devices have file systems, and are mounted"):
     relay.wait_for_unit("atproto-relay.service")
     assert mounted(LOG, "FSTYPE") == "xfs"
     assert mounted(DATABASE, "FSTYPE") == "ext4"
@@ -43,7 +43,7 @@ with subtest("udev has set the devices' scheduler and read-ahead"):
     # Where the module's rules are; udev would name a line that it could not follow.
     assert "99-local.rules" not in relay.succeed("journalctl --no-pager --boot --unit=systemd-udevd.service")
 
-with subtest("a reboot formats nothing anew: the same file systems, with what was on them"):
+with subtest("a reboot formats nothing: the file systems and their content are the same"):
     before = (uuid(LOG), uuid(DATABASE))
     relay.succeed(f"touch {LOG}/kept && sync")
     relay.reboot()
@@ -51,7 +51,7 @@ with subtest("a reboot formats nothing anew: the same file systems, with what wa
     assert (uuid(LOG), uuid(DATABASE)) == before
     relay.succeed(f"test -e {LOG}/kept")
 
-with subtest("a device with data on it is refused, and left unchanged"):
+with subtest("a device with data is refused and left unchanged"):
     relay.succeed("systemctl stop atproto-relay.service", f"umount {LOG}", "systemctl stop atproto-relay-prepare-log")
     relay.succeed(f"wipefs --all --quiet {LOG_DEVICE}")
     relay.succeed(f"blkdiscard --force {LOG_DEVICE} || dd if=/dev/zero of={LOG_DEVICE} bs=1M count=64 conv=fsync")

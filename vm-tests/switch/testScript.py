@@ -1,6 +1,5 @@
-# `nixos-rebuild switch` to a system in which every package is another one, and back: the disks stay mounted, the database
-# goes on, and the consumer's one connection goes through both. The system before runs on what the one after has made of the
-# database.
+# `nixos-rebuild switch` to a system with other packages, and back: the disks stay mounted, the database keeps running, and
+# the consumer keeps its connection. The earlier release runs on a database that the later one has migrated.
 
 UNIT = "atproto-relay.service"
 VOLUMES = {"/var/lib/atproto-relay/log": "log", "/var/lib/postgresql": "database"}
@@ -20,12 +19,12 @@ def program():
 
 
 def mounts():
-    """The number that the kernel has given to each mount, anew each time."""
+    """The kernel's ID of each mount, which is new for each mount operation."""
     return [relay.succeed(f"findmnt --noheadings --output ID --mountpoint {path}").strip() for path in VOLUMES]
 
 
 def switch(system):
-    """Switches to a system; what must be as before is as before, and the relay is the system's."""
+    """Switches to a system, and asserts that the relay is that system's and everything else is unchanged."""
     said, disks, pid, at = report(consumer), mounts(), main_pid(UNIT), program()
     database = main_pid("postgresql.service")
     prepared = [relay.get_unit_property(f"atproto-relay-prepare-{role}", "InvocationID") for role in VOLUMES.values()]
@@ -45,7 +44,7 @@ def switch(system):
 
 start_all()
 
-with subtest("the network stands and writes twenty records a second, onto disks that were prepared"):
+with subtest("all machines are connected, and the PDS writes twenty records a second; the disks are prepared"):
     wait_for_network(relay, consumer, [pds1])
     write(pds1, rate=20, accounts=5)
     wait_for_report(consumer, ".events > 40")
@@ -53,21 +52,21 @@ with subtest("the network stands and writes twenty records a second, onto disks 
         relay.require_unit_state(f"{unit}.service")
     assert len(mounts()) == 2
 
-with subtest("a switch to other packages restarts the relay alone: disks and database stay, and so does the consumer"):
+with subtest("a switch to other packages restarts only the relay: disks, database and consumer stay connected"):
     switch("updated")
 
-with subtest("the release before runs on a database that the one after has migrated"):
+with subtest("the earlier release runs on a database that the later one has migrated"):
     relay.succeed(f'runuser -u postgres -- psql --quiet --set=ON_ERROR_STOP=1 --command="{LATER}" atproto-relay')
     switch("former")
 
-with subtest("the operator's command is the service's: its configuration, its user, its socket"):
+with subtest("the operator's command uses the configuration, the user and the socket of the service"):
     relay.succeed(
         "cd / && atproto-relay check-config | grep --quiet 'data_dir = \"/var/lib/atproto-relay\"'",
         "cd / && atproto-relay check-config | grep --quiet 'admin API: on'",
     )
     relay.fail("ls /data")
 
-with subtest("what the PDS has is what the consumer has"):
+with subtest("the consumer has the same records as the PDS"):
     write(pds1, rate=0)
     compare(consumer, [pds1], accounts=5)
     intact(report(consumer))
