@@ -127,7 +127,9 @@ let
           "sum(${per (metric "relay_events_forwarded_total")})"
           (atLeast 0.01)
         )
-        (number "Lag behind the hosts" "Median time from the creation of an event at its host until it is in the log." "s"
+        (number "Lag behind the hosts"
+          "Median time from the creation of an event at its host until it is in the log."
+          "s"
           (metric "relay_lag_seconds")
           (upTo 10 60)
         )
@@ -280,26 +282,36 @@ let
           (query "reserved" (metric "relay_log_min_free_bytes"))
           (query "disk" (metric "relay_log_disk_bytes"))
         ])
-        (graph "Redactions" "Accounts whose events are removed from the log after a deletion or a takedown." "short" [
-          (query "pending" (metric "relay_log_redactions_pending"))
-          (query "done a minute" "60 * ${per (metric "relay_log_redactions_total")}")
-        ])
-        (graph "Sequence numbers" "Sequence numbers are dense, so the difference is the number of events in the log." "short" [
-          (query "in the log" "${metric "relay_log_seq"} - ${metric "relay_log_oldest_seq"}")
-          (query "not yet durable" (metric "relay_log_durable_lag_events"))
-          (query "not yet stored by {{view}}" (metric "relay_view_lag_events"))
-        ])
-        (graph "Segments removed"
-          "age: normal; bytes or room: the window is shorter than configured."
+        (graph "Redactions" "Accounts whose events are removed from the log after a deletion or a takedown."
+          "short"
+          [
+            (query "pending" (metric "relay_log_redactions_pending"))
+            (query "done a minute" "60 * ${per (metric "relay_log_redactions_total")}")
+          ]
+        )
+        (graph "Sequence numbers"
+          "Sequence numbers are dense, so the difference is the number of events in the log."
+          "short"
+          [
+            (query "in the log" "${metric "relay_log_seq"} - ${metric "relay_log_oldest_seq"}")
+            (query "not yet durable" (metric "relay_log_durable_lag_events"))
+            (query "not yet stored by {{view}}" (metric "relay_view_lag_events"))
+          ]
+        )
+        (graph "Segments removed" "age: normal; bytes or room: the window is shorter than configured."
           "short"
           [
             (query "{{reason}} an hour" "increase(${metric "relay_log_segments_removed_total"}[1h])")
           ]
         )
-        (graph "Failures" "failing: 1 while the log accepts no events; retried: writes repeated after an error." "short" [
-          (query "failing" (metric "relay_log_failing"))
-          (query "retried a minute" "60 * ${per (metric "relay_log_write_errors_total")}")
-        ])
+        (graph "Failures"
+          "failing: 1 while the log accepts no events; retried: writes repeated after an error."
+          "short"
+          [
+            (query "failing" (metric "relay_log_failing"))
+            (query "retried a minute" "60 * ${per (metric "relay_log_write_errors_total")}")
+          ]
+        )
       ];
     }
     {
@@ -331,7 +343,8 @@ let
     {
       title = "Identities";
       panels = [
-        (graph "Look-ups" "unavailable: an error of the directory; not found and invalid: a fault of the account."
+        (graph "Look-ups"
+          "unavailable: an error of the directory; not found and invalid: a fault of the account."
           "ops"
           [
             (query "{{method}} {{outcome}}" "sum by (method, outcome) (${per (metric "relay_identity_lookups_total")})")
