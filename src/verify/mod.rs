@@ -8,6 +8,7 @@ pub mod account;
 mod alarm;
 mod judge;
 mod lookup;
+mod policy;
 #[cfg(any(test, feature = "devnet"))]
 mod recording;
 pub mod residents;

@@ -30,6 +30,7 @@ use crate::telemetry::metrics;
 use super::judge::{
     self, Candidate, Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting,
 };
+use super::policy::{self, AccountForm, Move};
 use super::residents::Residents;
 use super::rules::Chain;
 use super::signature::{self, Job};
@@ -412,11 +413,7 @@ impl Shard {
             host.admit_account()
         };
         let before = account.local;
-        account.local = match (before, room) {
-            (LocalStatus::Active, false) => LocalStatus::Throttled,
-            (LocalStatus::Throttled, true) => LocalStatus::Active,
-            (other, _) => other,
-        };
+        account.local = policy::admitted(before, room);
         let local = account.local;
         if account.known && local != before {
             self.announce(did, local, None);
@@ -566,24 +563,10 @@ impl Shard {
         if renew_for.is_some() {
             account.asked_identity_at = now;
         }
-        let mut announce = None;
-        match candidate.chain {
-            Chain::Broken => {
-                metrics().desynchronized.inc();
-                if account.count_break(now, desync) && account.local.is_active() {
-                    account.local = LocalStatus::Desynchronized;
-                    announce = Some(account.local);
-                }
-            }
-            Chain::Intact if is_sync => {
-                account.breaks = 0;
-                if account.local == LocalStatus::Desynchronized {
-                    account.local = LocalStatus::Active;
-                    announce = Some(account.local);
-                }
-            }
-            Chain::Intact => {}
+        if candidate.chain == Chain::Broken {
+            metrics().desynchronized.inc();
         }
+        let mut announce = policy::follow_chain(account, candidate.chain, is_sync, now, desync);
         let update = AccountUpdate {
             repo: Some(repo),
             ..AccountUpdate::new(did.clone())
@@ -606,7 +589,7 @@ impl Shard {
     fn forward_identity(&mut self, event: Event, edited: Option<Vec<u8>>) {
         let received = &event.waiting.received;
         let account = self.residents.get(&received.did);
-        let edited = if account.is_some_and(|it| has_ended(it.local, &it.upstream)) {
+        let edited = if account.is_some_and(|it| policy::has_ended(it.local, &it.upstream)) {
             let frame = edited.as_deref().unwrap_or(&received.frame);
             frame::plain_identity(frame, &self.at.time()).map(Some)
         } else {
@@ -632,12 +615,14 @@ impl Shard {
             return;
         };
         let (active, status) = combined_status(account.local, &upstream);
-        let edited = if has_ended(account.local, &upstream) {
-            frame::plain_account(&received.frame, active, status, &self.at.time()).map(Some)
-        } else if account.local.is_active() {
-            Ok(None)
-        } else {
-            frame::with_account_status(&received.frame, active, status).map(Some)
+        let edited = match policy::account_form(account.local, &upstream) {
+            AccountForm::AsReceived => Ok(None),
+            AccountForm::CombinedStatus => {
+                frame::with_account_status(&received.frame, active, status).map(Some)
+            }
+            AccountForm::Plain => {
+                frame::plain_account(&received.frame, active, status, &self.at.time()).map(Some)
+            }
         };
         let Some((frame, span)) = outgoing(received, edited) else {
             return drop_event(&event.waiting, Rule::Edit);
@@ -717,13 +702,7 @@ impl Shard {
             let _ = command.reply.send(Err(CommandError::UnknownAccount));
             return;
         }
-        // An account that already is what a conditional decision makes of it is announced all the same: the
-        // database may have been ahead of this shard.
-        let unchanged = match command.only_from {
-            None => account.local == command.local,
-            Some(from) => account.local != from && account.local != command.local,
-        };
-        if unchanged {
+        if !policy::changes(account.local, command.local, command.only_from) {
             let _ = command.reply.send(Ok(()));
             return;
         }
@@ -887,36 +866,23 @@ impl Shard {
         let Some(account) = self.residents.get(did) else {
             return;
         };
-        // An answer that was overtaken by a newer one must not give the account back.
-        if account
-            .resolved_at
-            .is_some_and(|known| identity.resolved_at < known)
-        {
-            return;
-        }
-        account.set_key(identity.signing_key);
-        account.resolved_at = Some(identity.resolved_at);
         let now_at = match identity.pds.as_ref() {
             Some(pds) if pds == host.host() => Some(host.clone()),
             Some(pds) => hosts.by_name(pds.name()),
             None => None,
         };
-        let leaves = match (&now_at, account.host) {
-            (Some(now_at), before) => before != Some(now_at.id()),
-            (None, before) => before.is_some() && !account.away,
+        let new_host = now_at.map(|now_at| now_at.id());
+        let Some(Move { leaves, uncounted }) = policy::apply_identity(account, identity, new_host)
+        else {
+            return;
         };
-        account.away = now_at.is_none();
-        if leaves && mem::take(&mut account.counted) {
-            let before = match account.host {
-                Some(id) if id == host.id() => Some(host.clone()),
-                id => id.and_then(|id| hosts.get(id)),
-            };
-            if let Some(before) = before {
-                before.release_account();
-            }
+        let before = match uncounted {
+            Some(id) if id == host.id() => Some(host.clone()),
+            id => id.and_then(|id| hosts.get(id)),
+        };
+        if let Some(before) = before {
+            before.release_account();
         }
-        let new_host = now_at.as_ref().map(|now_at| now_at.id());
-        account.host = new_host.or(account.host);
         if !account.known {
             return;
         }
@@ -967,14 +933,9 @@ impl Shard {
         let Some(account) = self.residents.get(did) else {
             return;
         };
-        if !account.is_at(host.id()) {
-            return;
-        }
-        account.asked_status_at = now;
-        let Some(status) = status.filter(|status| *status != account.upstream) else {
+        let Some(status) = policy::apply_status(account, host.id(), status, now) else {
             return;
         };
-        account.upstream = status.clone();
         let deleted = status == UpstreamStatus::Deleted;
         if deleted {
             self.dismiss(did, host);
@@ -1002,12 +963,6 @@ fn drop_event(waiting: &Waiting, rule: Rule) {
     received
         .host
         .count_drop(rule, did, Some(received.seq), &rule);
-}
-
-/// Whether the operator or its PDS has ended the account: what is said of it then leaves with the lexicon's fields only.
-fn has_ended(local: LocalStatus, upstream: &UpstreamStatus) -> bool {
-    let banned = matches!(local, LocalStatus::TakenDown | LocalStatus::Suspended);
-    banned || *upstream == UpstreamStatus::Deleted
 }
 
 /// The frame to forward, and where its seq stands: the received one, or the edited one where something had to be
