@@ -1,10 +1,11 @@
-//! The HTTP side of the relay: XRPC for everybody, routes for its operator, a page for the curious.
+//! The HTTP side of the relay: XRPC for everybody, routes for its operator, a page for the curious and the manual.
 //! The handlers are thin: what they answer comes from the store, what they change is done by
 //! [`Operations`].
 
 mod admin;
 mod auth;
 mod deeds;
+mod docs;
 mod error;
 mod input;
 pub mod listener;
@@ -70,7 +71,10 @@ pub fn router(state: State, firehose: Router) -> Router {
         .layer(middleware::from_fn(cross_origin));
     let routes = Router::new()
         .route("/", getting(get(pages::home)))
-        .route("/_health", getting(get(pages::health)));
+        .route("/_health", getting(get(pages::health)))
+        .route("/docs", getting(get(docs::first_page)))
+        .route("/docs/", getting(get(docs::first_page)))
+        .route("/docs/{*path}", getting(get(docs::page)));
     let door = auth::Door::Password(state.admin_password.clone(), "public");
     let routes = routes.merge(guarded_admin_routes(door));
     finished(routes.with_state(state).merge(xrpc))

@@ -11,7 +11,8 @@ const HOME: &str = concat!(
     ".\n\n\
      The firehose is a WebSocket at  /xrpc/com.atproto.sync.subscribeRepos\n\
      Hosts it reads are listed at    /xrpc/com.atproto.sync.listHosts\n\
-     Whether it is well is told at   /xrpc/_health\n\n\
+     Whether it is well is told at   /xrpc/_health\n\
+     The manual is at                /docs\n\n\
      The protocol: https://atproto.com\n"
 );
 
