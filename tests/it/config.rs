@@ -508,22 +508,6 @@ fn a_reload_says_what_it_applies_and_what_waits() {
 }
 
 #[test]
-fn the_readme_says_which_settings_need_a_restart() {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let keys: Vec<String> = settings()
-        .iter()
-        .filter(|setting| !setting.live)
-        .map(|setting| format!("`{}`", setting.key))
-        .collect();
-    let line = format!("These need a restart: {}.", keys.join(", "));
-    let text = readme
-        .split_ascii_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ");
-    assert!(text.contains(&line), "README.md lacks: {line}");
-}
-
-#[test]
 fn the_files_admin_password_file_is_read() {
     let case = Case::new();
     let path = case.write("password", "hunter2\r\n");
@@ -613,26 +597,5 @@ fn trusted_proxies_are_networks_and_everybody_is_warned_of() {
     assert!(
         warnings[0].contains("every client may name any address"),
         "{warnings:?}"
-    );
-}
-
-#[test]
-fn the_readme_has_every_setting() {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let missing: Vec<String> = settings()
-        .iter()
-        .map(|s| {
-            let (flag, variable) = (s.flag, s.variables[0].name());
-            format!(
-                "| `{}` | `--{flag}` | `{variable}` | {} | {} |",
-                s.key, s.default, s.help
-            )
-        })
-        .filter(|row| !readme.lines().any(|line| line == row))
-        .collect();
-    assert!(
-        missing.is_empty(),
-        "README.md lacks these rows:\n{}",
-        missing.join("\n")
     );
 }

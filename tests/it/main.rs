@@ -12,6 +12,7 @@ mod contrib;
 mod crash;
 mod devnet;
 mod discovery;
+mod docs;
 mod eventlog;
 mod faults;
 mod firehose;

@@ -102,15 +102,18 @@ fn the_lock_pins_what_the_flake_takes() {
 }
 
 #[test]
-fn the_readme_has_the_configurations_that_are_rendered() {
-    let readme =
-        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+fn the_manual_has_the_configurations_that_are_rendered() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operate/nixos.md");
+    let page = fs::read_to_string(page).unwrap();
     for name in ["minimal", "appliance", "external-database"] {
         let text = read(&format!("rendering/configurations/{name}.nix"));
         // Without what the file says of itself at its beginning.
         let start = text.find("\n{\n").unwrap() + 1;
         let block = format!("```nix\n{}```\n", &text[start..]);
-        assert!(readme.contains(&block), "README.md lacks:\n{block}");
+        assert!(
+            page.contains(&block),
+            "docs/operate/nixos.md lacks:\n{block}"
+        );
     }
 }
 
