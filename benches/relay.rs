@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use atproto_relay::config::SQLITE_FILE;
-use atproto_relay::devnet::check::{Consumer, ConsumerOptions};
+use atproto_relay::devnet::check::{Watcher, WatcherOptions};
 use atproto_relay::devnet::load::{
     self, Crowd, LoadOptions, Measured, Patience, Prepared, ProcessOptions, RelayProcess, Swarm,
     Target, unlimited,
@@ -297,11 +297,11 @@ async fn restart(options: &Options) -> anyhow::Result<()> {
     let swarm = Swarm::start(&prepared).await?;
     let mut relay = relay(folder.path(), &swarm, 0, &[]).await?;
     swarm.subscribed(PATIENCE).await?;
-    let consumer = Consumer::start(
+    let consumer = Watcher::start(
         prepared.ledger().clone(),
-        ConsumerOptions {
+        WatcherOptions {
             relay: relay.firehose(),
-            ..ConsumerOptions::default()
+            ..WatcherOptions::default()
         },
     );
     consumer.connected(PATIENCE).await?;

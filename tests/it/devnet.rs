@@ -18,12 +18,12 @@ use atproto_relay::atproto::key::VerifyingKey;
 use atproto_relay::atproto::mst::{self, Change, InvertOp, Tree};
 use atproto_relay::devnet::dag;
 use atproto_relay::devnet::directory::Directory;
+use atproto_relay::devnet::follower::{AccountSnapshot, Follower, FollowerOptions, differences};
 use atproto_relay::devnet::keys::Curve;
 use atproto_relay::devnet::network::{Network, NetworkOptions};
 use atproto_relay::devnet::pds::{AccountStatus, Pds, PdsOptions, RepoState, Write};
 use atproto_relay::devnet::plc::Plc;
 use atproto_relay::devnet::server::Place;
-use atproto_relay::devnet::view::{Follower, FollowerOptions, Held, differences};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
 use iroh_car::CarReader;
@@ -987,7 +987,11 @@ async fn a_follower_ends_up_with_what_a_busy_pds_has() {
     pds.keep_writing(3, 0.0).unwrap();
     let same = async {
         loop {
-            let held = pds.repositories().into_iter().map(Held::from).collect();
+            let held = pds
+                .repositories()
+                .into_iter()
+                .map(AccountSnapshot::from)
+                .collect();
             let report = follower.report();
             if report.last_seq == pds.head_seq() as i64
                 && differences(held, &follower.accounts()).is_empty()

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::support::kills::kills;
-use atproto_relay::devnet::check::{Consumer, ConsumerOptions, Outcome};
+use atproto_relay::devnet::check::{Outcome, Watcher, WatcherOptions};
 use atproto_relay::devnet::faults::{Effect, Fault, FaultPlan};
 use atproto_relay::devnet::load::{
     FLOOD_QUOTA, LoadOptions, Prepared, ProcessOptions, RelayProcess, Swarm, unlimited,
@@ -61,18 +61,18 @@ async fn start(
     relay
 }
 
-async fn consume(prepared: &Prepared, relay: &RelayProcess) -> Consumer {
-    let options = ConsumerOptions {
+async fn consume(prepared: &Prepared, relay: &RelayProcess) -> Watcher {
+    let options = WatcherOptions {
         relay: relay.firehose(),
         cursor: Some(0),
         stopwatch: None,
     };
-    let consumer = Consumer::start(prepared.ledger().clone(), options);
+    let consumer = Watcher::start(prepared.ledger().clone(), options);
     consumer.connected(PATIENCE).await.unwrap();
     consumer
 }
 
-async fn finish(prepared: &Prepared, consumer: Consumer) -> Outcome {
+async fn finish(prepared: &Prepared, consumer: Watcher) -> Outcome {
     let ledger = prepared.ledger().clone();
     let waited = consumer
         .wait_for(PATIENCE, |checker| {

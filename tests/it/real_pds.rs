@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use atproto_relay::atproto::frame::{self, Peek};
 use atproto_relay::config::{Config, HostEntry, HostLimits, Rate};
-use atproto_relay::devnet::check::{Consumer, ConsumerOptions, Ledger, Origin, Verdict};
+use atproto_relay::devnet::check::{Ledger, Origin, Verdict, Watcher, WatcherOptions};
 use atproto_relay::devnet::replay::{Capture, DocumentStyle, Moment, Replay};
 use atproto_relay::devnet::scrape::Samples;
 use atproto_relay::devnet::timestamp::Timestamp;
@@ -118,7 +118,7 @@ fn ledger(replay: &Replay) -> Arc<Ledger> {
 }
 
 /// Sends every frame, each after the one before it came out or was dropped; the rules that dropped.
-async fn play(replay: &Replay, relay: &Relay, consumer: &Consumer) -> Vec<String> {
+async fn play(replay: &Replay, relay: &Relay, consumer: &Watcher) -> Vec<String> {
     let mut rules = Vec::new();
     let mut expected = 0;
     loop {
@@ -166,11 +166,11 @@ async fn every_verdict_holds(style: DocumentStyle) {
     let before = samples(&relay).await;
     replay.connected(PATIENCE).await.unwrap();
     let ledger = ledger(&replay);
-    let consumer = Consumer::start(
+    let consumer = Watcher::start(
         ledger.clone(),
-        ConsumerOptions {
+        WatcherOptions {
             relay: firehose(&relay),
-            ..ConsumerOptions::default()
+            ..WatcherOptions::default()
         },
     );
     consumer.connected(PATIENCE).await.unwrap();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use atproto_relay::devnet::view::{Held, differences};
+use atproto_relay::devnet::follower::{AccountSnapshot, differences};
 use clap::Args;
 
 /// Pause between two comparisons: events may still be on their way.
@@ -57,7 +57,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
 }
 
-async fn held(url: &str) -> anyhow::Result<Vec<Held>> {
+async fn held(url: &str) -> anyhow::Result<Vec<AccountSnapshot>> {
     let answer = atproto_relay::dial::plain_client()
         .get(url)
         .timeout(ANSWER)

@@ -2,7 +2,7 @@
 //! the connection fared, `/accounts` is what `atproto-devnet compare` compares.
 
 use anyhow::Context;
-use atproto_relay::devnet::view::{Follower, FollowerOptions};
+use atproto_relay::devnet::follower::{Follower, FollowerOptions};
 use clap::Args;
 
 use crate::place::PlaceArgs;

@@ -3,16 +3,17 @@
 //! far as it must to tell them apart; whether signatures hold is the sender's knowledge.
 
 mod checker;
-mod consumer;
 mod ledger;
 mod report;
 #[cfg(test)]
 mod tests;
+mod watcher;
+
 pub use checker::Checker;
-pub(super) use consumer::subscribe;
-pub use consumer::{Consumer, ConsumerOptions, Latencies, Outcome, WaitError};
 pub use ledger::{EventId, GroupId, Ledger, Origin, Verdict};
 pub use report::Report;
+pub(super) use watcher::subscribe;
+pub use watcher::{Latencies, Outcome, WaitError, Watcher, WatcherOptions};
 
 use crate::atproto::frame::{self, Peek, PeekedEvent};
 

@@ -23,7 +23,7 @@ pub use process::{ProcessError, ProcessOptions, RelayProcess, Usage, relay_besid
 pub use swarm::{Swarm, SwarmError};
 pub use yardstick::Yardstick;
 
-use super::check::{Checker, Consumer, ConsumerOptions, Latencies, WaitError};
+use super::check::{Checker, Latencies, WaitError, Watcher, WatcherOptions};
 use super::faults::FaultPlan;
 
 /// Accounts that a flooding host announces.
@@ -193,12 +193,12 @@ pub async fn run(
 ) -> Result<Measured, SwarmError> {
     progress("waiting for the relay to subscribe to every host");
     swarm.subscribed(patience.subscribe).await?;
-    let options = ConsumerOptions {
+    let options = WatcherOptions {
         relay: target.firehose,
         cursor: None,
         stopwatch: Some(swarm.stopwatch().clone()),
     };
-    let consumer = Consumer::start(prepared.ledger().clone(), options);
+    let consumer = Watcher::start(prepared.ledger().clone(), options);
     consumer.connected(patience.subscribe).await?;
     progress("introducing the accounts");
     swarm.introduce(prepared);
@@ -244,7 +244,7 @@ pub async fn run(
 
 /// Waits for everything that must come out, floods included.
 async fn finish(
-    consumer: &Consumer,
+    consumer: &Watcher,
     prepared: &Prepared,
     patience: Patience,
 ) -> Result<(), WaitError> {

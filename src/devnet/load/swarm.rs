@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::account::Profile;
 use super::metronome::Metronome;
 use super::prepare::{Act, Due, Prepared};
-use crate::devnet::check::{Consumer, WaitError};
+use crate::devnet::check::{WaitError, Watcher};
 use crate::devnet::feed::{Feed, Step, Stopwatch};
 use crate::devnet::server::{Places, Server};
 
@@ -139,7 +139,7 @@ impl Swarm {
         &self,
         prepared: &Prepared,
         rate: f64,
-        consumer: &Consumer,
+        consumer: &Watcher,
     ) -> Result<(), SwarmError> {
         let scripts = self.hosts.iter().zip(&prepared.scripts).enumerate();
         let mut players: Vec<Player<'_>> = scripts
@@ -187,7 +187,7 @@ struct Player<'a> {
     host: u32,
     feed: &'a Feed,
     script: &'a [Due],
-    consumer: &'a Consumer,
+    consumer: &'a Watcher,
 }
 
 impl Player<'_> {
@@ -219,7 +219,7 @@ async fn restart(
     host: u32,
     feed: &Feed,
     complete: usize,
-    consumer: &Consumer,
+    consumer: &Watcher,
 ) -> Result<(), SwarmError> {
     consumer
         .wait_for(RESTART_PATIENCE, |checker| {

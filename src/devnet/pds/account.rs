@@ -6,7 +6,7 @@ use std::ops::Deref;
 use crate::atproto::cid::Cid;
 use crate::atproto::did::Did;
 use crate::atproto::tid::Tid;
-use crate::devnet::view::Held;
+use crate::devnet::follower::AccountSnapshot;
 
 /// A new account, with everything needed to use it.
 #[derive(Clone, Debug)]
@@ -71,10 +71,10 @@ impl Deref for RepoState {
     }
 }
 
-impl From<RepoState> for Held {
-    fn from(state: RepoState) -> Held {
+impl From<RepoState> for AccountSnapshot {
+    fn from(state: RepoState) -> AccountSnapshot {
         let records = state.records.iter();
-        Held {
+        AccountSnapshot {
             did: state.did.to_string(),
             active: state.status == AccountStatus::Active,
             rev: state.rev.to_string(),

@@ -29,15 +29,15 @@ pub struct Event {
 pub(super) enum Start {
     /// At this position.
     At(u64),
-    /// At this position, after telling that events before it are gone.
+    /// At this position, after an info frame: earlier events are gone.
     Outdated(u64),
     /// Nowhere: the cursor is above the last sequence number.
     Future,
 }
 
-/// What a subscriber watches: it wakes up on every change.
+/// The state of the stream that subscribers watch; each change wakes them up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pulse {
+pub(super) struct StreamState {
     /// Position the next event will get.
     pub end: u64,
     /// Connections of an older generation are cut.
@@ -49,7 +49,7 @@ pub(super) struct Pulse {
 #[derive(Debug)]
 pub(super) struct EventStream {
     kept: Mutex<Kept>,
-    pulse: watch::Sender<Pulse>,
+    state: watch::Sender<StreamState>,
     window: Duration,
     window_bytes: usize,
 }
@@ -73,14 +73,14 @@ impl EventStream {
             next_position: 0,
             evicted: 0,
         };
-        let pulse = watch::Sender::new(Pulse {
+        let state = watch::Sender::new(StreamState {
             end: 0,
             generation: 0,
             stalled: false,
         });
         EventStream {
             kept: Mutex::new(kept),
-            pulse,
+            state,
             window,
             window_bytes,
         }
@@ -103,8 +103,8 @@ impl EventStream {
         kept.evict(self.window_bytes);
         let end = kept.next_position;
         drop(kept);
-        self.pulse
-            .send_modify(|pulse| pulse.end = pulse.end.max(end));
+        self.state
+            .send_modify(|state| state.end = state.end.max(end));
         stamp.seq
     }
 
@@ -170,17 +170,17 @@ impl EventStream {
         Start::At(position(next))
     }
 
-    pub(super) fn subscribe(&self) -> watch::Receiver<Pulse> {
-        self.pulse.subscribe()
+    pub(super) fn subscribe(&self) -> watch::Receiver<StreamState> {
+        self.state.subscribe()
     }
 
     /// Cuts all connections that are open now.
     pub(super) fn disconnect(&self) {
-        self.pulse.send_modify(|pulse| pulse.generation += 1);
+        self.state.send_modify(|state| state.generation += 1);
     }
 
     pub(super) fn stall(&self, stalled: bool) {
-        self.pulse.send_modify(|pulse| pulse.stalled = stalled);
+        self.state.send_modify(|state| state.stalled = stalled);
     }
 }
 

@@ -275,13 +275,7 @@ impl Pds {
         let (repo, commit) = Repository::create(did.clone(), key, self.inner.clock_id);
         let password = password.unwrap_or_else(|| self.new_secret());
         let sync = repo.sync_state();
-        let hosted = Hosted {
-            handle: handle.clone(),
-            password: password.clone(),
-            status: AccountStatus::Active,
-            repo,
-        };
-        let hosted = Arc::new(Mutex::new(hosted));
+        let hosted = Hosted::new(&handle, &password, AccountStatus::Active, repo);
         let guard = lock(&hosted);
         self.take_in(&did, &handle, &hosted)?;
         self.emit_identity(&did, Some(&handle));
@@ -289,12 +283,17 @@ impl Pds {
         self.emit(&did, |stamp| frames::commit(stamp, &did, &commit));
         self.emit(&did, |stamp| frames::sync(stamp, &did, &sync));
         drop(guard);
-        Ok(Account {
+        Ok(self.account(did, handle, password))
+    }
+
+    /// An account with a new session.
+    fn account(&self, did: Did, handle: String, password: String) -> Account {
+        Account {
             access_token: self.new_session(&did),
             did,
             handle,
             password,
-        })
+        }
     }
 
     fn next_curve(&self) -> Curve {
@@ -395,12 +394,7 @@ impl Pds {
             return None;
         }
         let handle = hosted.handle.clone();
-        Some(Account {
-            access_token: self.new_session(&did),
-            did,
-            handle,
-            password: password.to_owned(),
-        })
+        Some(self.account(did, handle, password.to_owned()))
     }
 
     /// The DID of a DID or handle that is hosted here.
@@ -580,13 +574,8 @@ impl Pds {
         repo.resign(key.clone());
         let prev = self.inner.plc.head(did.as_str());
         let operation = self.operation(&handle, &key.did_key(), prev);
-        let hosted = Hosted {
-            handle: handle.clone(),
-            password,
-            status: AccountStatus::Deactivated,
-            repo,
-        };
-        self.take_in(&did, &handle, &Arc::new(Mutex::new(hosted)))?;
+        let hosted = Hosted::new(&handle, &password, AccountStatus::Deactivated, repo);
+        self.take_in(&did, &handle, &hosted)?;
         Ok(Imported {
             operation,
             access_token: self.new_session(&did),
@@ -605,25 +594,14 @@ impl Pds {
         let new_key = repo.signing_key().clone();
         repo.resign(new_key);
         let key = repo.signing_key().did_key();
-        let hosted = Hosted {
-            handle: handle.clone(),
-            password: password.clone(),
-            status: AccountStatus::Active,
-            repo,
-        };
-        let hosted = Arc::new(Mutex::new(hosted));
+        let hosted = Hosted::new(&handle, &password, AccountStatus::Active, repo);
         let guard = lock(&hosted);
         self.take_in(did, &handle, &hosted)?;
         self.update_plc(did, &handle, &key, old_signer)?;
         self.emit_identity(did, None);
         self.emit_activation(did, &guard);
         drop(guard);
-        Ok(Account {
-            access_token: self.new_session(did),
-            did: did.clone(),
-            handle,
-            password,
-        })
+        Ok(self.account(did.clone(), handle, password))
     }
 }
 
@@ -645,6 +623,20 @@ struct Imported {
 }
 
 impl Hosted {
+    fn new(
+        handle: &str,
+        password: &str,
+        status: AccountStatus,
+        repo: Repository,
+    ) -> Arc<Mutex<Hosted>> {
+        Arc::new(Mutex::new(Hosted {
+            handle: handle.to_owned(),
+            password: password.to_owned(),
+            status,
+            repo,
+        }))
+    }
+
     fn active(&self, did: &Did) -> Result<(), PdsError> {
         match self.status {
             AccountStatus::Active => Ok(()),

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::input::{Input, XrpcError};
 use super::server::session;
 use crate::atproto::did::Did;
+use crate::devnet::follower::AccountSnapshot;
 use crate::devnet::pds::{Import, Imported, Pds, PdsError};
-use crate::devnet::view::Held;
 
 #[derive(Deserialize)]
 pub(super) struct RotateKey {
@@ -85,8 +85,13 @@ pub(super) async fn import(
 }
 
 /// Everything this PDS has, for comparison with what a consumer made of the firehose.
-pub(super) async fn repositories(State(pds): State<Pds>) -> Json<Vec<Held>> {
-    Json(pds.repositories().into_iter().map(Held::from).collect())
+pub(super) async fn repositories(State(pds): State<Pds>) -> Json<Vec<AccountSnapshot>> {
+    Json(
+        pds.repositories()
+            .into_iter()
+            .map(AccountSnapshot::from)
+            .collect(),
+    )
 }
 
 /// Begins, changes and ends the traffic of this PDS.

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::input::{Params, XrpcError};
-use crate::devnet::pds::events::{Pulse, Start};
+use crate::devnet::pds::events::{Start, StreamState};
 use crate::devnet::pds::{Pds, frames};
 
 /// Frames handed to the socket between two flushes.
@@ -50,10 +50,10 @@ pub(super) async fn subscribe_repos(
     let generation = cut.borrow().generation;
     let start = cursor.map(|cursor| pds.inner.events.start(cursor));
     Ok(upgrade.on_upgrade(move |socket| async move {
-        let pulse = cut.clone();
+        let state = cut.clone();
         let serving = async {
             match start {
-                Ok(start) => serve(&pds, socket, start, pulse).await,
+                Ok(start) => serve(&pds, socket, start, state).await,
                 Err(_) => {
                     refuse(
                         socket,
@@ -65,7 +65,7 @@ pub(super) async fn subscribe_repos(
         };
         tokio::select! {
             _ = serving => {}
-            _ = cut.wait_for(|pulse| pulse.generation != generation) => {}
+            _ = cut.wait_for(|state| state.generation != generation) => {}
         }
     }))
 }
@@ -86,7 +86,7 @@ async fn serve(
     pds: &Pds,
     mut socket: WebSocket,
     start: Start,
-    pulse: watch::Receiver<Pulse>,
+    state: watch::Receiver<StreamState>,
 ) -> Result<(), Gone> {
     let position = match start {
         Start::Future => {
@@ -107,7 +107,7 @@ async fn serve(
     };
     let (sink, mut stream) = socket.split();
     tokio::select! {
-        result = send(pds, sink, position, pulse) => result,
+        result = send(pds, sink, position, state) => result,
         _ = async { while stream.next().await.is_some_and(|message| message.is_ok()) {} } => Err(Gone),
     }
 }
@@ -116,12 +116,12 @@ async fn send(
     pds: &Pds,
     mut sink: SplitSink<WebSocket, Message>,
     mut position: u64,
-    mut pulse: watch::Receiver<Pulse>,
+    mut state: watch::Receiver<StreamState>,
 ) -> Result<(), Gone> {
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     heartbeat.tick().await;
     loop {
-        let stalled = pulse.borrow_and_update().stalled;
+        let stalled = state.borrow_and_update().stalled;
         let batch = if stalled {
             Vec::new()
         } else {
@@ -136,7 +136,7 @@ async fn send(
             continue;
         }
         tokio::select! {
-            changed = pulse.changed() => changed.map_err(|_| Gone)?,
+            changed = state.changed() => changed.map_err(|_| Gone)?,
             _ = heartbeat.tick(), if !stalled => sink.send(Message::Ping(Bytes::new())).await?,
         }
     }

@@ -1,4 +1,4 @@
-//! An account as one side has it, PDS or consumer, and what two sides do not agree on.
+//! An account as a PDS or a consumer has it, and the differences between the two.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// An account with all its records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
+pub struct AccountSnapshot {
     pub did: String,
     pub active: bool,
     /// Revision of the last commit.
@@ -17,10 +17,10 @@ pub struct Held {
     pub records: BTreeMap<String, String>,
 }
 
-impl Held {
+impl AccountSnapshot {
     /// An active account without a commit.
-    pub(super) fn new(did: &str) -> Held {
-        Held {
+    pub(super) fn new(did: &str) -> AccountSnapshot {
+        AccountSnapshot {
             did: did.to_owned(),
             active: true,
             rev: String::new(),
@@ -30,18 +30,21 @@ impl Held {
     }
 }
 
-/// What a consumer has otherwise than the PDSes, in words; empty where they agree. An account may lie
-/// on several PDSes after it moved: the one where it is active counts.
-pub fn differences(at_pdses: Vec<Held>, at_consumer: &[Held]) -> Vec<String> {
-    let active = at_pdses.into_iter().filter(|held| held.active);
-    let homes: BTreeMap<String, Held> = active.map(|held| (held.did.clone(), held)).collect();
-    let seen = at_consumer.iter().filter(|held| held.active);
-    let seen: BTreeMap<&str, &Held> = seen.map(|held| (&*held.did, held)).collect();
+/// Descriptions of the differences between PDSes and a consumer; empty where they agree. An account can be on several PDSes
+/// after it moved: the one where it is active counts.
+pub fn differences(at_pdses: Vec<AccountSnapshot>, at_consumer: &[AccountSnapshot]) -> Vec<String> {
+    let active = at_pdses.into_iter().filter(|account| account.active);
+    let homes: BTreeMap<String, AccountSnapshot> = active
+        .map(|account| (account.did.clone(), account))
+        .collect();
+    let seen = at_consumer.iter().filter(|account| account.active);
+    let seen: BTreeMap<&str, &AccountSnapshot> =
+        seen.map(|account| (&*account.did, account)).collect();
     let mut words = Vec::new();
     for (did, home) in &homes {
         match seen.get(did.as_str()) {
             None => words.push(format!("{did}: active at its PDS, not at the consumer")),
-            Some(held) if *held != home => words.push(difference(home, held)),
+            Some(account) if *account != home => words.push(difference(home, account)),
             Some(_) => {}
         }
     }
@@ -50,24 +53,24 @@ pub fn differences(at_pdses: Vec<Held>, at_consumer: &[Held]) -> Vec<String> {
     words
 }
 
-fn difference(home: &Held, held: &Held) -> String {
+fn difference(home: &AccountSnapshot, account: &AccountSnapshot) -> String {
     let did = &home.did;
-    if home.rev != held.rev {
+    if home.rev != account.rev {
         return format!(
             "{did}: rev {} at its PDS, {} at the consumer",
-            home.rev, held.rev
+            home.rev, account.rev
         );
     }
     let known = home
         .records
         .iter()
-        .filter(|(path, cid)| held.records.get(*path) == Some(cid));
+        .filter(|(path, cid)| account.records.get(*path) == Some(cid));
     format!(
         "{did}: {} records at its PDS, {} at the consumer, {} of them the same; trees {} and {}",
         home.records.len(),
-        held.records.len(),
+        account.records.len(),
         known.count(),
         home.data,
-        held.data
+        account.data
     )
 }

@@ -1,9 +1,8 @@
-//! What a consumer makes of the firehose: which accounts are active, and every record of each. It is
-//! compared with what the PDSes have themselves. Proofs are checked, signatures are not: they are
-//! the business of `atproto-relay firehose --verify`.
+//! A consumer that rebuilds the accounts from the firehose: which are active, and every record of each, to be compared with
+//! the PDSes' own. Checks proofs. Does not check signatures, which `atproto-relay firehose --verify` does.
 
-mod follower;
-mod held;
+mod account;
+mod subscription;
 #[cfg(test)]
 mod tests;
 
@@ -11,36 +10,36 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-pub use self::follower::{Follower, FollowerOptions};
-pub use self::held::{Held, differences};
+pub use self::account::{AccountSnapshot, differences};
+pub use self::subscription::{Follower, FollowerOptions};
 use crate::atproto::frame::{self, Account, Action, Commit, Message, Sync};
 use crate::atproto::tid::Tid;
 use crate::verify::rules::{self, Strictness};
 
-/// Most notes that are kept.
+/// Most notes in a report.
 const MAX_NOTES: usize = 20;
 
-/// The view of one consumer.
+/// The accounts as one consumer rebuilt them.
 #[derive(Debug, Default)]
-pub struct View {
-    accounts: BTreeMap<String, Held>,
+pub struct Snapshot {
+    accounts: BTreeMap<String, AccountSnapshot>,
     report: Report,
 }
 
-/// What happened to a consumer.
+/// The connections and events of a consumer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     /// Connections that were made.
     pub connections: u64,
-    /// Whether one stands.
+    /// Whether it is connected.
     pub connected: bool,
     /// Events received.
     pub events: u64,
     /// The first and the last sequence number.
     pub first_seq: i64,
     pub last_seq: i64,
-    /// Numbers that were left out, and that came again.
+    /// Missing sequence numbers, and repeated ones.
     pub gaps: u64,
     pub doubles: u64,
     /// Events that no relay may let through: proofs that do not hold, revs that go back.
@@ -49,18 +48,18 @@ pub struct Report {
     pub infos: u64,
     /// Longest time without an event, in milliseconds.
     pub longest_pause_millis: u64,
-    /// What was wrong, in words.
+    /// Descriptions of what was wrong.
     pub notes: Vec<String>,
 }
 
-impl View {
-    /// Everything that happened so far.
+impl Snapshot {
+    /// The report so far.
     pub fn report(&self) -> &Report {
         &self.report
     }
 
     /// The accounts as the firehose left them, in the order of their DIDs.
-    pub fn accounts(&self) -> Vec<Held> {
+    pub fn accounts(&self) -> Vec<AccountSnapshot> {
         self.accounts.values().cloned().collect()
     }
 
@@ -120,23 +119,23 @@ impl View {
         if !self.advances(commit.repo, commit.rev, commit.seq) {
             return;
         }
-        let held = self.held(commit.repo);
-        held.rev = commit.rev.to_owned();
-        held.data = facts.data.to_string();
+        let account = self.entry(commit.repo);
+        account.rev = commit.rev.to_owned();
+        account.data = facts.data.to_string();
         for op in &commit.ops {
             match (op.action, op.cid) {
                 (Action::Create | Action::Update, Some(cid)) => {
-                    held.records.insert(op.path.to_owned(), cid.to_string());
+                    account.records.insert(op.path.to_owned(), cid.to_string());
                 }
                 _ => {
-                    held.records.remove(op.path);
+                    account.records.remove(op.path);
                 }
             }
         }
     }
 
-    /// A new state without the way to it: where the tree is another one, the records are not known
-    /// any more, and the comparison says so.
+    /// A new state without the operations that led to it. Where the tree is another one, the records are unknown from here
+    /// on, and the comparison shows that.
     fn sync(&mut self, sync: &Sync<'_>) {
         let facts = Tid::parse(sync.rev)
             .ok()
@@ -145,24 +144,23 @@ impl View {
             return self.bad(format!("seq {}: a #sync that does not hold", sync.seq));
         };
         let data = facts.data.to_string();
-        let held = self.held(sync.did);
-        if held.data != data {
-            held.records.clear();
+        let account = self.entry(sync.did);
+        if account.data != data {
+            account.records.clear();
         }
-        held.rev = sync.rev.to_owned();
-        held.data = data;
+        account.rev = sync.rev.to_owned();
+        account.data = data;
     }
 
-    fn account(&mut self, account: &Account<'_>) {
-        let held = self.held(account.did);
-        held.active = account.active;
-        if account.status == Some("deleted") {
-            self.accounts.remove(account.did);
+    fn account(&mut self, event: &Account<'_>) {
+        self.entry(event.did).active = event.active;
+        if event.status == Some("deleted") {
+            self.accounts.remove(event.did);
         }
     }
 
     fn advances(&mut self, did: &str, rev: &str, seq: i64) -> bool {
-        let last = self.accounts.get(did).map_or("", |held| &held.rev);
+        let last = self.accounts.get(did).map_or("", |account| &account.rev);
         let advances = rev > last;
         if !advances {
             let words = format!("seq {seq}: rev {rev} of {did} after {last}");
@@ -171,11 +169,11 @@ impl View {
         advances
     }
 
-    /// An account the firehose says nothing of is active.
-    fn held(&mut self, did: &str) -> &mut Held {
+    /// An account without an event is active.
+    fn entry(&mut self, did: &str) -> &mut AccountSnapshot {
         self.accounts
             .entry(did.to_owned())
-            .or_insert_with(|| Held::new(did))
+            .or_insert_with(|| AccountSnapshot::new(did))
     }
 
     fn bad(&mut self, words: String) {

@@ -1,5 +1,5 @@
-//! Reads a firehose into a [`View`], comes back with its cursor when the connection ends, and answers
-//! over HTTP what it saw.
+//! Reads a firehose into a [`Snapshot`], reconnects with its cursor when the connection ends, and serves the snapshot over
+//! HTTP.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -12,13 +12,13 @@ use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
-use super::{Held, Report, View};
+use super::{AccountSnapshot, Report, Snapshot};
 use crate::devnet::check::subscribe;
 use crate::devnet::server::{Place, Server};
 
 /// Pause before the next attempt to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
-/// Pause between pings, and how many may go unanswered: a relay whose power was cut says no goodbye.
+/// Pause between pings, and how many may go unanswered: a relay that lost power closes no connection.
 const PING: Duration = Duration::from_secs(1);
 const UNANSWERED: u32 = 15;
 
@@ -48,7 +48,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Following {
-    view: View,
+    snapshot: Snapshot,
     /// When the last event came.
     last: Option<Instant>,
 }
@@ -80,8 +80,8 @@ impl Follower {
     }
 
     /// The accounts as the firehose left them.
-    pub fn accounts(&self) -> Vec<Held> {
-        self.shared.lock().view.accounts()
+    pub fn accounts(&self) -> Vec<AccountSnapshot> {
+        self.shared.lock().snapshot.accounts()
     }
 }
 
@@ -104,13 +104,13 @@ async fn report(State(shared): State<Arc<Shared>>) -> Json<Report> {
     Json(shared.report())
 }
 
-async fn accounts(State(shared): State<Arc<Shared>>) -> Json<Vec<Held>> {
-    Json(shared.lock().view.accounts())
+async fn accounts(State(shared): State<Arc<Shared>>) -> Json<Vec<AccountSnapshot>> {
+    Json(shared.lock().snapshot.accounts())
 }
 
 async fn forget_pause(State(shared): State<Arc<Shared>>) {
     let mut state = shared.lock();
-    state.view.report.longest_pause_millis = 0;
+    state.snapshot.report.longest_pause_millis = 0;
     state.last = Some(Instant::now());
 }
 
@@ -123,7 +123,7 @@ impl Shared {
     fn report(&self) -> Report {
         let mut state = self.lock();
         state.pause();
-        state.view.report().clone()
+        state.snapshot.report().clone()
     }
 }
 
@@ -131,21 +131,21 @@ impl Following {
     fn pause(&mut self) {
         let Some(last) = self.last else { return };
         let millis = u64::try_from(last.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let longest = &mut self.view.report.longest_pause_millis;
+        let longest = &mut self.snapshot.report.longest_pause_millis;
         *longest = (*longest).max(millis);
     }
 
     fn take(&mut self, frame: &[u8], resumed: bool) {
         self.pause();
         self.last = Some(Instant::now());
-        self.view.take(frame, resumed);
+        self.snapshot.take(frame, resumed);
     }
 }
 
 async fn follow(shared: Arc<Shared>, relay: String, start: Option<i64>) {
     loop {
         connection(&shared, &relay, start).await;
-        shared.lock().view.report.connected = false;
+        shared.lock().snapshot.report.connected = false;
         tokio::time::sleep(RECONNECT_PAUSE).await;
     }
 }
@@ -159,8 +159,8 @@ async fn connection(shared: &Shared, relay: &str, start: Option<i64>) {
     let mut resumed = last.is_some();
     {
         let mut state = shared.lock();
-        state.view.report.connected = true;
-        state.view.report.connections += 1;
+        state.snapshot.report.connected = true;
+        state.snapshot.report.connections += 1;
     }
     let mut clock = tokio::time::interval(PING);
     let mut unanswered = 0;

@@ -13,17 +13,17 @@ async fn network() -> Network {
     Network::start(options).await.unwrap()
 }
 
-fn follow(view: &mut View, pds: &Pds, from: usize) -> usize {
+fn follow(snapshot: &mut Snapshot, pds: &Pds, from: usize) -> usize {
     let events = pds.events();
     for event in &events[from..] {
-        view.take(&event.frame, false);
+        snapshot.take(&event.frame, false);
     }
     events.len()
 }
 
-fn both(network: &Network) -> Vec<Held> {
+fn both(network: &Network) -> Vec<AccountSnapshot> {
     let all = network.all_pds().iter().flat_map(|pds| pds.repositories());
-    all.map(Held::from).collect()
+    all.map(AccountSnapshot::from).collect()
 }
 
 #[tokio::test]
@@ -39,20 +39,20 @@ async fn a_view_equals_the_repositories_it_was_made_from() {
     pds.put_record(&did, POST, "one", json!({ "text": "3" }))
         .unwrap();
     pds.delete_record(&did, POST, "two").unwrap();
-    let mut view = View::default();
-    let read = follow(&mut view, pds, 0);
+    let mut snapshot = Snapshot::default();
+    let read = follow(&mut snapshot, pds, 0);
     assert_eq!(
-        differences(both(&network), &view.accounts()),
+        differences(both(&network), &snapshot.accounts()),
         [""; 0].map(str::to_owned)
     );
-    assert_eq!((view.report().bad, view.report().gaps), (0, 0));
+    assert_eq!((snapshot.report().bad, snapshot.report().gaps), (0, 0));
     pds.deactivate(&gone).unwrap();
     pds.put_record(&did, POST, "three", json!({ "text": "4" }))
         .unwrap();
-    let differ = differences(both(&network), &view.accounts());
+    let differ = differences(both(&network), &snapshot.accounts());
     assert_eq!(differ.len(), 2, "{differ:?}");
-    follow(&mut view, pds, read);
-    assert!(differences(both(&network), &view.accounts()).is_empty());
+    follow(&mut snapshot, pds, read);
+    assert!(differences(both(&network), &snapshot.accounts()).is_empty());
 }
 
 #[tokio::test]
@@ -65,15 +65,15 @@ async fn gaps_doubles_and_revs_that_go_back_are_counted() {
             .unwrap();
     }
     let events = pds.events();
-    let mut view = View::default();
+    let mut snapshot = Snapshot::default();
     let last = &events[events.len() - 1].frame;
-    view.take(&events[0].frame, false);
-    view.take(last, false);
-    view.take(last, true);
-    assert_eq!((view.report().gaps, view.report().doubles), (1, 0));
-    view.take(&events[events.len() - 2].frame, false);
-    let report = view.report();
+    snapshot.take(&events[0].frame, false);
+    snapshot.take(last, false);
+    snapshot.take(last, true);
+    assert_eq!((snapshot.report().gaps, snapshot.report().doubles), (1, 0));
+    snapshot.take(&events[events.len() - 2].frame, false);
+    let report = snapshot.report();
     assert_eq!((report.doubles, report.bad, report.events), (1, 1, 3));
-    view.take(b"nonsense", false);
-    assert_eq!(view.report().bad, 2);
+    snapshot.take(b"nonsense", false);
+    assert_eq!(snapshot.report().bad, 2);
 }

@@ -1,5 +1,5 @@
-//! A consumer of the firehose that reads everything into a [`Checker`], comes back with its cursor
-//! when the connection ends, and measures how long events took to reach it.
+//! A consumer of the firehose that reads everything into a [`Checker`], reconnects with its cursor when the connection ends,
+//! and measures the latency of events.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -18,12 +18,12 @@ use crate::devnet::feed::Stopwatch;
 
 /// Pause before the next attempt to connect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
-/// Longest message taken: more than any relay may send, so that a longer one is seen and reported.
+/// Longest message accepted: longer than any relay may send, so that one that is too long is reported.
 const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
 
-/// How a consumer reads.
+/// How a watcher reads.
 #[derive(Clone, Debug, Default)]
-pub struct ConsumerOptions {
+pub struct WatcherOptions {
     /// `ws://host:port` of the relay.
     pub relay: String,
     /// Where to start; `None` is live.
@@ -76,19 +76,19 @@ struct Shared {
     latencies: Mutex<Latencies>,
     received: watch::Sender<u64>,
     connected: watch::Sender<bool>,
-    options: ConsumerOptions,
+    options: WatcherOptions,
     stop: CancellationToken,
 }
 
 /// A running consumer.
-pub struct Consumer {
+pub struct Watcher {
     shared: Arc<Shared>,
     task: JoinHandle<()>,
 }
 
-impl Consumer {
+impl Watcher {
     /// Starts to connect, and to read.
-    pub fn start(ledger: Arc<Ledger>, options: ConsumerOptions) -> Consumer {
+    pub fn start(ledger: Arc<Ledger>, options: WatcherOptions) -> Watcher {
         let shared = Arc::new(Shared {
             checker: Mutex::new(Checker::new(ledger)),
             latencies: Mutex::default(),
@@ -98,7 +98,7 @@ impl Consumer {
             stop: CancellationToken::new(),
         });
         let task = tokio::spawn(run(shared.clone()));
-        Consumer { shared, task }
+        Watcher { shared, task }
     }
 
     /// Waits until the first connection stands.
