@@ -1,12 +1,12 @@
-//! Token buckets: one with bounded waits, for requests to the directory and connections that are taken, and one of a single
-//! owner, for bytes that are read. Know nothing of what has its turn.
+//! Token buckets: a shared one with bounded waits, for requests to the directory and accepted connections, and one with a
+//! single owner, for bytes that are read. They do not know what they limit.
 
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-/// Lets requests through at a steady rate, a burst at once, and refuses what would wait too long.
+/// Lets requests through at a steady rate, a burst at once, and refuses requests that would wait too long.
 #[derive(Debug)]
 pub(crate) struct Bucket {
     max_wait: Duration,
@@ -19,12 +19,12 @@ struct Schedule {
     interval: Duration,
     /// How far the schedule may run behind the clock: the burst.
     burst: Duration,
-    /// When the next request would go if requests came at the steady rate only.
+    /// When the next request may go if requests come at the steady rate only.
     next: Instant,
 }
 
 impl Bucket {
-    /// `per_second` requests on average, up to one second's worth at once, nobody waiting longer than `max_wait`.
+    /// `per_second` requests on average, up to one second's worth at once, none waiting longer than `max_wait`.
     pub(crate) fn new(per_second: f64, max_wait: Duration) -> Self {
         let (interval, burst) = pace(per_second);
         Self {
@@ -37,9 +37,9 @@ impl Bucket {
         }
     }
 
-    /// From now on so many requests a second. Turns that were given stay.
+    /// From now on so many requests a second. Requests that wait keep their times.
     pub(crate) fn set_rate(&self, per_second: f64) {
-        let mut schedule = self.schedule();
+        let mut schedule = self.schedule.lock();
         (schedule.interval, schedule.burst) = pace(per_second);
     }
 
@@ -53,7 +53,7 @@ impl Bucket {
     }
 
     fn reserve(&self, now: Instant) -> Option<Instant> {
-        let mut schedule = self.schedule();
+        let mut schedule = self.schedule.lock();
         let at = schedule.next.max(now - schedule.burst);
         if at.saturating_duration_since(now) > self.max_wait {
             return None;
@@ -61,20 +61,14 @@ impl Bucket {
         schedule.next = at + schedule.interval;
         Some(at.max(now))
     }
-
-    fn schedule(&self) -> MutexGuard<'_, Schedule> {
-        self.schedule
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
 }
 
-/// What somebody may use up at a steady rate, with a burst at once. Whoever spent too much waits, nothing is refused.
+/// An amount that may be spent at a steady rate, with a burst at once. Spending more means waiting; nothing is refused.
 #[derive(Debug)]
 pub(crate) struct Allowance {
-    /// Time that the burst takes at the steady rate.
+    /// Time to earn the burst at the steady rate.
     burst: Duration,
-    /// When all that was spent would be earned at the steady rate.
+    /// When all that was spent is earned at the steady rate.
     paid: Instant,
 }
 

@@ -1,13 +1,13 @@
-//! Unix time for judging events and identities: the system's, but it does not go back, neither while the relay runs nor
-//! behind the events of its log. A clock that is set back would make every rev one of the future.
-//! Measures no intervals, and does not heal a clock that is ahead.
+//! Unix time for judging events and identities: the system's time, but it does not go back, neither while the relay runs nor
+//! before the events of its log. With a clock that is set back, every rev would lie in the future.
+//! Measures no intervals, and does not correct a clock that is ahead.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// A start, and what has passed since. Copies show the same time.
+/// A start, and the time that has passed since. Copies show the same time.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    /// Time that had surely come when the clock was made.
+    /// A lower bound of the time when the clock was made.
     reached: Duration,
     made: Instant,
 }
@@ -19,7 +19,7 @@ impl Default for Clock {
 }
 
 impl Clock {
-    /// A clock that was made after `seen`, a time since 1970.
+    /// A clock that is never before `seen`, a time since 1970.
     pub fn after(seen: Duration) -> Self {
         Self {
             reached: system().max(seen),
@@ -37,7 +37,7 @@ impl Clock {
         self.now().as_secs() as i64
     }
 
-    /// How far the system's clock is behind the time that has surely come.
+    /// How far the system's clock is behind this one.
     pub fn behind(&self) -> Duration {
         self.now().saturating_sub(system())
     }
@@ -47,15 +47,15 @@ impl Clock {
     }
 }
 
-/// The system's time since 1970; zero where it says earlier.
+/// The system's time since 1970; zero where it is earlier.
 pub(crate) fn system() -> Duration {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
 }
 
-/// Whether so many seconds have passed since `then`, a time that this or an earlier run noted. A time that has not come
-/// yet was noted by a clock that was wrong: it counts as long ago.
+/// Whether a period has passed since `then`, a time that this or an earlier run stored. A `then` in the future comes from a
+/// wrong clock, and counts as long ago.
 pub fn has_passed(period: Duration, then: i64, now: i64) -> bool {
     let period = i64::try_from(period.as_secs()).unwrap_or(i64::MAX);
     !(0..period).contains(&now.saturating_sub(then))

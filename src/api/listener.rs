@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
 use crate::bucket::Bucket;
-use crate::client::{Client, Network, Peer, Places, TrustedProxies};
+use crate::client::{Client, KeyedLimits, Network, Peer, TrustedProxies};
 use crate::systemd::sockets::Listening;
 use crate::telemetry::metrics;
 use visits::{Arriving, Visit, Visits};
@@ -142,7 +142,7 @@ pub async fn serve(
 ) {
     let door = door.into();
     let places = Arc::new(Semaphore::new(options.max_connections));
-    let addresses = Places::default();
+    let addresses = KeyedLimits::default();
     let visits = Visits::default();
     let options = Arc::new(options);
     let pace = Bucket::new(PER_SECOND, Duration::MAX);
@@ -163,7 +163,7 @@ pub async fn serve(
             true => usize::MAX,
             false => options.max_connections_per_ip,
         };
-        let Some(entry) = addresses.enter(Network::shares(peer.address(), most)) else {
+        let Some(entry) = addresses.acquire(Network::shares(peer.address(), most)) else {
             metrics().http_connections_closed(false).inc();
             tracing::debug!(%peer, "too many connections from one address; closed");
             continue;

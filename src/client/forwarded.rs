@@ -1,6 +1,6 @@
-//! What proxies say of the client they speak for: `X-Forwarded-For` and `Forwarded` (RFC 7239).
-//! Promises that nobody but a trusted proxy has a say: each list is read from its end, where the nearest proxy wrote, and
-//! where the two headers do not name the same client, one of them was not written by a proxy, and neither counts.
+//! The client that proxies name in `X-Forwarded-For` and `Forwarded` (RFC 7239).
+//! Promises that only trusted proxies count: each list is read from its end, where the nearest proxy wrote. Where the two
+//! headers do not name the same client, a proxy did not write one of them, and neither counts.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,48 +12,48 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Longest port behind an address, obfuscated ones (RFC 7239 section 6.3) included.
 const MAX_PORT_CHARS: usize = 16;
 
-/// What a header says.
+/// The content of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Said {
+enum Named {
     /// There is no such header.
     Nothing,
-    /// No client that is known.
+    /// A client that is not known.
     Nobody,
     Client(IpAddr),
 }
 
 /// The client behind a trusted peer, where its headers name one.
 pub(super) fn client(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
-    let listed = said(headers, &X_FORWARDED_FOR, hops_of_list, &is_trusted);
-    let forwarded = said(headers, &FORWARDED, hops_of_elements, &is_trusted);
+    let listed = named_by(headers, &X_FORWARDED_FOR, hops_of_list, &is_trusted);
+    let forwarded = named_by(headers, &FORWARDED, hops_of_elements, &is_trusted);
     match (listed, forwarded) {
-        (Said::Client(client), Said::Nothing) | (Said::Nothing, Said::Client(client)) => {
+        (Named::Client(client), Named::Nothing) | (Named::Nothing, Named::Client(client)) => {
             Some(client)
         }
-        (Said::Client(one), Said::Client(other)) if one == other => Some(one),
+        (Named::Client(one), Named::Client(other)) if one == other => Some(one),
         _ => None,
     }
 }
 
 /// The last address of a header that is no trusted proxy's; where all are, the first one.
-fn said(
+fn named_by(
     headers: &HeaderMap,
     name: &HeaderName,
     hops: fn(&str) -> Vec<Option<IpAddr>>,
     is_trusted: impl Fn(IpAddr) -> bool,
-) -> Said {
-    let mut said = Said::Nothing;
+) -> Named {
+    let mut named = Named::Nothing;
     for line in headers.get_all(name).iter().rev() {
         let hops = line.to_str().map_or(vec![None], hops);
         for hop in hops.into_iter().rev() {
             match hop {
-                Some(proxy) if is_trusted(proxy) => said = Said::Client(proxy),
-                Some(client) => return Said::Client(client),
-                None => return Said::Nobody,
+                Some(proxy) if is_trusted(proxy) => named = Named::Client(proxy),
+                Some(client) => return Named::Client(client),
+                None => return Named::Nobody,
             }
         }
     }
-    said
+    named
 }
 
 /// The addresses of one line of `X-Forwarded-For`; `None` for what is no address.

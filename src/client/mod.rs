@@ -1,16 +1,17 @@
-//! Who is at the other end of a request: the peer, or the client that a trusted proxy speaks for.
-//! Promises one answer for all limits and log lines; what is limited is for others to say.
+//! The client of a request: the peer, or the client that a trusted proxy names.
+//! Promises one answer for all limits and log lines. Decides no limit.
 
 mod forwarded;
-mod places;
+mod limits;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use http::HeaderMap;
+use parking_lot::RwLock;
 
-pub use places::{NETWORKS_PER_SITE, Network, Place, Places};
+pub use limits::{KeyedLimits, NETWORKS_PER_SITE, Network, Permit};
 
 use crate::config::Cidr;
 
@@ -19,7 +20,7 @@ use crate::config::Cidr;
 pub enum Peer {
     /// At an address.
     Tcp(SocketAddr),
-    /// A process of this machine, as the kernel knew it when it connected (SO_PEERCRED).
+    /// A process of this machine, with its credentials at the time of the connection (SO_PEERCRED).
     Unix { uid: u32, pid: Option<i32> },
 }
 
@@ -46,17 +47,17 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Who sent a request. The listener puts it into the request's extensions.
+/// The sender of a request. The listener puts it into the request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Client {
-    /// Who is connected.
+    /// The other end of the connection.
     pub peer: Peer,
-    /// Where the request comes from.
+    /// The client's address, which a trusted proxy may have named.
     pub address: IpAddr,
 }
 
 impl Client {
-    /// The sender of a request with these headers.
+    /// The client of a request with these headers.
     pub fn of(peer: Peer, headers: &HeaderMap, proxies: &TrustedProxies) -> Client {
         let named = match peer {
             Peer::Tcp(_) if proxies.trust(&peer) => {
@@ -71,7 +72,7 @@ impl Client {
     }
 }
 
-/// Peers that are believed about the clients they speak for, which may change. Clones share it.
+/// Peers whose headers name the client. The set may change. Clones share it.
 #[derive(Debug, Clone)]
 pub struct TrustedProxies(Arc<RwLock<Vec<Cidr>>>);
 
@@ -90,10 +91,10 @@ impl TrustedProxies {
 
     /// Proxies in these networks, from the next request on.
     pub fn set(&self, networks: Vec<Cidr>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = networks;
+        *self.0.write() = networks;
     }
 
-    /// Whether a peer may speak for many.
+    /// Whether a peer may name clients.
     pub fn trust(&self, peer: &Peer) -> bool {
         match peer {
             Peer::Tcp(peer) => self.contain(peer.ip()),
@@ -102,8 +103,10 @@ impl TrustedProxies {
     }
 
     fn contain(&self, address: IpAddr) -> bool {
-        let networks = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        networks.iter().any(|network| network.contains(address))
+        self.0
+            .read()
+            .iter()
+            .any(|network| network.contains(address))
     }
 }
 

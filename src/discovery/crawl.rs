@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::atproto::did::Did;
-use crate::client::{Network, Place, Places};
+use crate::client::{KeyedLimits, Network, Permit};
 use crate::dial::{Guard, HostNameError, PdsHost, fetch, http_client, relay_mark};
 use crate::hosts::{AddError, HostHandle};
 use crate::telemetry::{Crawl, metrics};
@@ -105,7 +105,7 @@ struct Inner {
     options: RwLock<CrawlerOptions>,
     upstream: Supervisor,
     client: Client,
-    checks: Places<Share>,
+    checks: KeyedLimits<Share>,
     failed: Mutex<LruCache<PdsHost, (Instant, CrawlError)>>,
     /// The public's new hosts of the last day, the oldest first.
     added: Mutex<Vec<Added>>,
@@ -182,7 +182,7 @@ impl Crawler {
             client: http_client(&options.guard),
             options: RwLock::new(options),
             upstream,
-            checks: Places::default(),
+            checks: KeyedLimits::default(),
             failed: Mutex::new(LruCache::new(MAX_REMEMBERED)),
             added: Mutex::default(),
         };
@@ -265,7 +265,7 @@ impl Inner {
         host: &PdsHost,
         by: Requester,
         options: &CrawlerOptions,
-    ) -> Result<Place<Share>, CrawlError> {
+    ) -> Result<Permit<Share>, CrawlError> {
         let shares = match by {
             Requester::Operator => vec![(Share::Operator, OPERATOR_CHECKS)],
             Requester::Public(from) => {
@@ -274,7 +274,7 @@ impl Inner {
                 Share::of(from, host, options.max_checks, part, part)
             }
         };
-        self.checks.enter(shares).ok_or(CrawlError::RateLimited)
+        self.checks.acquire(shares).ok_or(CrawlError::RateLimited)
     }
 
     fn admit_public(

@@ -1,8 +1,8 @@
-//! What the relay has to do with systemd, on by itself where systemd's variables are there and off elsewhere.
+//! Integration with systemd: on where systemd's variables are set, off elsewhere.
 //!
-//! [`notify`] says how the service stands (sd_notify(3)), [`watchdog`] proves that it gets on, [`pressure`] hears when
-//! memory is short, [`sockets`] takes what systemd passes at the start (sd_listen_fds(3)), [`store`] leaves descriptors
-//! with it for the next start. Nothing here knows the rooms that it speaks of.
+//! [`notify`] reports the state of the service (sd_notify(3)), [`watchdog`] pings while every part makes progress,
+//! [`pressure`] reports memory pressure, [`sockets`] takes the descriptors that systemd passes at the start
+//! (sd_listen_fds(3)), [`store`] stores descriptors for the next start. Nothing here knows other rooms.
 
 pub mod notify;
 pub mod pressure;

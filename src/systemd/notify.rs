@@ -1,24 +1,25 @@
-//! Tells systemd how the service stands (sd_notify(3)), if it started us. That it does not listen is no reason to stop.
+//! Reports the state of the service to systemd (sd_notify(3)), if systemd started it. A report that fails is logged, and
+//! stops nothing.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// How often a recovery is looked at, and how much time it is given from then on if it got on.
-const RECOVERY_LOOK: Duration = Duration::from_secs(1);
+/// Interval of the checks of a recovery, and the time that it is given from each check on if it made progress.
+const RECOVERY_CHECK: Duration = Duration::from_secs(1);
 const RECOVERY_MICROS: u32 = 30_000_000;
 
-/// Whether systemd listens.
-pub fn is_heard() -> bool {
+/// Whether systemd started the service, and takes reports.
+pub fn is_enabled() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
 
-/// The start is done; `status` says what the service does.
+/// The start is complete; `status` describes what the service does.
 pub fn ready(status: &str) {
     send(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// What the service does now, in a line for a person.
+/// The status line: what the service does now.
 pub fn status(status: &str) {
     send(&[NotifyState::Status(status)]);
 }
@@ -32,22 +33,22 @@ pub fn reloading() {
             NotifyState::Status("reading the configuration again"),
         ]),
         Err(error) => {
-            tracing::warn!(%error, "there is no monotonic clock to tell systemd the time of a reload")
+            tracing::warn!(%error, "no monotonic clock: a reload cannot be reported to systemd")
         }
     }
 }
 
-/// The end has begun.
+/// The shutdown has begun.
 pub fn stopping() {
     send(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
 }
 
-/// Asks for more time (`TimeoutStartSec=`) while a long recovery gets on, and no longer: `steps` are those done so far.
-/// To be given up when the start is over.
+/// Asks for more time (`TimeoutStartSec=`) while a long recovery makes progress, and no longer: `steps` counts the steps
+/// done so far. Drop it when the start is complete.
 pub async fn ask_for_time(steps: impl Fn() -> u64) {
     let mut done = steps();
-    while is_heard() {
-        tokio::time::sleep(RECOVERY_LOOK).await;
+    while is_enabled() {
+        tokio::time::sleep(RECOVERY_CHECK).await;
         let now = steps();
         if now > done {
             send(&[
@@ -59,13 +60,13 @@ pub async fn ask_for_time(steps: impl Fn() -> u64) {
     }
 }
 
-/// The sign of life that `WatchdogSec=` asks for.
-pub(super) fn alive() {
+/// The heartbeat that `WatchdogSec=` requires.
+pub(super) fn watchdog() {
     send(&[NotifyState::Watchdog]);
 }
 
 fn send(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd was not told of a change of state");
+        tracing::warn!(%error, "a change of state was not reported to systemd");
     }
 }

@@ -1,6 +1,6 @@
-//! Memory pressure as systemd tells of it: `$MEMORY_PRESSURE_WATCH` names a file of the kernel, a FIFO or a socket,
-//! `$MEMORY_PRESSURE_WRITE` what to write into it first (<https://systemd.io/MEMORY_PRESSURE>). Tells when memory is short,
-//! no more often than every few seconds; what then shrinks is not known here.
+//! Memory pressure as systemd reports it: `$MEMORY_PRESSURE_WATCH` names a file of the kernel, a FIFO or a socket,
+//! `$MEMORY_PRESSURE_WRITE` what to write into it first (<https://systemd.io/MEMORY_PRESSURE>). Reports no more often than
+//! every few seconds. Does not know which caches shrink.
 
 use std::env;
 use std::fs::{self, File, OpenOptions};
@@ -19,13 +19,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-/// What to watch.
+/// The path to watch.
 const WATCH: &str = "MEMORY_PRESSURE_WATCH";
-/// What to write into it first, in base64.
+/// The text to write into it first, in base64.
 const WRITE: &str = "MEMORY_PRESSURE_WRITE";
-/// In place of a file: the service is not to watch.
+/// In place of a file: do not watch.
 const OFF: &str = "/dev/null";
-/// The shortest time between two words: what was given back must show before more is.
+/// Minimum interval between two reports: memory that was freed must show before more is freed.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// Why memory pressure is not watched.
@@ -36,16 +36,16 @@ pub enum PressureError {
     Watch {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// What to write is no base64.
+    /// The text to write is not base64.
     #[error("${WRITE} is not base64; memory pressure is not watched")]
     Base64,
 }
 
 /// Calls `short` whenever memory is short, from a thread of its own that lives as long as the process. Does nothing where
-/// systemd does not ask for it. Says whether it watches.
+/// systemd does not ask for it. Returns whether it watches.
 ///
 /// # Errors
 /// See [`PressureError`].
@@ -72,13 +72,13 @@ pub fn watch(short: impl Fn() + Send + 'static) -> Result<bool, PressureError> {
     Ok(true)
 }
 
-/// What tells of pressure.
+/// What reports pressure.
 enum Source {
-    /// A file of the kernel: it has something urgent.
+    /// A file of the kernel: it becomes readable with priority.
     Kernel(File),
-    /// A FIFO: bytes come.
+    /// A FIFO: bytes arrive.
     Fifo(File),
-    /// A socket: bytes come.
+    /// A socket: bytes arrive.
     Socket(UnixStream),
 }
 
@@ -94,17 +94,17 @@ impl Source {
         if !kind.is_fifo() && !kind.is_file() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "it is no file, FIFO or socket",
+                "not a file, FIFO or socket",
             ));
         }
-        // A FIFO is opened for writing, too, so that it does not end when nobody else has it open.
+        // A FIFO is opened for writing as well, so that it does not end when no other process has it open.
         let mut file = OpenOptions::new()
             .read(true)
             .write(kind.is_fifo() || !write.is_empty())
             .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32)
             .open(path)?;
         if !write.is_empty() {
-            // In one piece: each write sets a trigger of its own.
+            // With one write: each write sets another trigger.
             let _written = file.write(write)?;
         }
         Ok(if kind.is_fifo() {
@@ -119,7 +119,7 @@ impl Source {
         loop {
             match self.wait() {
                 Ok(true) => short(),
-                Ok(false) => return tracing::warn!("memory pressure is no longer told of"),
+                Ok(false) => return tracing::warn!("memory pressure is no longer reported"),
                 Err(error) => {
                     return tracing::warn!(%error, "memory pressure is no longer watched");
                 }
@@ -129,7 +129,7 @@ impl Source {
         }
     }
 
-    /// Waits for pressure; false where there will be no more word of it.
+    /// Waits for pressure; false where there will be no more reports.
     fn wait(&self) -> io::Result<bool> {
         let wanted = match self {
             Source::Kernel(_) => PollFlags::PRI,
@@ -142,13 +142,15 @@ impl Source {
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             }
-            let said = fds[0].revents();
+            let events = fds[0].revents();
             // A control group that is gone, a socket that was closed.
-            return Ok(!said.intersects(PollFlags::ERR | PollFlags::HUP) && said.contains(wanted));
+            return Ok(
+                !events.intersects(PollFlags::ERR | PollFlags::HUP) && events.contains(wanted)
+            );
         }
     }
 
-    /// Takes what was sent meanwhile: it speaks of the time before the caches shrank.
+    /// Discards reports that arrived meanwhile: they are from before the caches shrank.
     fn drain(&mut self) {
         let mut buffer = [0; 4096];
         let mut read =
@@ -168,7 +170,7 @@ impl Source {
     }
 }
 
-/// Gives the free memory that the allocator keeps back to the system.
+/// Returns free memory of the allocator to the system.
 pub fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

@@ -1,6 +1,6 @@
-//! The descriptors that systemd passes at the start (sd_listen_fds(3)): listening sockets by name, and what the service
-//! had put into its descriptor store.
-//! Promises that a listening socket nobody asks for is an error, not a door left ajar.
+//! The descriptors that systemd passes at the start (sd_listen_fds(3)): listening sockets by name, and the content of the
+//! service's descriptor store.
+//! Promises that an unknown listening socket is an error: it would accept connections that nobody serves.
 
 use std::io;
 use std::net::TcpListener;
@@ -15,7 +15,7 @@ const METRICS: &str = "metrics";
 const ADMIN: &str = "admin";
 /// Name of the table of consumers in the descriptor store.
 pub const CONSUMERS: &str = "consumers";
-/// Names of consumers' sockets in the descriptor store begin so, and end with a number.
+/// Prefix of the names of consumers' sockets in the descriptor store; a number follows.
 const CONSUMER: &str = "consumer-";
 
 /// A listening socket.
@@ -27,25 +27,25 @@ pub enum Listening {
     Unix(UnixListener),
 }
 
-/// What was in the descriptor store.
+/// The content of the descriptor store.
 #[derive(Debug, Default)]
 pub struct Stored {
     /// The table of consumers.
     pub table: Option<OwnedFd>,
-    /// Sockets of consumers by their number. A number may come twice: its socket from before, and that of now.
+    /// Sockets of consumers by their number. A number can occur twice: with an earlier socket, and with the current one.
     pub consumers: Vec<(usize, OwnedFd)>,
-    /// Names of what this version knows nothing of.
+    /// Names that this version does not know.
     pub unknown: Vec<String>,
 }
 
-/// All that systemd passed.
+/// All descriptors that systemd passed.
 #[derive(Debug, Default)]
 pub struct Given {
-    /// Of the public listener.
+    /// For the public listener.
     pub public: Vec<TcpListener>,
-    /// Of metrics and health.
+    /// For metrics and health.
     pub metrics: Vec<Listening>,
-    /// Of the operator.
+    /// For the operator.
     pub admin: Vec<Listening>,
     /// From the descriptor store.
     pub stored: Stored,
@@ -59,17 +59,17 @@ pub enum GivenError {
         "systemd's variables LISTEN_* cannot be used: {0}; start the service by systemd, or without them"
     )]
     Variables(io::Error),
-    /// A socket that nobody asked for.
+    /// A listening socket of an unknown name.
     #[error(
         "systemd passes a socket named {0:?}; give it FileDescriptorName=public, metrics or admin in its unit"
     )]
     Unknown(String),
-    /// The firehose is for TCP.
+    /// The public listener is not TCP, which the firehose needs.
     #[error(
         "systemd passes a socket named \"public\" that is not TCP; its ListenStream= must be an address and a port"
     )]
     PublicNotTcp,
-    /// Not a socket that takes connections.
+    /// Not a listening socket.
     #[error(
         "systemd passes {0:?}, which is no listening stream socket; its unit must have ListenStream= and Accept=no"
     )]
@@ -82,7 +82,7 @@ pub fn consumer_name(number: usize) -> String {
 }
 
 impl Given {
-    /// Takes what systemd passed to this process. Call it once, before anything else opens files.
+    /// Takes the descriptors that systemd passed to this process. Call it once, before anything else opens files.
     ///
     /// # Errors
     /// See [`GivenError`].
@@ -90,7 +90,7 @@ impl Given {
         let passed = sd_notify::listen_fds_with_names().map_err(GivenError::Variables)?;
         let passed = passed.map(|(number, name)| {
             // SAFETY: systemd opened it for this process alone (LISTEN_PID was compared), it was open when its flags were
-            // set just now, and this is called once: nobody else closes it.
+            // set just now, and this is called once: nothing else closes it.
             (name, unsafe { OwnedFd::from_raw_fd(number) })
         });
         Given::sort(passed)

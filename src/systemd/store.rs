@@ -1,6 +1,6 @@
-//! The descriptor store of the service (FileDescriptorStoreMax=, sd_pid_notify_with_fds(3)): what is put there outlives
-//! this process, also kill −9, and is passed to the next one.
-//! Promises that orders arrive in order and that nobody waits for systemd; what the descriptors mean is not its business.
+//! The descriptor store of the service (FileDescriptorStoreMax=, sd_pid_notify_with_fds(3)): stored descriptors outlive
+//! this process, also kill −9, and are passed to the next one.
+//! Promises that orders arrive in order and that callers do not wait for systemd. Does not know what the descriptors are.
 
 use std::env;
 use std::io::{self, IoSlice};
@@ -18,10 +18,10 @@ use tokio::sync::oneshot;
 
 /// Where systemd listens (sd_notify(3)).
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
-/// How many descriptors it keeps for this service (systemd.exec(5), since 254). Without it there is no store.
+/// How many descriptors systemd stores for this service (systemd.exec(5), since 254). Without it there is no store.
 const FDSTORE: &str = "FDSTORE";
 
-/// What is done when systemd has an order, or could not be given it.
+/// Called when systemd has an order, or the order could not be sent.
 type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// One datagram to systemd.
@@ -69,12 +69,12 @@ impl DescriptorStore {
         Ok(DescriptorStore { orders, capacity })
     }
 
-    /// How many descriptors it keeps.
+    /// How many descriptors it can store.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Puts a descriptor there under a name; the caller keeps its own. `done` is told whether it was sent.
+    /// Stores a duplicate of a descriptor under a name. `done` is called with the result of sending it.
     ///
     /// # Errors
     /// Where the descriptor cannot be duplicated; `done` is not called then.
@@ -90,7 +90,7 @@ impl DescriptorStore {
         Ok(())
     }
 
-    /// Takes what has this name out of it. What is put there under the same name from now on stays.
+    /// Removes the descriptors of this name. Those that are stored under it from now on stay.
     pub fn remove(&self, name: &str) {
         let text = format!("FDSTOREREMOVE=1\nFDNAME={name}\n");
         self.order(text, None, Box::new(drop));
@@ -100,11 +100,11 @@ impl DescriptorStore {
     pub async fn settle(&self) {
         let (done, settled) = oneshot::channel();
         let done = Box::new(move |_| {
-            // Who asked may have given up.
+            // The receiver may have been dropped.
             let _ = done.send(());
         });
         self.order(String::new(), None, done);
-        // Nothing but the end of the thread can fail it, and then there is nothing to wait for.
+        // Fails only when the thread has ended, and then there is nothing to wait for.
         let _ = settled.await;
     }
 
@@ -120,7 +120,7 @@ impl DescriptorStore {
     }
 }
 
-/// Sends order after order, until nobody is left to give any.
+/// Sends order after order, until all stores are dropped.
 fn work(systemd: &OwnedFd, orders: &Receiver<Order>) {
     for order in orders {
         let sent = match order.text.as_str() {

@@ -1,8 +1,8 @@
-//! Pings systemd's watchdog (`WatchdogSec=`) as a proof, not as a timer: before each ping every part has done a round
-//! since the last one, for which an idle part is given something to do through the queue that its work comes by.
+//! Pings systemd's watchdog (`WatchdogSec=`). Before each ping every part has completed a round since the last ping. An
+//! idle part is given a task for that, through the queue that its work comes by.
 //!
-//! A part that is stuck stops the pings, and systemd ends the relay; nothing here ends it. A part that is held up by
-//! something that is known and told elsewhere (a full disk, a database that is away) is not stuck.
+//! A part that is stuck stops the pings, and systemd ends the relay; nothing here ends it. A part that is blocked by a
+//! known cause that is reported elsewhere (a full disk, an unreachable database) is not stuck.
 
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
@@ -16,26 +16,26 @@ use super::notify;
 use crate::pulse::Pulse;
 use crate::telemetry::metrics;
 
-/// The first look after the parts were given something to do: most have done it by then. Then each look is twice as
-/// late, up to this part of the period.
-const FIRST_LOOK: Duration = Duration::from_millis(1);
-const LOOKS_IN_PERIOD: u32 = 20;
+/// Time of the first check after the parts were given a task: most have completed it by then. The interval doubles with
+/// each check, up to this share of the period.
+const FIRST_CHECK: Duration = Duration::from_millis(1);
+const CHECKS_IN_PERIOD: u32 = 20;
 
-/// Something that must get on.
+/// A part of the relay that must make progress.
 pub struct Part {
     /// The label of its metric; several parts may share one.
     pub kind: &'static str,
-    /// What the log calls it.
+    /// Its name in the log.
     pub name: String,
     /// Its rounds.
     pub pulse: Pulse,
-    /// Gives it something to do. Never waits.
+    /// Gives it a task. Never waits.
     pub nudge: Box<dyn Fn() + Send>,
 }
 
 impl Part {
-    /// The runtime that this is called in: a byte goes through a socket, so that readiness is polled and a task is run
-    /// for each beat.
+    /// The runtime that this is called in: a byte is sent through a socket, so that each beat needs a poll of readiness and
+    /// a run of a task.
     ///
     /// # Errors
     /// The system gives no sockets.
@@ -48,13 +48,13 @@ impl Part {
         let beating = pulse.clone();
         tokio::spawn(async move {
             let mut bytes = [0; 16];
-            // Ends with the other side.
+            // Ends when the other side is dropped.
             while far.read(&mut bytes).await.is_ok_and(|count| count > 0) {
                 beating.beat();
             }
         });
         let nudge = move || {
-            // A full socket has enough to be read.
+            // A full socket has enough to read.
             let _ = (&near).write(&[0]);
         };
         Ok(Part {
@@ -70,20 +70,20 @@ impl Part {
     }
 }
 
-/// The thread that feels the pulses. Ends when this is dropped.
+/// Watchdog thread: polls each component's heartbeat. Ends when this is dropped.
 pub struct Watchdog {
     ending: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watchdog {
-    /// Watches over `parts` where systemd asks for it.
+    /// Watches `parts` where systemd asks for it.
     ///
     /// # Errors
     /// The system starts no more threads.
     pub fn start(parts: Vec<Part>) -> io::Result<Option<Watchdog>> {
         sd_notify::watchdog_enabled()
-            .map(|period| Watchdog::spawn(period, parts, notify::alive))
+            .map(|period| Watchdog::spawn(period, parts, notify::watchdog))
             .transpose()
     }
 
@@ -127,11 +127,11 @@ struct Round {
     ended: Receiver<()>,
 }
 
-/// The watch is over.
-struct Over;
+/// The watchdog was dropped.
+struct Dropped;
 
 impl Round {
-    /// Pings twice in each period, as sd_watchdog_enabled(3) recommends, for as long as all parts get on.
+    /// Pings twice in each period, as sd_watchdog_enabled(3) recommends, as long as all parts make progress.
     fn run(&self, ping: impl Fn()) {
         self.show(&[]);
         loop {
@@ -147,8 +147,8 @@ impl Round {
         }
     }
 
-    /// Gives each part something to do, and returns when each has done something.
-    fn until_all_beat(&self) -> Result<(), Over> {
+    /// Gives each part a task, and returns when each has made progress.
+    fn until_all_beat(&self) -> Result<(), Dropped> {
         let began = Instant::now();
         let mut open: Vec<(&Part, u64)> = self
             .parts
@@ -158,32 +158,32 @@ impl Round {
         for part in &self.parts {
             (part.nudge)();
         }
-        let mut look = FIRST_LOOK;
-        let mut told = false;
+        let mut interval = FIRST_CHECK;
+        let mut reported = false;
         loop {
             open.retain(|(part, beats)| !part.is_alive(*beats));
             if open.is_empty() {
                 break;
             }
-            if !told && began.elapsed() >= self.period / 2 {
-                told = true;
-                self.tell(&open);
+            if !reported && began.elapsed() >= self.period / 2 {
+                reported = true;
+                self.report(&open);
             }
-            self.pause(look)?;
-            look = (look * 2).min(self.period / LOOKS_IN_PERIOD);
+            self.pause(interval)?;
+            interval = (interval * 2).min(self.period / CHECKS_IN_PERIOD);
         }
-        if told {
-            tracing::warn!("all parts get on again; systemd is pinged");
+        if reported {
+            tracing::warn!("all parts make progress again; the watchdog is pinged");
             self.show(&[]);
         }
         Ok(())
     }
 
-    fn tell(&self, open: &[(&Part, u64)]) {
+    fn report(&self, open: &[(&Part, u64)]) {
         let names: Vec<&str> = open.iter().map(|(part, _)| part.name.as_str()).collect();
         tracing::error!(
             seconds = self.period.as_secs_f64() / 2.0,
-            "no progress: {}. systemd is not pinged any more, and ends the relay when WatchdogSec= is over",
+            "no progress: {}. The watchdog is no longer pinged; systemd ends the relay when WatchdogSec= has passed",
             names.join(", ")
         );
         self.show(open);
@@ -196,10 +196,10 @@ impl Round {
         }
     }
 
-    fn pause(&self, time: Duration) -> Result<(), Over> {
+    fn pause(&self, time: Duration) -> Result<(), Dropped> {
         match self.ended.recv_timeout(time) {
             Err(RecvTimeoutError::Timeout) => Ok(()),
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(Over),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => Err(Dropped),
         }
     }
 }

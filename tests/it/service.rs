@@ -125,7 +125,7 @@ async fn a_part_that_stands_still_stops_the_pings() {
     }
     let said = service.said();
     for part in ["shard 1", "the event log's sequencer", "the runtime"] {
-        let line = format!("no progress: {part}. systemd is not pinged");
+        let line = format!("no progress: {part}. The watchdog is no longer pinged");
         assert!(said.contains(&line), "{line} is not in\n{said}");
     }
     assert!(service.end());

@@ -193,7 +193,7 @@ fn watch_memory(relay: &Relay) {
 
 /// Keeps systemd's status line up to date.
 async fn tell_status(mut vitals: watch::Receiver<Vitals>) {
-    while notify::is_heard() && vitals.changed().await.is_ok() {
+    while notify::is_enabled() && vitals.changed().await.is_ok() {
         let status = vitals.borrow_and_update().to_string();
         notify::status(&status);
     }

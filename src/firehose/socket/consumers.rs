@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 
 use super::handover::Subscriber;
-use crate::client::{Network, Place, Places};
+use crate::client::{KeyedLimits, Network, Permit};
 
 /// Longest user agent that is stored.
 const MAX_USER_AGENT_CHARS: usize = 200;
@@ -61,7 +61,7 @@ pub struct Consumers {
 #[derive(Debug, Default)]
 struct Shared {
     list: Mutex<HashMap<u64, Arc<Consumer>>>,
-    places: Places<Network>,
+    limits: KeyedLimits<Network>,
     /// When a consumer of a network last fell out of the replay window.
     cut: Mutex<HashMap<Network, Instant>>,
     admitted: AtomicU64,
@@ -84,7 +84,7 @@ pub(super) struct Registration {
     shared: Arc<Shared>,
     consumer: Arc<Consumer>,
     /// Counts it among those from its address.
-    place: Option<Place<Network>>,
+    permit: Option<Permit<Network>>,
 }
 
 impl Consumers {
@@ -147,13 +147,13 @@ impl Consumers {
     ) -> Result<Registration, AdmissionError> {
         let mut list = self.shared.list.lock();
         let shares = Network::shares(remote_addr, max_per_address);
-        let place = if list.len() >= max {
+        let permit = if list.len() >= max {
             Err(AdmissionError::Full)
         } else {
-            let place = self.shared.places.enter(shares);
-            place.ok_or(AdmissionError::TooManyFromAddress)
+            let permit = self.shared.limits.acquire(shares);
+            permit.ok_or(AdmissionError::TooManyFromAddress)
         };
-        let place = place.inspect_err(|_| {
+        let permit = permit.inspect_err(|_| {
             self.shared.refused.fetch_add(1, Ordering::Relaxed);
         })?;
         let subscriber = Subscriber {
@@ -161,21 +161,21 @@ impl Consumers {
             user_agent: user_agent.chars().take(MAX_USER_AGENT_CHARS).collect(),
             connected_at: SystemTime::now(),
         };
-        Ok(self.enter(&mut list, &subscriber, Some(place)))
+        Ok(self.enter(&mut list, &subscriber, Some(permit)))
     }
 
     /// Admits a consumer that the previous process admitted, whatever the limits are now.
     pub(super) fn readmit(&self, subscriber: &Subscriber) -> Registration {
         let shares = Network::shares(subscriber.address, usize::MAX);
-        let place = self.shared.places.enter(shares);
-        self.enter(&mut self.shared.list.lock(), subscriber, place)
+        let permit = self.shared.limits.acquire(shares);
+        self.enter(&mut self.shared.list.lock(), subscriber, permit)
     }
 
     fn enter(
         &self,
         list: &mut HashMap<u64, Arc<Consumer>>,
         subscriber: &Subscriber,
-        place: Option<Place<Network>>,
+        permit: Option<Permit<Network>>,
     ) -> Registration {
         let id = self.shared.admitted.fetch_add(1, Ordering::Relaxed) + 1;
         let consumer = Arc::new(Consumer {
@@ -196,7 +196,7 @@ impl Consumers {
         Registration {
             shared: self.shared.clone(),
             consumer,
-            place,
+            permit,
         }
     }
 }
@@ -251,8 +251,8 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let mut list = self.shared.list.lock();
         list.remove(&self.consumer.info.id);
-        // Under the lock: a thread that does not find the consumer any more finds its place free.
-        drop(self.place.take());
+        // Under the lock: a thread that does not find the consumer any more finds its permit free.
+        drop(self.permit.take());
     }
 }
 
@@ -280,7 +280,7 @@ mod tests {
             Some(AdmissionError::Full)
         );
         drop(first);
-        let again = admit(&consumers, "192.0.2.1").expect("a free place");
+        let again = admit(&consumers, "192.0.2.1").expect("a free permit");
         again.sent(3, 300);
         again.set_position(17);
         let listed = consumers.list();
@@ -298,19 +298,19 @@ mod tests {
         let consumers = Consumers::default();
         let minute = Duration::from_secs(60);
         for _ in 0..5 {
-            let slow = admit(&consumers, "192.0.2.1").expect("a place");
+            let slow = admit(&consumers, "192.0.2.1").expect("a permit");
             slow.fell_out();
         }
-        let _well = admit(&consumers, "192.0.2.2").expect("a place");
+        let _well = admit(&consumers, "192.0.2.2").expect("a permit");
         assert_eq!(consumers.networks_cut(minute), (1, 1));
-        admit(&consumers, "192.0.2.3").expect("a place").fell_out();
+        admit(&consumers, "192.0.2.3").expect("a permit").fell_out();
         assert_eq!(consumers.networks_cut(minute), (2, 1));
         for n in 0..9 {
             let slow = admit(&consumers, &format!("2001:db8:0:{n}::1"));
-            slow.expect("a place").fell_out();
+            slow.expect("a permit").fell_out();
         }
         assert_eq!(consumers.networks_cut(minute), (3, 1));
-        let again = admit(&consumers, "192.0.2.1").expect("a place");
+        let again = admit(&consumers, "192.0.2.1").expect("a permit");
         assert_eq!(consumers.networks_cut(minute), (3, 1));
         drop(again);
         assert_eq!(consumers.networks_cut(Duration::ZERO), (0, 1));
@@ -320,7 +320,7 @@ mod tests {
     fn ipv6_counts_by_network() {
         let consumers = Consumers::default();
         let _held: Vec<_> = (1..=2)
-            .map(|n| admit(&consumers, &format!("2001:db8::{n}")).expect("a place"))
+            .map(|n| admit(&consumers, &format!("2001:db8::{n}")).expect("a permit"))
             .collect();
         assert_eq!(
             admit(&consumers, "2001:db8::99").err(),

@@ -5,7 +5,7 @@
 //! of a source that has one, and a client message that has not come as a whole, behind a mark that releases before it refuse:
 //! they close such a connection.
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 
 use super::table::MAX_PENDING_BYTES;
 use crate::firehose::socket::client_frames::ClientFrames;
@@ -72,6 +72,20 @@ impl PendingControl {
                 state.extend_from_slice(message);
             }
         }
+    }
+
+    /// Takes bytes that were sent after the note from our own frames, and returns how many of them were events. A write is
+    /// either of our own frames or of events; `None` where more was sent than our own frames.
+    pub fn advance(&mut self, sent: u64) -> Option<u64> {
+        if self.out.is_empty() {
+            return Some(sent);
+        }
+        let sent = usize::try_from(sent).ok()?;
+        if sent > self.out.len() {
+            return None;
+        }
+        self.out.advance(sent);
+        Some(0)
     }
 
     /// Reads what [`PendingControl::encode`] wrote, with the source's state; `None` where it could not have written that.

@@ -3,13 +3,11 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::mem;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use bytes::Buf;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
 
 use super::kernel;
@@ -203,19 +201,12 @@ impl Predecessor {
         // Client input is recorded before it is taken.
         let untaken = note.received.checked_sub(counts.received);
         discard(socket, untaken.ok_or(Failure::Count)?)?;
-        let sent = counts.sent.checked_sub(note.sent);
-        let mut offered = Taken {
+        let sent = counts.sent.checked_sub(note.sent).ok_or(Failure::Count)?;
+        let offered = Taken {
             runs: note.runs,
             given: note.offset,
-            bytes: sent.ok_or(Failure::Count)?,
+            bytes: pending.advance(sent).ok_or(Failure::Count)?,
         };
-        if !pending.out.is_empty() {
-            let written = usize::try_from(mem::take(&mut offered.bytes)).unwrap_or(usize::MAX);
-            if written > pending.out.len() {
-                return Err(Failure::Count);
-            }
-            pending.out.advance(written);
-        }
         let saved = Saved {
             state,
             offered: &offered,
