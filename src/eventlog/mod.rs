@@ -49,7 +49,7 @@ pub use inspect::{Event, Events, Fate, Folder, Summary};
 pub use reader::{Entries, Frames, Offer, ReadError, Reader};
 pub use recovery::Changes;
 pub use repair::{Repair, Repaired, repair};
-pub use resume::{ResumeError, Taken};
+pub use resume::{LastOffer, ResumeError};
 pub use slots::{Slot, Slots};
 
 use mark::Mark;

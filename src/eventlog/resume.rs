@@ -1,5 +1,5 @@
-//! Going on where a reader of another process was, to the byte. What that process had offered is known, and how many bytes
-//! of it were taken; the index says how long the frames are, also of events that were redacted since.
+//! Continues where a reader of another process was, to the byte. That process's last offer is known, and how many bytes of
+//! it were taken. The index has the lengths of the frames, also of events that were redacted since.
 //! Promises a position between two bytes of one frame, or none.
 
 use std::ops::Range;
@@ -7,18 +7,18 @@ use std::ops::Range;
 use super::reader::{ReadError, Reader};
 use super::{EventLog, entry::Entry};
 
-/// What a reader had offered last, and what became of it.
+/// The last offer of a reader, and how much of it was taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Taken {
-    /// The events, as [`super::Frames::runs`] names them; one empty run for a reader that has nothing under way.
+pub struct LastOffer {
+    /// The events, as [`super::Frames::runs`] names them; one empty run for a reader without a begun event.
     pub runs: Vec<Range<u64>>,
     /// Bytes of the first event that had been taken before.
-    pub given: u64,
+    pub offset: u64,
     /// Bytes that were taken of the offer.
-    pub bytes: u64,
+    pub taken: u64,
 }
 
-/// Why a reader cannot go on there.
+/// Why a reader cannot continue there.
 #[derive(Debug, thiserror::Error)]
 pub enum ResumeError {
     #[error("more was sent than was on offer")]
@@ -32,19 +32,19 @@ pub enum ResumeError {
 }
 
 impl EventLog {
-    /// A reader that goes on behind the last byte that was taken. Waits for the disk.
+    /// A reader that continues behind the last byte that was taken. Waits for the disk.
     ///
     /// # Errors
     /// Where that byte cannot be found, or the rest of its frame is not served any more. A position that has left the
     /// window is no error while no frame is begun: the reader says so by itself.
-    pub fn resume(&self, taken: &Taken) -> Result<Reader, ResumeError> {
-        let mut at = taken.runs.first().ok_or(ResumeError::Beyond)?.start;
-        let mut left = taken
-            .given
-            .checked_add(taken.bytes)
+    pub fn resume(&self, last: &LastOffer) -> Result<Reader, ResumeError> {
+        let mut at = last.runs.first().ok_or(ResumeError::Beyond)?.start;
+        let mut left = last
+            .offset
+            .checked_add(last.taken)
             .ok_or(ResumeError::Beyond)?;
         let mut reader = self.reader(at);
-        'passing: for run in &taken.runs {
+        'passing: for run in &last.runs {
             at = run.start;
             while at < run.end && left > 0 {
                 let (entry, served) = known(self, &mut reader, at)?;
@@ -62,7 +62,7 @@ impl EventLog {
                 break;
             }
         }
-        let is_inside = taken.runs.iter().any(|run| run.contains(&at));
+        let is_inside = last.runs.iter().any(|run| run.contains(&at));
         if at > self.head() + 1 || (left > 0 && !is_inside) {
             return Err(ResumeError::Beyond);
         }

@@ -15,8 +15,8 @@ use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Kind};
 use atproto_relay::eventlog::{
-    Append, Durability, EventLog, Faults, Frames, Health, Limits, LogOptions, MinFree, Offer,
-    Origin, ReadError, Reader, ResumeError, Slots, Taken,
+    Append, Durability, EventLog, Faults, Frames, Health, LastOffer, Limits, LogOptions, MinFree,
+    Offer, Origin, ReadError, Reader, ResumeError, Slots,
 };
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -327,7 +327,11 @@ fn another_process_goes_on_behind_the_last_byte_that_was_taken() {
         if dice.u8(..) < 40 {
             redact(dice.usize(0..4), reader.position());
         }
-        let taken = Taken { runs, given, bytes };
+        let taken = LastOffer {
+            runs,
+            offset: given,
+            taken: bytes,
+        };
         match log.log.resume(&taken) {
             Ok(again) => {
                 let stand = |reader: &Reader| (reader.position(), reader.given());
@@ -341,8 +345,8 @@ fn another_process_goes_on_behind_the_last_byte_that_was_taken() {
             }
             Err(other) => panic!("{other}: {taken:?}"),
         }
-        let beyond = Taken {
-            bytes: 1 << 30,
+        let beyond = LastOffer {
+            taken: 1 << 30,
             ..taken
         };
         log.log.resume(&beyond).expect_err("more than was offered");
@@ -358,17 +362,21 @@ fn another_process_goes_on_behind_the_last_byte_that_was_taken() {
         (u64::MAX..u64::MAX, u64::MAX, 1),
     ] {
         let runs = vec![run];
-        let taken = Taken { runs, given, bytes };
+        let taken = LastOffer {
+            runs,
+            offset: given,
+            taken: bytes,
+        };
         log.log.resume(&taken).expect_err("not in the log");
     }
-    let nothing = Taken {
+    let nothing = LastOffer {
         runs: Vec::new(),
-        given: 0,
-        bytes: 0,
+        offset: 0,
+        taken: 0,
     };
     log.log.resume(&nothing).expect_err("nowhere");
     let next = 601..601;
-    let live = Taken {
+    let live = LastOffer {
         runs: vec![next],
         ..nothing
     };

@@ -8,7 +8,7 @@ mod cursor;
 use super::socket::close_codes::POLICY;
 use super::socket::stream::{Batch, Closing, Message, Offer, Opening, Source, SourceError, Stream};
 use crate::atproto::frame::{encode_error, encode_info};
-use crate::eventlog::{EventLog, ReadError, Reader, ResumeError, Taken};
+use crate::eventlog::{EventLog, LastOffer, ReadError, Reader, ResumeError};
 use cursor::{Cursor, Start};
 
 /// The stream of a log. Clones share it.
@@ -31,7 +31,7 @@ impl Repos {
     ///
     /// # Errors
     /// See [`EventLog::resume`].
-    pub fn resume(&self, offered: &Taken) -> Result<RawEvents, ResumeError> {
+    pub fn resume(&self, offered: &LastOffer) -> Result<RawEvents, ResumeError> {
         self.log.resume(offered).map(RawEvents)
     }
 

@@ -14,7 +14,7 @@ use super::kernel;
 use super::pending::PendingControl;
 use super::table::{Found, OtherTable, Subscriber, Table, TableError};
 use super::{Failure, Handover, Record, Slot, check_kind};
-use crate::eventlog::{ResumeError, Taken};
+use crate::eventlog::{LastOffer, ResumeError};
 use crate::firehose::socket::INBOX_BYTES;
 use crate::firehose::socket::close_codes::SERVICE_RESTART;
 use crate::firehose::socket::server_frames::put_close;
@@ -33,7 +33,7 @@ pub struct Saved<'a> {
     /// What [`Source::put_state`] wrote.
     pub state: &'a [u8],
     /// What was offered last, and how much of it was sent.
-    pub offered: &'a Taken,
+    pub offered: &'a LastOffer,
 }
 
 /// A connection of the previous process.
@@ -202,10 +202,10 @@ impl Predecessor {
         let untaken = note.received.checked_sub(counts.received);
         discard(socket, untaken.ok_or(Failure::Count)?)?;
         let sent = counts.sent.checked_sub(note.sent).ok_or(Failure::Count)?;
-        let offered = Taken {
+        let offered = LastOffer {
             runs: note.runs,
-            given: note.offset,
-            bytes: pending.advance(sent).ok_or(Failure::Count)?,
+            offset: note.offset,
+            taken: pending.advance(sent).ok_or(Failure::Count)?,
         };
         let saved = Saved {
             state,
