@@ -1,5 +1,5 @@
 //! Pages for consumers, operators' tools and readers of the log, against the code: every admin route, every field of a host,
-//! every example program and every field of an index entry is in its page.
+//! every example program and every field of an index entry is in its page, and every file that a page names is there.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -121,4 +121,45 @@ fn the_page_of_the_log_has_every_field_of_an_index_entry() {
         let row = format!("\n| {start} | ");
         assert!(entries.contains(&row), "nothing at {start}");
     }
+}
+
+/// Folders whose files pages name.
+const FOLDERS: [&str; 9] = [
+    "src/",
+    "tests/",
+    "docs/",
+    "nixos/",
+    "fuzz/",
+    "benches/",
+    "vm-tests/",
+    "migrations/",
+    "contrib/",
+];
+
+#[test]
+fn every_file_that_a_page_names_is_there() {
+    let mut pages = vec![
+        path("CONTRIBUTING.md"),
+        path("SECURITY.md"),
+        path("CHANGELOG.md"),
+    ];
+    for folder in ["docs", "docs/consume", "docs/design", "docs/contributing"] {
+        let files = fs::read_dir(path(folder)).unwrap();
+        let files = files.map(|entry| entry.unwrap().path());
+        pages.extend(files.filter(|file| file.extension().is_some_and(|it| it == "md")));
+    }
+    let mut named = 0;
+    for page in pages {
+        let text = fs::read_to_string(&page).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let is_path = FOLDERS.iter().any(|folder| name.starts_with(folder));
+            // `fuzz/run 600` is a command, `fuzz/seeds/TARGET/` a pattern.
+            if !is_path || name.contains(' ') || name.chars().any(|c| c.is_ascii_uppercase()) {
+                continue;
+            }
+            assert!(path(name).exists(), "{} names {name}", page.display());
+            named += 1;
+        }
+    }
+    assert!(named >= 20, "{named} files");
 }
