@@ -650,6 +650,17 @@ pub fn splice_head(frame: &[u8], span: Range<usize>, seq: u64, out: &mut Vec<u8>
     fixed::put_unsigned(out, seq);
 }
 
+/// Bytes of an unsigned integer, such as `seq`, in canonical CBOR (RFC 8949 section 4.2.1).
+pub fn uint_len(value: u64) -> usize {
+    match value {
+        0..=23 => 1,
+        24..=0xff => 2,
+        0x100..=0xffff => 3,
+        0x1_0000..=0xffff_ffff => 5,
+        _ => 9,
+    }
+}
+
 /// The frame without the `handle` of its body; everything else stays. Spans must be taken anew.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ use super::group::{Append, Group};
 use super::segment::{Segment, Writer};
 use super::syncer::Syncer;
 use super::{Durability, EventLog, Health, LogError, is_lack_of_room, wire};
-use crate::atproto::frame::MAX_FRAME_BYTES;
+use crate::atproto::frame::{self, MAX_FRAME_BYTES};
 use crate::pulse::Pulse;
 use crate::telemetry::metrics;
 
@@ -318,7 +318,7 @@ impl<T: Send, B: FnMut(&[(u64, T)]), F: FnMut(Vec<(u64, T)>)> Worker<T, B, F> {
         Ok(())
     }
 
-    /// Does `work` until it succeeds. Says once that it fails, and once that it works again.
+    /// Does `work` until it succeeds. Reports the first failure, and the recovery.
     fn persist(&mut self, mut work: impl FnMut(&mut Self) -> io::Result<()>) -> Result<(), GaveUp> {
         let mut pause = MIN_RETRY_PAUSE;
         let mut failing = false;
@@ -350,7 +350,7 @@ impl<T: Send, B: FnMut(&[(u64, T)]), F: FnMut(Vec<(u64, T)>)> Worker<T, B, F> {
         Ok(())
     }
 
-    /// Who looks at the log's health tells it: here it would be told twice.
+    /// The relay's health examiner logs the failure; a line here would be a second one.
     fn report_failure(&self, error: &io::Error) {
         let shared = &self.log.shared;
         let reason = error.to_string();
@@ -387,16 +387,5 @@ impl<T: Send, B: FnMut(&[(u64, T)]), F: FnMut(Vec<(u64, T)>)> Worker<T, B, F> {
 
 /// Length of an event's frame once `seq` is in it.
 fn spliced_len<T>(event: &Append<T>, seq: u64) -> usize {
-    event.frame.len() - event.seq_span.len() + cbor_uint_len(seq)
-}
-
-/// Bytes of an unsigned integer in canonical CBOR (RFC 8949 section 4.2.1).
-fn cbor_uint_len(value: u64) -> usize {
-    match value {
-        0..=23 => 1,
-        24..=0xff => 2,
-        0x100..=0xffff => 3,
-        0x1_0000..=0xffff_ffff => 5,
-        _ => 9,
-    }
+    event.frame.len() - event.seq_span.len() + frame::uint_len(seq)
 }
