@@ -1,9 +1,8 @@
-//! Reading accounts, and the operator's decisions about single ones.
-//! What events change is in `apply`.
+//! Reading accounts. What changes them is in `apply`.
 
 use super::Store;
-use super::database::{Commit, Database, reading, writing};
-use super::error::{Doing, StoreError};
+use super::database::{Database, reading};
+use super::error::StoreError;
 use super::record::record;
 use super::rows::{AccountRow, HostId, Page, RepoState};
 use super::status::{LocalStatus, UpstreamStatus};
@@ -18,8 +17,8 @@ use sqlx::{ColumnIndex, Decode, FromRow, Row, Type};
 /// DIDs asked for in one statement.
 const READ_CHUNK: usize = 1_000;
 
-/// Accounts looked at for one page of a list: ten of its largest pages. Whoever asks for a list costs no more, however
-/// many accounts without a repository others made.
+/// Most accounts scanned for one page of a list: ten of its largest pages. Bounds the cost of a request, however many accounts
+/// have no repository.
 pub const STRETCH: i64 = 10_000;
 
 /// Up to `$3` accounts after the number `$1`, of the next `$2`: those with a repository, and the last of the `$2`.
@@ -46,7 +45,7 @@ where
 }
 
 record! {
-    struct AccountRecord {
+    pub(super) struct AccountRecord {
         uid: i64,
         did: String,
         host_id: i32,
@@ -63,7 +62,7 @@ record! {
 }
 
 impl AccountRecord {
-    fn into_row(self) -> Result<AccountRow, StoreError> {
+    pub(super) fn into_row(self) -> Result<AccountRow, StoreError> {
         let corrupt = |what: &str| StoreError::Corrupt {
             table: "accounts",
             what: format!("{what} of the account {}", self.did),
@@ -229,60 +228,10 @@ impl Store {
         rows.sort_by_key(|row| row.uid);
         Ok(Page { rows, next })
     }
-
-    /// Up to `limit` accounts of a host that are over its quota, the oldest first.
-    pub async fn throttled_accounts(
-        &self,
-        host: HostId,
-        limit: u32,
-    ) -> Result<Vec<AccountRow>, StoreError> {
-        let records: Vec<AccountRecord> = reading!(self, "listing throttled accounts", pool => {
-            sqlx::query_as("SELECT * FROM accounts WHERE host_id = $1 AND local_status = 2 ORDER BY uid LIMIT $2")
-                .bind(host.to_sql())
-                .bind(i64::from(limit))
-                .fetch_all(pool)
-                .await
-        })?;
-        records.into_iter().map(AccountRecord::into_row).collect()
-    }
-
-    /// Sets this relay's decision about an account, and returns the account as it then is.
-    pub async fn set_local_status(
-        &self,
-        did: &Did,
-        status: LocalStatus,
-    ) -> Result<AccountRow, StoreError> {
-        const DOING: &str = "setting an account's status";
-        let record: Option<AccountRecord> = writing!(self, Commit::Synced, DOING, conn => {
-            sqlx::query_as("UPDATE accounts SET local_status = $2 WHERE did = $1 RETURNING *")
-                .bind(did.as_str())
-                .bind(i16::from(status.code()))
-                .fetch_optional(&mut *conn)
-                .await
-                .doing(DOING)
-        })?;
-        record
-            .ok_or_else(|| StoreError::UnknownAccount(did.to_string()))?
-            .into_row()
-    }
-
-    /// Lets up to `n` throttled accounts of a host go, the oldest first, and returns them.
-    pub async fn release_throttled(&self, host: HostId, n: u32) -> Result<Vec<Did>, StoreError> {
-        const DOING: &str = "releasing throttled accounts";
-        let released = writing!(self, Commit::Synced, DOING, conn => {
-            sqlx::query_as(RELEASE_OLDEST)
-                .bind(host.to_sql())
-                .bind(i64::from(n))
-                .fetch_all(&mut *conn)
-                .await
-                .doing(DOING)
-        })?;
-        released_dids(released)
-    }
 }
 
-/// Releases the `$2` oldest throttled accounts that count with the host `$1`. One that moved there and of which its new
-/// host said nothing yet is judged when it does.
+/// Releases the `$2` oldest throttled accounts that count with the host `$1`. An account that moved there counts
+/// from the first event of its new host on.
 pub(super) const RELEASE_OLDEST: &str = "UPDATE accounts SET local_status = 0 WHERE uid IN (SELECT uid FROM accounts \
      WHERE host_id = $1 AND local_status = 2 AND counted ORDER BY uid LIMIT $2) RETURNING uid, did";
 

@@ -8,9 +8,8 @@ use super::coalesce::Coalesced;
 use super::database::{Commit, writing};
 use super::error::{Doing, StoreError};
 use super::record::record;
-use super::rows::{AccountRow, AccountUpdate, Batch, Heard, HostId, KnownKey};
+use super::rows::{AccountUpdate, Batch, Heard, HostId, KnownKey};
 use super::status::{LocalStatus, UpstreamStatus};
-use crate::atproto::did::Did;
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, QueryBuilder, Sqlite};
@@ -33,7 +32,7 @@ const COLUMNS: &str = "u (did, host_id, counted, local_status, upstream_status, 
 const POSTGRES_ROWS: &str = "SELECT * FROM UNNEST($1::text[], $2::int4[], $3::bool[], $4::int2[], $5::text[], \
      $6::int8[], $7::int8[], $8::bytea[], $9::bytea[], $10::bool[], $11::bytea[], $12::int8[])";
 
-/// Changes known accounts. An older rev, an older word on the status, or a key resolved earlier, leaves what is there.
+/// Changes known accounts. An older rev, an older upstream status, or a key resolved earlier changes nothing.
 const UPDATE: &str = "UPDATE accounts AS a SET \
      host_id = COALESCE(u.host_id, a.host_id), \
      counted = COALESCE(u.counted, a.counted), \
@@ -333,21 +332,6 @@ impl Store {
         writing!(self, commit, DOING, conn => write_batch(conn, batch).await.doing(DOING))
     }
 
-    /// Creates accounts (every update needs a host), and returns them as they then are: throttled
-    /// where their host is over its quota, unchanged in that where they were known already.
-    pub async fn create_accounts(
-        &self,
-        accounts: Vec<AccountUpdate>,
-    ) -> Result<HashMap<Did, AccountRow>, StoreError> {
-        let dids: Vec<Did> = accounts.iter().map(|update| update.did.clone()).collect();
-        self.apply(&Batch {
-            accounts,
-            ..Batch::default()
-        })
-        .await?;
-        self.accounts(&dids).await
-    }
-
     /// The position of the accounts view: the log sequence number from which on the log must be read after a crash. 1 at
     /// first.
     pub async fn replay_from(&self) -> Result<u64, StoreError> {
@@ -365,7 +349,7 @@ impl Store {
     }
 
     async fn log_position(&self) -> Result<LogPosition, StoreError> {
-        // The previous release moves only its own row. Either tells of events that are applied, so the higher one holds.
+        // The previous release moves only its own row. Events below either were applied, so the higher one holds.
         let (own, previous, furthest, head): (i64, i64, i64, i64) = super::database::reading!(self, "reading the log position", pool => {
             sqlx::query_as(
                 "SELECT own.position, p.replay_from, (SELECT MAX(position) FROM views), p.head \
@@ -471,11 +455,11 @@ struct Ledger {
 }
 
 impl Ledger {
-    /// What an update comes to for an account that is known, and its place in the hosts' counts.
+    /// The update as it applies to a known account; updates the hosts' counts.
     fn change(&mut self, row: &Standing, update: &AccountUpdate) -> AccountUpdate {
         let mut update = update.clone();
         if let Some(heard) = update.heard {
-            believe_the_row(row, heard, &mut update);
+            keep_newer_row(row, heard, &mut update);
         }
         let host = update.host.map_or(row.host_id, HostId::to_sql);
         let stored = row.status_seq.map(i64::unsigned_abs);
@@ -516,16 +500,16 @@ impl Ledger {
     }
 }
 
-/// A replay tells the row nothing that it knows, or knows better.
+/// Drops from a replayed update what the row has already, or has newer.
 ///
 /// Where the log names another host than the row, the row stays: a move is written before the first event after it
 /// goes out. Only a row that never had an identity follows the log. Where the row's identity is not newer than the
 /// event for sure, as when the database was restored from a copy, neither is believed: without a key the identity is
 /// resolved before anything of the account passes.
 ///
-/// The status stays where it is from this event or a later one, and where the event has the relay's own word in the
-/// place of the PDS's.
-fn believe_the_row(row: &Standing, heard: Heard, update: &mut AccountUpdate) {
+/// The status stays if it is from this event or a later one, and if the event carries the relay's own status in place
+/// of the PDS's.
+fn keep_newer_row(row: &Standing, heard: Heard, update: &mut AccountUpdate) {
     let elsewhere = heard.host.to_sql() != row.host_id;
     match row.resolved_at.filter(|_| elsewhere) {
         Some(resolved_at) => {
@@ -543,10 +527,10 @@ fn believe_the_row(row: &Standing, heard: Heard, update: &mut AccountUpdate) {
         .ok()
         .and_then(LocalStatus::from_code)
         .filter(|local| !local.is_active());
-    let own_word = local
+    let is_own_status = local
         .zip(update.upstream.as_ref())
         .is_some_and(|(local, upstream)| upstream.stored() == local.as_str());
-    if own_word || update.status_seq.map(to_sql) <= row.status_seq {
+    if is_own_status || update.status_seq.map(to_sql) <= row.status_seq {
         update.upstream = None;
     }
 }

@@ -1,6 +1,6 @@
 //! Opening a database: connections, their settings, and the schema brought up to date.
 //! Both kinds have one connection that writes, so that writes never wait for one another inside the
-//! database and counts are exact, some with which the relay reads, and some for the reads of strangers.
+//! database and counts are exact, some for the relay's own reads, and some for public reads.
 
 use super::epoch::Epoch;
 use super::error::{StoreError, describe, from_postgres, from_sqlite};
@@ -29,11 +29,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time of a public read in PostgreSQL: far above that of the largest page.
 const PUBLIC_STATEMENT_TIMEOUT: &str = "SET statement_timeout = '5s'";
 
-/// How long a look at a server that may be away takes at most.
+/// Time limit of a probe of a server that may be unreachable.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Connections that do not read: one writes, one holds the database for this relay, and one is made for a look at the
-/// server.
+/// Connections that do not read: one writes, one holds the database for this relay, and one probes the server.
 const OTHER_CONNECTIONS: u32 = 3;
 
 /// Lets the server notice within a minute that the machine of a relay is gone.
@@ -48,7 +47,7 @@ const SQLITE_CACHE_KIB: &str = "-16384";
 pub(super) enum Reader {
     /// The relay's own work, its operator included.
     Relay,
-    /// Strangers.
+    /// Public requests.
     Public,
 }
 
@@ -153,7 +152,7 @@ impl Database {
         };
         match connect(&db.options, LOOK_TIMEOUT).await {
             Ok(connection) => {
-                // A server that is going away matters at the next use.
+                // If the server is closing, the next use reports it.
                 let _ = connection.close().await;
                 None
             }
@@ -210,7 +209,7 @@ impl PostgresDatabase {
             options: Box::new(options),
             name,
         };
-        // A server that is going away matters at the first use, not here.
+        // If the server is closing, the first use reports it.
         let _ = first.close().await;
         Ok(database)
     }
@@ -250,7 +249,7 @@ fn postgres_name(options: &PgConnectOptions) -> String {
     )
 }
 
-/// Why a URL was refused. The driver's text may quote parts of the URL, so only its kind is told.
+/// Why a URL was refused. The driver's text may quote parts of the URL, so only its kind is shown.
 fn configuration_reason(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Configuration(cause) => match cause.downcast_ref::<url::ParseError>() {

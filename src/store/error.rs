@@ -21,7 +21,7 @@ pub enum StoreError {
     Unreachable {
         /// Which, without the password.
         database: String,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
     /// The server does not let us in.
@@ -31,7 +31,7 @@ pub enum StoreError {
     Login {
         /// Which, without the password.
         database: String,
-        /// What the server said.
+        /// The server's error.
         reason: String,
     },
     /// The server has no such database.
@@ -56,7 +56,7 @@ pub enum StoreError {
     Privilege {
         /// Which.
         database: String,
-        /// What the server said.
+        /// The server's error.
         reason: String,
         /// What its administrator can do.
         remedy: String,
@@ -78,7 +78,7 @@ pub enum StoreError {
     Disk {
         /// Which.
         database: String,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
     /// The SQLite file cannot be written.
@@ -88,7 +88,7 @@ pub enum StoreError {
     ReadOnly {
         /// Which.
         database: String,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
     /// The SQLite file cannot be opened or created.
@@ -98,7 +98,7 @@ pub enum StoreError {
     Open {
         /// Which.
         database: String,
-        /// What the system said.
+        /// The system's error.
         reason: String,
     },
     /// The file holds something else.
@@ -137,7 +137,7 @@ pub enum StoreError {
         /// Which.
         database: String,
     },
-    /// Too many reads of strangers wait.
+    /// Too many public reads wait.
     #[error("too many requests wait for the database; try again later")]
     Busy,
     /// A row holds what no version of the relay writes.
@@ -168,15 +168,15 @@ pub enum StoreError {
     /// A statement failed.
     #[error("the database failed while {doing}: {}", describe(.source))]
     Query {
-        /// What the relay was about.
+        /// The operation that failed.
         doing: &'static str,
-        /// What the driver said.
+        /// The driver's error.
         #[source]
         source: sqlx::Error,
     },
 }
 
-/// Adds what the relay was about to a driver's error.
+/// Adds the operation that failed to a driver's error.
 pub(super) trait Doing<T> {
     fn doing(self, doing: &'static str) -> Result<T, StoreError>;
 }
@@ -253,7 +253,8 @@ pub(super) fn from_postgres(
     }
 }
 
-/// How a user comes to make tables: since PostgreSQL 15 only the database's owner may in the schema `public`.
+/// How a user can be allowed to create tables: since PostgreSQL 15, only the owner of the database may in the schema
+/// `public`.
 fn remedy(options: &PgConnectOptions, reason: &str) -> String {
     let user = options.get_username();
     let database = options.get_database().unwrap_or(user);

@@ -24,7 +24,7 @@ const KEY: i64 = i64::from_be_bytes(*b"at-relay");
 /// How long a relay that was killed a moment ago may still seem to be there: its server notices within milliseconds.
 const GRACE: Duration = Duration::from_secs(3);
 const GRACE_LOOK: Duration = Duration::from_millis(50);
-/// How often the session is looked at, and the wait before a server that is away is tried again.
+/// How often the session is checked, and the pause before an unreachable server is tried again.
 const LOOK: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long a relay that takes the database waits for a write of the relay before it.
@@ -149,7 +149,7 @@ impl Session {
         }
     }
 
-    /// Looks at the session again and again, and takes the lock once more where it is gone.
+    /// Checks the session periodically, and takes the lock again if the session is gone.
     async fn keep(&mut self) -> StoreError {
         loop {
             sleep(LOOK).await;

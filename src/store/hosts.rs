@@ -135,7 +135,7 @@ macro_rules! release_to_limit {
     }};
 }
 
-/// Inserting a row under a number that is given: PostgreSQL wants to be told so, and to go on above it; SQLite needs
+/// Inserting a row with a given number: PostgreSQL needs an override, and its sequence moved above the number; SQLite needs
 /// neither.
 trait InsertNumbered {
     async fn insert_numbered(
@@ -146,7 +146,7 @@ trait InsertNumbered {
     ) -> Result<(), sqlx::Error>;
 }
 
-/// Inserts the row; `$overriding` is what the database wants to be told about the number.
+/// Inserts the row; `$overriding` is the override clause of the database.
 macro_rules! insert_with_id {
     ($conn:ident, $overriding:literal, $id:ident, $host:ident, $now:ident) => {
         sqlx::query(concat!(

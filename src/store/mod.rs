@@ -16,6 +16,8 @@ mod record;
 mod rows;
 mod schema;
 mod status;
+#[cfg(feature = "devnet")]
+mod testing;
 mod writer;
 
 pub use apply::ACCOUNTS_VIEW;
@@ -66,7 +68,7 @@ impl Store {
     }
 
     /// As [`Store::open`], with so many connections at most (and five at least): three to write, to hold
-    /// the database and to look at the server, the others to read, half of them for strangers.
+    /// the database and to look at the server, the others to read, half of them for public reads.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -79,7 +81,7 @@ impl Store {
         })
     }
 
-    /// The same database for reads of strangers: they have connections of their own, and wait for nobody else's.
+    /// The same database for public reads: they have connections of their own.
     pub fn public(&self) -> Self {
         Self {
             reader: Reader::Public,
@@ -102,12 +104,12 @@ impl Store {
         }
     }
 
-    /// Says in the log that something failed and is tried again: one line every 30 seconds, whoever meets it.
+    /// Logs that something failed and is tried again: at most one line in 30 seconds, whatever failed.
     pub fn complain(&self, what: &str, error: &StoreError) {
         self.outage.complain(what, error);
     }
 
-    /// What came of asking the database, with the true reason where it is away.
+    /// The outcome of a query, with the true reason if the database is unreachable.
     async fn answered<T>(
         &self,
         doing: &'static str,
@@ -133,7 +135,7 @@ impl Store {
         Err(StoreError::Query { doing, source })
     }
 
-    /// Another relay has the database: whoever holds it for this one is told.
+    /// Another relay has the database: this relay's hold ends.
     fn taken_over(&self) -> StoreError {
         if let Database::Postgres(db) = &*self.database {
             db.epoch.lose();

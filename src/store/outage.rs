@@ -1,5 +1,5 @@
-//! A database that is away: finds the cause that the pools hide, and reminds of it in one line every 30 seconds, whoever
-//! and however many meet it. That it is away at all is a problem of the relay's health, and told there.
+//! An unreachable database: finds the cause that the pools hide, and logs it at most once in 30 seconds, however many
+//! operations fail. The outage itself is a problem of the relay's health, and is reported there.
 
 use parking_lot::Mutex;
 
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How often a database that stays away, or a statement that goes on failing, is complained about.
+/// How often a database that stays unreachable, or a statement that keeps failing, is logged.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 
 /// How long a cause that was found counts: many ask for it at once.
@@ -22,12 +22,12 @@ pub(super) struct Outage {
     away: AtomicBool,
     /// When a line was last written, or the outage began.
     told: Mutex<Option<Instant>>,
-    /// The last look at the server, and why it failed, if it did.
+    /// The last probe of the server, and why it failed, if it did.
     looked: tokio::sync::Mutex<Option<(Instant, Option<String>)>>,
 }
 
 impl Outage {
-    /// Why the database is away; `None` if it is there, and the failure has another reason.
+    /// Why the database is unreachable; `None` if it is reachable, and the failure has another reason.
     pub async fn cause(&self, database: &Database) -> Option<StoreError> {
         let mut looked = self.looked.lock().await;
         let known = looked
@@ -48,7 +48,7 @@ impl Outage {
         })
     }
 
-    /// The same, without a look at the server where it is not known to be away.
+    /// The same, without a probe if the database is not known to be unreachable.
     pub async fn known_cause(&self, database: &Database) -> Option<StoreError> {
         if !self.away.load(Ordering::Acquire) {
             return None;
@@ -56,7 +56,7 @@ impl Outage {
         self.cause(database).await
     }
 
-    /// Notes that the database is away, and reminds of it if it is time.
+    /// Records that the database is unreachable, and logs it if the interval is over.
     pub fn begin(&self, cause: &StoreError) {
         let begins = !self.away.swap(true, Ordering::AcqRel);
         let due = self.is_due();
@@ -76,7 +76,8 @@ impl Outage {
         }
     }
 
-    /// Says that something failed and is tried again; nothing where the database is away, or a line came a moment ago.
+    /// Logs that something failed and is tried again; not if the database is unreachable, or a line was logged a moment
+    /// ago.
     pub fn complain(&self, what: &str, error: &StoreError) {
         if matches!(error, StoreError::Unreachable { .. }) {
             tracing::debug!(%error, "{what}");
@@ -96,7 +97,7 @@ impl Outage {
     }
 }
 
-/// Whether an error may mean that the database is away.
+/// Whether an error may mean that the database is unreachable.
 pub(super) fn may_be_away(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_)

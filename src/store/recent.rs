@@ -9,7 +9,7 @@ use crate::atproto::did::Did;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Accounts looked at or let go under one lock: whoever announces waits for some tens of microseconds at most.
+/// Accounts read or removed under one lock, so that an announcement waits for some tens of microseconds at most.
 const LOCKED_ACCOUNTS: usize = 256;
 
 /// How many changes of each account a write brought to the database.
@@ -24,13 +24,13 @@ struct State {
     accounts: HashMap<Did, Entry>,
     /// Grows with every write that waits for reads to end.
     generation: u64,
-    /// How many reads are under way, by the generation in which they began.
+    /// Number of reads in progress, by the generation in which they began.
     reads: BTreeMap<u64, usize>,
-    /// Writes that ended while reads were under way: such a read may have missed them in the database.
+    /// Writes that ended during reads: such a read may have missed them in the database.
     held: VecDeque<(u64, Written)>,
 }
 
-/// All changes of an account that are announced and not yet let go, as one.
+/// All announced changes of an account that are not yet removed, merged.
 struct Entry {
     update: AccountUpdate,
     changes: u32,
@@ -57,12 +57,12 @@ impl Recent {
         }
     }
 
-    /// Lets changes go that are in the database, as soon as no read is under way that may have come before them.
+    /// Removes changes that are in the database, as soon as no read is in progress that began before they were there.
     pub fn written(&self, written: Written) {
         let mut state = self.lock();
         if state.reads.is_empty() {
             drop(state);
-            return self.let_go(&written);
+            return self.remove(&written);
         }
         let generation = state.generation;
         state.held.push_back((generation, written));
@@ -80,7 +80,7 @@ impl Recent {
         }
     }
 
-    fn let_go(&self, written: &[(Did, u32)]) {
+    fn remove(&self, written: &[(Did, u32)]) {
         for part in written.chunks(LOCKED_ACCOUNTS) {
             let mut state = self.lock();
             for (did, changes) in part {
@@ -100,7 +100,7 @@ impl Recent {
     }
 }
 
-/// A read under way. To be begun before the database is asked.
+/// A read in progress. Must begin before the database is queried.
 pub(super) struct Reading<'a> {
     recent: &'a Recent,
     began: u64,
@@ -161,7 +161,7 @@ impl Drop for Reading<'_> {
         }
         drop(state);
         for (_, written) in free {
-            self.recent.let_go(&written);
+            self.recent.remove(&written);
         }
     }
 }

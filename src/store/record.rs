@@ -3,9 +3,9 @@
 
 /// A struct whose fields are the columns of a row, of either database.
 macro_rules! record {
-    ($(#[$meta:meta])* struct $name:ident { $($(#[$doc:meta])* $field:ident: $kind:ty),* $(,)? }) => {
+    ($(#[$meta:meta])* $visible:vis struct $name:ident { $($(#[$doc:meta])* $field:ident: $kind:ty),* $(,)? }) => {
         $(#[$meta])*
-        struct $name {
+        $visible struct $name {
             $($(#[$doc])* $field: $kind),*
         }
 

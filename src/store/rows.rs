@@ -1,5 +1,5 @@
 //! What the database holds about hosts and accounts, as the rest of the relay sees it,
-//! and the changes it is told. No SQL here.
+//! and the changes it applies. No SQL here.
 
 use super::status::{HostStatus, LocalStatus, UpstreamStatus, combined_status};
 use crate::atproto::cid::Cid;
@@ -127,7 +127,7 @@ pub struct RepoState {
     pub desynchronized: bool,
 }
 
-/// What a resolved DID document said about the signing key, and when.
+/// The signing key of a resolved DID document, and when it was resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KnownKey {
     /// The `#atproto` key; `None` when the document has none.
@@ -149,7 +149,7 @@ pub struct AccountRow {
     pub counted: bool,
     /// This relay's decision.
     pub local: LocalStatus,
-    /// Its PDS's word.
+    /// The status that its PDS reports.
     pub upstream: UpstreamStatus,
     /// Its repository; `None` before the first commit.
     pub repo: Option<RepoState>,
@@ -163,7 +163,7 @@ impl AccountRow {
     /// The number of an account that the database does not have yet.
     pub const UNNUMBERED: i64 = 0;
 
-    /// What consumers are told: `active`, and the lexicons' `status` field.
+    /// The status for consumers: `active`, and the lexicons' `status` field.
     pub fn public_status(&self) -> (bool, Option<&str>) {
         combined_status(self.local, &self.upstream)
     }
@@ -235,9 +235,9 @@ pub struct AccountUpdate {
     /// This relay's decision. A new account without one is active, or throttled if its host is
     /// over its quota.
     pub local: Option<LocalStatus>,
-    /// Its PDS's word.
+    /// The status that its PDS reports.
     pub upstream: Option<UpstreamStatus>,
-    /// The log sequence number that this word is from. One below the stored changes nothing.
+    /// The log sequence number of the event that reported it. An older one than the stored changes nothing.
     pub status_seq: Option<u64>,
     /// Its repository. An older rev than the stored one changes nothing: the log may be replayed
     /// over newer state.
@@ -286,7 +286,7 @@ impl AccountUpdate {
 }
 
 impl AccountUpdate {
-    /// Whether its word on the status is older than the one from `seq`.
+    /// Whether its upstream status is older than the one from `seq`.
     pub(super) fn is_before(&self, seq: Option<u64>) -> bool {
         self.status_seq
             .zip(seq)

@@ -1,5 +1,5 @@
 //! The schema brought up to date, and the rule for upgrade and rollback: migrations are additive, so that the previous
-//! release runs on tables that the next one changed. The level in the tables says when a change was none of that kind.
+//! release runs on tables that the next one changed. The level in the tables marks a change that was not additive.
 
 use super::error::{StoreError, from_migration};
 use crate::telemetry::metrics;
@@ -14,11 +14,11 @@ use tokio::time::{MissedTickBehavior, interval};
 /// table `schema_level` together with the release.
 const LEVEL: i32 = 1;
 
-/// How often systemd is told that a long migration goes on: well within the time that a step of recovery is given.
+/// How often progress of a long migration is reported to systemd: well within the time limit of a recovery step.
 const PROGRESS: Duration = Duration::from_secs(1);
 
-/// How often it is told at most: half an hour, ten times what the largest table takes. A migration that waits for
-/// somebody's lock is to be ended at last.
+/// Most reports: half an hour, ten times what the largest table takes. A migration that waits for another session's lock must
+/// time out at some point.
 const PROGRESS_TIMES: usize = 30 * 60;
 
 /// The migrations of a database, by number and name.

@@ -23,7 +23,7 @@ pub enum HostStatus {
 }
 
 impl HostStatus {
-    /// The lexicon's word, which is also the stored form.
+    /// The lexicon's value, which is also the stored form.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
@@ -52,7 +52,7 @@ impl fmt::Display for HostStatus {
     }
 }
 
-/// What this relay decided about an account, whatever its PDS says.
+/// This relay's own decision on an account, independent of its PDS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(u8)]
 pub enum LocalStatus {
@@ -65,12 +65,12 @@ pub enum LocalStatus {
     Throttled = 2,
     /// Suspended by the operator: as taken down, for a while.
     Suspended = 3,
-    /// Broke the chain of its commits too often; its events are held until it comes to order.
+    /// Broke the chain of its commits too often; its events are refused until a `#sync` repairs it.
     Desynchronized = 4,
 }
 
 impl LocalStatus {
-    /// The status word of the lexicons.
+    /// The status value of the lexicons.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
@@ -110,7 +110,7 @@ impl fmt::Display for LocalStatus {
     }
 }
 
-/// What an account's own PDS last said about it.
+/// The status that an account's PDS last reported.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum UpstreamStatus {
     /// `active: true`.
@@ -134,7 +134,7 @@ pub enum UpstreamStatus {
     Other(Arc<str>),
 }
 
-/// The word kept for an account that is not active and gives no reason. Stored, never shown.
+/// The stored value for an account that is not active and gives no reason. Stored, never shown.
 const INACTIVE: &str = "inactive";
 
 impl UpstreamStatus {
@@ -203,7 +203,7 @@ fn fit_to_keep(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_STATUS_BYTES && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// What consumers are told: the local decision first, else the upstream's word.
+/// The status for consumers: the local decision first, else the upstream status.
 /// Returns `active` and the `status` field of the lexicons.
 pub fn combined_status(local: LocalStatus, upstream: &UpstreamStatus) -> (bool, Option<&str>) {
     match local {

@@ -1,6 +1,6 @@
 //! The task that writes behind the stream of events: gathers changes, writes them in batches, and
-//! tries again until the database takes them. It never drops a change. While the database is away it
-//! goes on gathering up to a limit, then its channel fills and the pressure goes back to who sends.
+//! tries again until the database takes them. It never drops a change. While the database is unreachable it
+//! gathers up to a limit; then its channel fills, which is backpressure on the senders.
 //! Readers of the store have a change from the moment it is announced or handed over.
 
 use super::Store;
@@ -24,7 +24,7 @@ pub const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// Gathered rows that are written without waiting.
 pub const FLUSH_ROWS: usize = 10_000;
 
-/// Rows that are gathered while a write is under way or the database is away: some 12 MB, and longer
+/// Rows that are gathered during a write or while the database is unreachable: some 12 MB, and longer
 /// than a server takes to restart.
 const GATHERED_ROWS: usize = 40_000;
 
@@ -38,10 +38,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(5);
 enum Message {
     Update(AccountUpdate),
     Write(Batch),
-    /// Answered when every change of these accounts that was sent before is written.
-    Settle(Vec<Did>, oneshot::Sender<()>),
-    /// Answered when everything sent before is written.
-    Flush(oneshot::Sender<()>),
+    /// Answered when every change of these accounts that was sent before is written; `None`: everything.
+    Settle(Option<Vec<Did>>, oneshot::Sender<()>),
 }
 
 /// The way to the writing task. Clones lead to the same task.
@@ -136,13 +134,6 @@ impl Writer {
         }
     }
 
-    /// Waits until everything that was sent before is in the database.
-    pub async fn flush(&self) -> Result<(), StoreError> {
-        let (reply, done) = oneshot::channel();
-        self.post(Message::Flush(reply)).await?;
-        done.await.map_err(|_| StoreError::WriterStopped)
-    }
-
     /// Reads accounts as they are with everything that was sent before.
     pub async fn accounts(&self, dids: &[Did]) -> Result<HashMap<Did, AccountRow>, StoreError> {
         self.written(dids).await?;
@@ -151,8 +142,12 @@ impl Writer {
 
     /// Waits until every change of these accounts that was sent before is in the database.
     pub async fn written(&self, dids: &[Did]) -> Result<(), StoreError> {
+        self.settle(Some(dids.to_vec())).await
+    }
+
+    pub(super) async fn settle(&self, dids: Option<Vec<Did>>) -> Result<(), StoreError> {
         let (reply, done) = oneshot::channel();
-        self.post(Message::Settle(dids.to_vec(), reply)).await?;
+        self.post(Message::Settle(dids, reply)).await?;
         done.await.map_err(|_| StoreError::WriterStopped)
     }
 
@@ -207,7 +202,7 @@ struct Task {
     waiting: Vec<Waiter>,
 }
 
-/// A write under way. It ends when the database has taken it, or the time of a shutdown is over.
+/// A write in progress. It ends when the database has taken it, or the time of a shutdown is over.
 struct Write {
     rows: usize,
     replay_from: Option<u64>,
@@ -217,7 +212,7 @@ struct Write {
 
 /// Somebody who waits for writes to end.
 struct Waiter {
-    /// How many: the one under way, and the next.
+    /// How many: the one in progress, and the next.
     writes: u8,
     reply: oneshot::Sender<()>,
 }
@@ -285,15 +280,15 @@ impl Task {
                 ..Batch::default()
             }),
             Message::Write(batch) => self.pending.add(batch),
-            Message::Settle(dids, reply) => {
+            Message::Settle(None, reply) => {
+                self.wait(!self.pending.is_empty(), self.write.is_some(), reply);
+            }
+            Message::Settle(Some(dids), reply) => {
                 let gathered = dids.iter().any(|did| self.pending.has(did));
                 let under_way =
                     |write: &Write| dids.iter().any(|did| write.changes.contains_key(did));
                 let under_way = self.write.as_ref().is_some_and(under_way);
                 self.wait(gathered, under_way, reply);
-            }
-            Message::Flush(reply) => {
-                self.wait(!self.pending.is_empty(), self.write.is_some(), reply)
             }
         }
         if was_empty {
@@ -301,11 +296,11 @@ impl Task {
         }
     }
 
-    /// Answers when the write under way, or the next one, has ended; at once if neither matters.
+    /// Answers when the write in progress, or the next one, has ended; at once if neither matters.
     fn wait(&mut self, for_gathered: bool, for_under_way: bool, reply: oneshot::Sender<()>) {
         let writes = match (for_gathered, for_under_way) {
             (false, false) => {
-                // Who asked may have gone away.
+                // The receiver may have been dropped.
                 let _ = reply.send(());
                 return;
             }
@@ -315,7 +310,7 @@ impl Task {
         self.waiting.push(Waiter { writes, reply });
     }
 
-    /// Takes the gathered changes up, if it is time and no other write is under way.
+    /// Takes the gathered changes up, if it is time and no other write is in progress.
     fn start_write(&mut self) {
         let awaited = !self.waiting.is_empty();
         let due = awaited || self.pending.rows() >= FLUSH_ROWS || Instant::now() >= self.due;
@@ -365,7 +360,7 @@ impl Task {
             left += match message {
                 Message::Update(_) => 1,
                 Message::Write(batch) => rows(&batch),
-                Message::Settle(..) | Message::Flush(_) => 0,
+                Message::Settle(..) => 0,
             };
         }
         left
@@ -376,7 +371,7 @@ fn rows(batch: &Batch) -> usize {
     batch.accounts.len() + batch.cursors.len()
 }
 
-/// Resolves when the write under way has ended; never without one.
+/// Resolves when the write in progress has ended; never without one.
 async fn write_end(write: &mut Option<Write>) -> Result<(), TimeOver> {
     match write {
         Some(write) => (&mut write.done).await,
