@@ -164,7 +164,7 @@ impl Index {
         }
         file.read_exact_at(&mut found, 0)?;
         let buckets = u64::from(u32_at(&found, 24));
-        // Before anything is made room for: the file is as long as it says.
+        // Before any allocation: the file must be as long as its header claims.
         if length != HEADER_BYTES + buckets * TABLE_ENTRY_BYTES + events * RECORD_BYTES {
             return Ok(None);
         }

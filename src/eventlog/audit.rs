@@ -12,10 +12,9 @@ use super::account_index::{self, short_hash};
 use super::disk::{read_up_to, written_bytes};
 use super::entry::{self, Entry, HEADER_BYTES, State};
 use super::inspect::{Folder, Part, Slots, end_of_entries};
-use super::reader::read_frame;
 use super::redaction::Redactions;
-use super::segment::{Files, frames_path, index_path};
-use super::{recovery, wire};
+use super::segment::{Files, frames_path, index_path, read_frame};
+use super::{rebuild, wire};
 use crate::atproto::frame::Kind;
 
 /// Bytes looked through at a time for what is not zero.
@@ -98,7 +97,7 @@ pub struct Audit {
     /// Events that are known to be lost.
     pub damaged: u64,
     pub flaws: u64,
-    /// Written bytes behind the last event of the log: a write that is under way, or that a crash cut
+    /// Written bytes behind the last event of the log: a write in progress, or one that a crash cut
     /// short and the next start cuts off.
     pub tail_bytes: u64,
 }
@@ -267,7 +266,7 @@ impl Work<'_> {
         checked.unwrap_or_else(|error| Some(Wrong::Unreadable(error)))
     }
 
-    /// Nothing of the frame is left, or its redaction is still under way.
+    /// Nothing of the frame is left, or its redaction is in progress.
     fn check_redacted(&self, files: &Files, entry: &Entry) -> io::Result<Option<Wrong>> {
         if is_zero(&files.frames, entry.offset, entry.end())? {
             return Ok(None);
@@ -291,7 +290,7 @@ fn check_served(files: &Files, entry: &Entry) -> io::Result<Option<Wrong>> {
     let Some(payload) = wire::payload(&frame) else {
         return Ok(Some(Wrong::FrameHeader));
     };
-    let Some(facts) = recovery::Facts::of(payload) else {
+    let Some(facts) = rebuild::Facts::of(payload) else {
         return Ok(Some(Wrong::NoEvent));
     };
     Ok(if facts.seq != entry.seq {

@@ -1,17 +1,17 @@
-//! The few file operations the log writes with, and the place where tests make them fail.
+//! The few file operations the log writes with. Tests make them fail: see `faults.rs`.
 //! Promises whole writes or an error; knows nothing of segments.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::num::NonZeroU64;
-use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, fdatasync, statvfs};
 use rustix::io::{Errno, pwritev};
+
+use super::faults::Faults;
 
 /// Files of the log: readable by the owner and the group only.
 const FILE_MODE: u32 = 0o640;
@@ -23,164 +23,9 @@ static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 /// Bytes looked through at a time for what is not zero.
 const BYTES_PER_LOOK: usize = 64 * 1024;
 
-/// True where the disk says that it has lost what it was given.
+/// True for an error of the disk itself (EIO).
 pub(super) fn is_disk_error(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::IO)
-}
-
-/// Faults that tests inject into the log's writes. Healthy until told otherwise.
-#[derive(Debug, Default)]
-pub struct Faults {
-    plan: Mutex<Plan>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Plan {
-    /// Bytes that may still be written before the disk is full.
-    room: Option<u64>,
-    /// Syncs that fail with EIO from now on.
-    failing_syncs: u64,
-    /// Writes that fail with EIO from now on.
-    failing_writes: u64,
-    /// Segment and offset of a byte of its frames that cannot be read.
-    bad_sector: Option<(u64, u64)>,
-    /// Holes that may still be punched before that fails with EIO.
-    punches_left: Option<u64>,
-    /// Nothing is punched out.
-    holds_punches: bool,
-    /// What is rewritten after a failed sync has been read, and is not yet written.
-    holds_rewrites: bool,
-    /// Rewrites that were held.
-    held_rewrites: u64,
-    /// Operations refused so far.
-    refused: u64,
-}
-
-impl Faults {
-    /// The disk takes `bytes` more, then writes fail with ENOSPC (in the middle of a write, too).
-    pub fn fill_disk_after(&self, bytes: u64) {
-        self.plan().room = Some(bytes);
-    }
-
-    /// The next `count` syncs fail with EIO.
-    pub fn fail_syncs(&self, count: u64) {
-        self.plan().failing_syncs = count;
-    }
-
-    /// The next `count` writes fail with EIO, in their middle.
-    pub fn fail_writes(&self, count: u64) {
-        self.plan().failing_writes = count;
-    }
-
-    /// Reads of the byte at `offset` in the segment that begins at `first` fail with EIO.
-    pub fn fail_reads_at(&self, first: u64, offset: u64) {
-        self.plan().bad_sector = Some((first, offset));
-    }
-
-    /// So many holes can be punched yet, then that fails with EIO.
-    pub fn fail_punches_after(&self, count: u64) {
-        self.plan().punches_left = Some(count);
-    }
-
-    /// Whoever would punch a hole waits until everything works again.
-    pub fn hold_punches(&self) {
-        self.plan().holds_punches = true;
-    }
-
-    /// Whoever writes bytes once more after a failed sync waits with them, between reading and writing, until everything
-    /// works again.
-    pub fn hold_rewrites(&self) {
-        self.plan().holds_rewrites = true;
-    }
-
-    /// How many rewrites have been held.
-    pub fn held_rewrites(&self) -> u64 {
-        self.plan().held_rewrites
-    }
-
-    /// Every operation works again.
-    pub fn heal(&self) {
-        let mut plan = self.plan();
-        *plan = Plan {
-            refused: plan.refused,
-            held_rewrites: plan.held_rewrites,
-            ..Plan::default()
-        };
-        self.changed.notify_all();
-    }
-
-    /// Waits while the plan holds this.
-    fn wait_while(&self, holds: impl Fn(&Plan) -> bool) {
-        self.changed
-            .wait_while(&mut self.plan(), |plan| holds(plan));
-    }
-
-    /// Gives back the room of a removed file.
-    pub(super) fn free(&self, bytes: u64) {
-        if let Some(room) = &mut self.plan().room {
-            *room += bytes;
-        }
-    }
-
-    /// How many operations have been refused.
-    pub fn refused(&self) -> u64 {
-        self.plan().refused
-    }
-
-    fn plan(&self) -> MutexGuard<'_, Plan> {
-        self.plan.lock()
-    }
-
-    /// How many of `wanted` bytes may be written.
-    fn grant(&self, wanted: u64) -> u64 {
-        let mut plan = self.plan();
-        let Some(room) = plan.room else {
-            return wanted;
-        };
-        let granted = room.min(wanted);
-        plan.room = Some(room - granted);
-        plan.refused += u64::from(granted < wanted);
-        granted
-    }
-
-    pub(super) fn check_read(&self, first: u64, bytes: Range<u64>) -> io::Result<()> {
-        let mut plan = self.plan();
-        match plan.bad_sector {
-            Some((bad, offset)) if bad == first && bytes.contains(&offset) => {
-                plan.refused += 1;
-                Err(Errno::IO.into())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn punch_fails(&self) -> bool {
-        let mut plan = self.plan();
-        match &mut plan.punches_left {
-            None => false,
-            Some(0) => {
-                plan.refused += 1;
-                true
-            }
-            Some(left) => {
-                *left -= 1;
-                false
-            }
-        }
-    }
-
-    /// True where the operation that `count` counts is to fail.
-    fn fails(&self, count: impl FnOnce(&mut Plan) -> &mut u64) -> bool {
-        let mut plan = self.plan();
-        let left = count(&mut plan);
-        if *left == 0 {
-            return false;
-        }
-        *left -= 1;
-        plan.refused += 1;
-        true
-    }
 }
 
 /// A file the log writes to.
@@ -215,7 +60,7 @@ impl LogFile {
 
     /// Writes all of `bytes` at `offset`. On an error a part may have been written.
     pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if self.fails(|plan| &mut plan.failing_writes) {
+        if self.meets(Faults::write_fails) {
             self.file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
             return Err(Errno::IO.into());
         }
@@ -273,7 +118,7 @@ impl LogFile {
 
     /// Brings what was written to stable storage.
     pub fn sync_data(&self) -> io::Result<()> {
-        if self.fails(|plan| &mut plan.failing_syncs) {
+        if self.meets(Faults::sync_fails) {
             return Err(Errno::IO.into());
         }
         Ok(fdatasync(&self.file)?)
@@ -284,9 +129,7 @@ impl LogFile {
         if to <= from {
             return Ok(());
         }
-        if let Some(faults) = &self.faults
-            && faults.plan().room.is_some()
-        {
+        if self.meets(|faults| faults.room().is_some()) {
             return Err(Errno::NOSPC.into());
         }
         Ok(fallocate(
@@ -299,11 +142,8 @@ impl LogFile {
 
     /// Where tests hold what is written once more after a failed sync.
     pub fn meet_held_rewrite(&self) {
-        if let Some(faults) = &self.faults
-            && faults.plan().holds_rewrites
-        {
-            faults.plan().held_rewrites += 1;
-            faults.wait_while(|plan| plan.holds_rewrites);
+        if let Some(faults) = &self.faults {
+            faults.meet_held_rewrite();
         }
     }
 
@@ -313,11 +153,8 @@ impl LogFile {
 
     /// Makes a range read as zeros, and gives its space back where the file system can.
     pub fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        if let Some(faults) = &self.faults {
-            faults.wait_while(|plan| plan.holds_punches);
-            if faults.punch_fails() {
-                return Err(Errno::IO.into());
-            }
+        if self.meets(Faults::punch_fails) {
+            return Err(Errno::IO.into());
         }
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(&self.file, mode, offset, len) {
@@ -326,10 +163,9 @@ impl LogFile {
         }
     }
 
-    fn fails(&self, count: impl FnOnce(&mut Plan) -> &mut u64) -> bool {
-        self.faults
-            .as_ref()
-            .is_some_and(|faults| faults.fails(count))
+    /// True where tests make this operation fail.
+    fn meets(&self, fault: impl FnOnce(&Faults) -> bool) -> bool {
+        self.faults.as_deref().is_some_and(fault)
     }
 
     fn zero(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
@@ -355,7 +191,7 @@ pub struct Room {
 /// The room on the file system of a folder.
 pub(super) fn room(dir: &Path, faults: Option<&Faults>) -> io::Result<Room> {
     let stat = statvfs(dir)?;
-    let feigned = faults.and_then(|faults| faults.plan().room);
+    let feigned = faults.and_then(Faults::room);
     Ok(Room {
         total: stat.f_blocks.saturating_mul(stat.f_frsize),
         free: feigned.unwrap_or(stat.f_bavail.saturating_mul(stat.f_frsize)),

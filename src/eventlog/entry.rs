@@ -9,6 +9,9 @@ use crate::clock;
 pub(super) const ENTRY_BYTES: u64 = 64;
 /// Bytes of the header in front of the entries.
 pub(super) const HEADER_BYTES: u64 = 64;
+/// Sequence numbers stay below it, so that every consumer counts them exactly (JavaScript does up to
+/// here). A file named for a higher one is none of ours.
+pub(super) const SEQ_LIMIT: u64 = 1 << 53;
 /// Longest segment: far more than anyone configures, and still a length that files can have.
 pub(super) const MAX_SEGMENT_BYTES: u64 = 1 << 40;
 /// Longest WebSocket frame that the log may hold; an earlier version let a host's grow by eight bytes.

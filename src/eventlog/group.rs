@@ -8,7 +8,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::account_index::short_hash;
-use super::entry::{Entry, Origin, State, now_us};
+use super::entry::{ENTRY_BYTES, Entry, Origin, SEQ_LIMIT, State, now_us};
 use super::wire;
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind};
@@ -76,6 +76,7 @@ impl<T> Group<T> {
     /// where the group begins in its segment, `frame_len` the length of the frame with that number.
     pub fn push(&mut self, event: Append<T>, frame_len: usize, start: u64) {
         let seq = self.next_seq;
+        debug_assert!(seq < SEQ_LIMIT, "consumers count no further");
         let at = self.heads.len();
         wire::put_header(&mut self.heads, frame_len);
         let header = self.heads.len() - at;
@@ -104,6 +105,10 @@ impl<T> Group<T> {
         self.bytes += len as u64;
         self.payloads.push((seq, event.payload));
         self.next_seq += 1;
+        debug_assert_eq!(
+            self.entries.len(),
+            self.payloads.len() * ENTRY_BYTES as usize
+        );
     }
 
     /// The frames as they lie in the segment, in pieces.

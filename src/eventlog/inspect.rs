@@ -13,10 +13,9 @@ use std::time::Duration;
 use super::account_index;
 use super::disk::read_up_to;
 use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES, State};
-use super::reader::read_frame;
 use super::redaction::Redactions;
-use super::segment::{Files, Segment, frames_path, index_path};
-use super::{LogError, recovery, wire};
+use super::segment::{Files, Segment, frames_path, index_path, read_frame};
+use super::{LogError, listing, rebuild, wire};
 use crate::atproto::did::Did;
 use crate::atproto::frame::Kind;
 
@@ -24,7 +23,7 @@ use crate::atproto::frame::Kind;
 const ENTRIES_PER_READ: u64 = 4096;
 /// A file's blocks are counted in this unit (stat(2)), whatever the file system's own are.
 const STAT_BLOCK: u64 = 512;
-/// An entry that is just being written is looked at so often, with this pause.
+/// How often an entry that is being written is read again, and the pause in between.
 const TAIL_LOOKS: u32 = 50;
 const TAIL_PAUSE: Duration = Duration::from_millis(2);
 
@@ -71,9 +70,9 @@ pub struct Event {
 }
 
 impl Event {
-    /// Whose event it is, said by the frame.
+    /// The account, read from the frame.
     pub fn did(&self) -> Option<Did> {
-        let facts = recovery::Facts::of(wire::payload(self.frame.as_ref()?)?)?;
+        let facts = rebuild::Facts::of(wire::payload(self.frame.as_ref()?)?)?;
         Some(facts.did)
     }
 
@@ -110,7 +109,7 @@ pub struct Summary {
 impl Folder {
     /// Looks into a log's folder.
     pub fn open(dir: &Path) -> Result<Folder, LogError> {
-        let listed = match recovery::list(dir) {
+        let listed = match listing::list(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(LogError::NoFolder(dir.to_owned()));
             }
@@ -236,7 +235,7 @@ impl Part {
         match fs::metadata(frames_path(dir, first)) {
             Ok(frames) => Ok(self.until.is_none() && frames.len() == 0),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let there = recovery::list(dir)?.segments();
+                let there = listing::list(dir)?.segments();
                 Ok(there.first().is_none_or(|oldest| *oldest > first))
             }
             Err(error) => Err(error),

@@ -32,7 +32,7 @@ impl Mark {
     }
 }
 
-/// What the mark of a folder says: 0 where there is none, or a damaged one.
+/// The number in a folder's mark: 0 without one, or with a damaged one.
 pub(super) fn read(dir: &Path) -> io::Result<u64> {
     match fs::read(dir.join(FILE)) {
         Ok(bytes) => Ok(bytes

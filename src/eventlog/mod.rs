@@ -1,6 +1,6 @@
 //! The event log: every event that leaves this relay, in order, on disk before anyone sees it.
-//! Promises dense sequence numbers from 1 that are never reused, and frames as they go on the wire;
-//! does not know what the frames mean.
+//! Promises dense sequence numbers from 1 that are never reused, and frames as they go on the wire. Looks into a frame only
+//! where it must make a lost index entry again, or say whose event it is.
 //!
 //! A data folder holds segments, named for their first sequence number: `<first>.seg` is complete
 //! server-side WebSocket frames back to back and nothing else, so that any stretch of it can be sent
@@ -21,12 +21,17 @@ use tokio::sync::watch;
 
 mod account_index;
 mod audit;
+mod check;
 mod disk;
 mod entry;
+mod faults;
 mod group;
 mod inspect;
+mod listing;
+mod lock;
 mod mark;
 mod reader;
+mod rebuild;
 mod recovery;
 mod redaction;
 mod repair;
@@ -42,18 +47,19 @@ mod upkeep;
 pub mod wire;
 
 pub use audit::{Audit, Flaw, Wrong};
-pub use disk::{Faults, Room};
+pub use check::Changes;
+pub use disk::Room;
 pub use entry::{Entry, Origin};
+pub use faults::Faults;
 pub use group::Append;
 pub use inspect::{Event, Events, Fate, Folder, Summary};
 pub use reader::{Entries, Frames, Offer, ReadError, Reader};
-pub use recovery::Changes;
 pub use repair::{Repair, Repaired, repair};
 pub use resume::{LastOffer, ResumeError};
 pub use slots::{Slot, Slots};
 
+use lock::FolderLock;
 use mark::Mark;
-use recovery::FolderLock;
 use redaction::Redactions;
 use retention::Clock;
 use segment::{Segment, Writer};
@@ -265,7 +271,7 @@ impl EventLog {
             .clamp(MIN_SEGMENT_BYTES, entry::MAX_SEGMENT_BYTES);
         let dir: Arc<Path> = Arc::from(options.dir.as_path());
         std::fs::create_dir_all(&dir).map_err(LogError::io("creating the log folder", &dir))?;
-        let lock = recovery::lock_folder(&dir)?;
+        let lock = lock::lock_folder(&dir)?;
         let (mark, published) =
             Mark::open(&dir).map_err(LogError::io("reading the mark in", &dir))?;
         let recovered = recovery::recover(&dir, &options, published)?;
@@ -437,8 +443,18 @@ impl Shared {
         *self.head.borrow()
     }
 
+    /// The end of the log, for a sequencer; `None` while another one has it.
+    fn take_writer(&self) -> Option<Writer> {
+        self.writer.lock().take()
+    }
+
+    fn put_writer(&self, writer: Writer) {
+        *self.writer.lock() = Some(writer);
+    }
+
     /// Lets everybody see the events up to `head`.
     fn publish(&self, head: u64) {
+        debug_assert!(self.head() <= head, "what was published stays so");
         // First, so that nobody has seen more than it says.
         self.mark.set(head);
         self.head.send_replace(head);

@@ -12,16 +12,16 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::disk::is_disk_error;
 use super::entry::{self, ENTRY_BYTES, Entry, State};
-use super::segment::{Files, Segment};
+use super::segment::{Files, Segment, read_frame};
 use super::stretch::Stretch;
 use super::{EventLog, wire};
 
-/// Entries looked at per index read.
+/// Entries per read of the index.
 const ENTRIES_PER_READ: usize = 128;
 /// Stretches that one offer gathers.
 const MAX_PIECES: usize = 32;
 
-/// Why a reader cannot go on.
+/// Why a reader cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     #[error("position {position} has left the window, which begins at {oldest}")]
@@ -316,6 +316,7 @@ impl Reader {
                 return;
             }
         }
+        debug_assert_eq!(taken, 0, "no more is taken than was offered");
     }
 
     /// The stretch that holds the position `at`: one that is in memory, or about `max` bytes from there on.
@@ -618,11 +619,4 @@ impl Iterator for Entries {
         }
         None
     }
-}
-
-/// The WebSocket frame of an entry, as it lies.
-pub(super) fn read_frame(files: &Files, entry: &Entry) -> io::Result<Vec<u8>> {
-    let mut frame = vec![0; entry.len as usize];
-    files.frames.read_exact_at(&mut frame, entry.offset)?;
-    Ok(frame)
 }

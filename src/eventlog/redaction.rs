@@ -15,9 +15,8 @@ use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::account_index::{self, short_hash};
 use super::disk::{LogFile, read_up_to, sync_folder};
 use super::entry::{self, ENTRY_BYTES, Entry, State};
-use super::reader::read_frame;
-use super::segment::{Files, Segment, frames_path, index_path};
-use super::{EventLog, LogError, Shared, recovery, wire};
+use super::segment::{Files, Segment, frames_path, index_path, read_frame};
+use super::{EventLog, LogError, Shared, rebuild, wire};
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, MAX_STORED_FRAME_BYTES};
 use crate::telemetry::metrics;
@@ -305,7 +304,7 @@ fn is_covered(files: &Files, entry: &Entry, candidates: &[Redaction]) -> io::Res
     if entry.kind == Kind::Account && payload.is_some_and(frame::is_plain_account) {
         return Ok(false);
     }
-    let facts = payload.and_then(recovery::Facts::of);
+    let facts = payload.and_then(rebuild::Facts::of);
     Ok(candidates.iter().any(|candidate| {
         let same = facts
             .as_ref()
@@ -550,7 +549,7 @@ fn find_everywhere(
 
 /// An event whose index entry is damaged. Nobody is served its frame, but a repair would bring it back.
 struct LostEntry {
-    facts: recovery::Facts,
+    facts: rebuild::Facts,
     is_plain: bool,
     len: u64,
 }
@@ -568,7 +567,7 @@ impl LostEntry {
         }
         let mut payload = vec![0; length as usize];
         read_up_to(&files.frames, &mut payload, offset + header_len as u64)?;
-        let facts = recovery::Facts::of(&payload).filter(|facts| facts.seq == seq);
+        let facts = rebuild::Facts::of(&payload).filter(|facts| facts.seq == seq);
         Ok(facts.map(|facts| LostEntry {
             facts,
             is_plain: frame::is_plain_account(&payload),

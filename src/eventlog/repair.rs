@@ -1,16 +1,15 @@
-//! The whole of a log mended, where a start looks at its last segment only. Keeps relays out meanwhile.
+//! Repair of a whole log; a start repairs the last segment only. Holds the folder's lock meanwhile.
 //! Promises that sequence numbers which were given stay given, and to say what it changes.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::LogError;
 use super::account_index::{self, short_hash};
+use super::check::{Changes, Checked, Unreadable, Until, check};
 use super::disk::written_bytes;
-use super::mark;
-use super::recovery::{self, Changes, Checked, Unreadable, Until};
 use super::segment::{frames_path, index_path};
+use super::{LogError, listing, lock, mark};
 
 /// What is mended in one segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,10 +38,10 @@ pub struct Repaired {
 }
 
 /// Checks every frame of a log and mends what is wrong: indexes are rebuilt from frames, a torn tail is
-/// cut, lost events are marked. With `dry_run` only says what it would do. `step` is called after each
+/// cut, lost events are marked. With `dry_run` it only reports. `step` is called after each
 /// segment.
 pub fn repair(dir: &Path, dry_run: bool, step: &mut dyn FnMut()) -> Result<Repaired, LogError> {
-    let listed = recovery::list(dir).map_err(|error| match error.kind() {
+    let listed = listing::list(dir).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => LogError::NoFolder(dir.to_owned()),
         _ => LogError::io("reading the log folder", dir)(error),
     })?;
@@ -51,9 +50,9 @@ pub fn repair(dir: &Path, dry_run: bool, step: &mut dyn FnMut()) -> Result<Repai
         return Err(LogError::NotALog(dir.to_owned()));
     }
     let _lock = if dry_run {
-        recovery::lock_for_a_look(dir)?
+        lock::lock_for_a_look(dir)?
     } else {
-        Some(recovery::lock_folder(dir)?)
+        Some(lock::lock_folder(dir)?)
     };
     let mut repaired = Repaired {
         leftovers: listed.leftovers().map(|it| index_path(dir, it)).collect(),
@@ -68,7 +67,7 @@ pub fn repair(dir: &Path, dry_run: bool, step: &mut dyn FnMut()) -> Result<Repai
     while let Some(first) = firsts.pop() {
         let path = frames_path(dir, first);
         let failed = LogError::io("repairing", &path);
-        let checked = recovery::check(dir, first, until, Unreadable::Mark).map_err(&failed)?;
+        let checked = check(dir, first, until, Unreadable::Mark).map_err(&failed)?;
         let next = checked.end().next_seq;
         let lacks = match until {
             Until::Next(until) => next != until,

@@ -13,8 +13,9 @@ use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 
 use super::account_index;
-use super::disk::{Faults, LogFile, sync_folder};
+use super::disk::{LogFile, sync_folder};
 use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES};
+use super::faults::Faults;
 use super::group::Group;
 use super::syncer::Syncer;
 
@@ -28,7 +29,7 @@ const ALLOCATE_AGAIN_AFTER: Duration = Duration::from_secs(10);
 const CACHED_BYTES: u64 = 16 << 20;
 /// A length that reaches behind the end of every segment.
 const WHOLE_FILE: u64 = 1 << 40;
-/// How much the page cache is told to forget at a time.
+/// Bytes dropped from the page cache at a time.
 const FORGET_BYTES: u64 = 4 << 20;
 /// Bytes rewritten at a time after a failed sync.
 const REWRITE_BYTES: u64 = 1 << 20;
@@ -265,6 +266,13 @@ impl Segment {
     }
 }
 
+/// The WebSocket frame of an entry, as it lies.
+pub(super) fn read_frame(files: &Files, entry: &Entry) -> io::Result<Vec<u8>> {
+    let mut frame = vec![0; entry.len as usize];
+    files.frames.read_exact_at(&mut frame, entry.offset)?;
+    Ok(frame)
+}
+
 /// The end of the log: where the sequencer appends.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -279,7 +287,7 @@ pub(super) struct Writer {
     pub offset: u64,
     /// End of the frames and the sequence number behind the last one that a sync has covered.
     synced: (u64, u64),
-    /// Where the frames begin that the page cache was not told to forget.
+    /// Where the frames begin that were not dropped from the page cache.
     cached_from: u64,
     /// The same of the segment before.
     cached_before: Option<(LogFile, u64)>,
@@ -345,6 +353,8 @@ impl Writer {
     /// Writes a group's frames and entries, and with a `syncer` brings both to disk. Nothing moves forward
     /// on an error: call [`Writer::cut_back`], then the same append again.
     pub fn append<T>(&mut self, group: &Group<T>, syncer: Option<&Syncer>) -> io::Result<()> {
+        let first = group.next_seq() - group.len() as u64;
+        debug_assert_eq!(first, self.next_seq, "numbers are dense");
         self.reserve();
         self.frames
             .write_all_vectored_at(&mut group.frames(), self.offset)?;

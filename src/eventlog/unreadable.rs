@@ -1,6 +1,6 @@
-//! Frames that the disk does not give back: looked at again, and given up where that does not help, so
-//! that one bad sector does not stand in the way of every consumer that passes it.
-//! Promises that nothing is given up but what cannot be read; its number stays taken.
+//! Frames that cannot be read from the disk: read again, and marked as lost if that fails too, so that one bad sector does not
+//! stop every consumer that passes it.
+//! Promises that only unreadable events are marked; their numbers stay taken.
 
 use std::io;
 use std::ops::Range;
@@ -12,8 +12,7 @@ use parking_lot::Mutex;
 use super::Shared;
 use super::disk::{LogFile, is_disk_error};
 use super::entry::{self, Entry, State};
-use super::reader::read_frame;
-use super::segment::{Files, Segment, index_path};
+use super::segment::{Files, Segment, index_path, read_frame};
 
 /// How often a frame is read before it is given up, and the pause in between.
 const READS: u32 = 3;
@@ -38,7 +37,7 @@ impl Suspects {
 }
 
 impl Shared {
-    /// Has events looked at, one of which the disk did not give.
+    /// Has events checked, one of which could not be read.
     pub(super) fn suspect(&self, seqs: Range<u64>) {
         self.suspects.add(seqs);
         self.bells.retention.ring();

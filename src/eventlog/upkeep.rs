@@ -10,7 +10,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::segment::Writer;
 use super::{LogError, Shared};
 
 /// Either looks this often when nothing wakes it.
@@ -36,7 +35,7 @@ enum Call {
 pub(super) struct Bell(SyncSender<Call>);
 
 impl Bell {
-    /// A call that waits is enough: the thread looks at everything.
+    /// One waiting call is enough: the thread checks everything.
     fn new() -> (Bell, Receiver<Call>) {
         let (sender, calls) = mpsc::sync_channel(1);
         (Bell(sender), calls)
@@ -192,13 +191,5 @@ impl Shared {
                 }
             }
         }
-    }
-
-    pub(super) fn take_writer(&self) -> Option<Writer> {
-        self.writer.lock().take()
-    }
-
-    pub(super) fn put_writer(&self, writer: Writer) {
-        *self.writer.lock() = Some(writer);
     }
 }
