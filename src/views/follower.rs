@@ -52,7 +52,7 @@ pub struct Batch {
 pub struct Event<'a> {
     /// What the log knows of it.
     pub entry: Entry,
-    /// What it says. `None` where its frame was redacted or lost.
+    /// Its decoded frame. `None` where its frame was redacted or lost.
     pub message: Option<Message<'a>>,
 }
 

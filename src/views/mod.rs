@@ -18,7 +18,7 @@ pub use purge::Purge;
 /// A unit of work is any number of [`View::apply`] and [`View::purge`], in the order of the log, and the
 /// [`View::commit`] that ends it. What a crash takes before its commit comes again.
 pub trait View {
-    /// Why a view cannot go on.
+    /// Why a view fails.
     type Error;
 
     /// Its name in the table of positions and in the metrics.

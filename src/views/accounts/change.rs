@@ -1,4 +1,4 @@
-//! What an event of the log says of its account's state. Pure.
+//! The change of an account's state that an event of the log makes. Pure.
 //!
 //! Every event of the log was verified before it went there: it came from the account's PDS, and a commit or `#sync`
 //! passes only while the PDS has the account active.
@@ -26,7 +26,7 @@ pub(super) fn change(event: &Event<'_>, host: Option<HostId>) -> Option<AccountU
             Some(repo_state(sync.blocks)?),
             UpstreamStatus::Active,
         ),
-        // The relay's own word on an account is not its PDS's.
+        // A status of the relay's own is not its PDS's.
         Message::Account(account) if host.is_some() => (
             account.did,
             None,
@@ -58,7 +58,7 @@ pub(super) fn own_change(event: &Event<'_>, host: Option<HostId>) -> Option<Acco
     })
 }
 
-/// A change that the event `seq` makes: its word on the status is as old as the event.
+/// A change that the event `seq` makes: its upstream status is as old as the event.
 pub(super) fn at(seq: u64, update: AccountUpdate) -> AccountUpdate {
     AccountUpdate {
         status_seq: update.upstream.is_some().then_some(seq),

@@ -1,5 +1,4 @@
-//! What the log's tail tells of the hosts: which of their events above a cursor are durable, and which host a number in the
-//! log means. Hosts that the database does not know come back; an operator's limits and bans of them do not.
+//! The hosts in the log's tail: which of their events above a cursor are durable, and which host a number in the log means. Hosts that the database does not know come back; an operator's limits and bans of them do not.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -20,8 +19,8 @@ pub(super) struct LoggedHosts {
     hosts: HashMap<HostId, LoggedHost>,
     /// Hosts that the database did not know.
     restored: Vec<(HostId, NewHost)>,
-    /// The last host of accounts whose events were redacted, by the hash of their DIDs: nothing else tells whose accounts
-    /// they were. Kept where hosts were restored.
+    /// The last host of accounts whose events were redacted, by the hash of their DIDs: nothing else has the host of
+    /// these accounts. Kept where hosts were restored.
     hosts_of_redacted: HashMap<u64, HostId>,
 }
 
@@ -179,7 +178,7 @@ impl LoggedHost {
         }
     }
 
-    /// A host whose first cursor was not yet written goes on before its first event, not live.
+    /// A host whose first cursor was not yet written resumes before its first event, not live.
     fn recovered(self) -> RecoveredHost {
         let first = self.durable.keys().next();
         let before_first = first.map(|first| first.saturating_sub(1).max(0));
