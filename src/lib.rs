@@ -18,6 +18,7 @@ pub mod discovery;
 pub mod eventlog;
 pub mod firehose;
 pub mod hosts;
+pub mod http;
 pub mod identity;
 pub mod pulse;
 pub mod relay;

@@ -9,9 +9,9 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use atproto_relay::api::listener::{self, ListenerOptions};
 use atproto_relay::eventlog::{Durability, EventLog, LogOptions, sequencer, wire};
 use atproto_relay::firehose::{self, Firehose, FirehoseOptions};
+use atproto_relay::http::ServerOptions;
 use rustix::event::epoll;
 use rustix::param::{clock_ticks_per_second, page_size};
 use tokio_util::sync::CancellationToken;
@@ -209,10 +209,10 @@ fn relay(folder: &Path, rate: u64) {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
         let listener = listener.expect("a port");
         say_port(listener.local_addr().expect("an address").port());
-        tokio::spawn(listener::serve(
+        tokio::spawn(atproto_relay::http::serve(
             listener,
             firehose::router(firehose),
-            ListenerOptions::default(),
+            ServerOptions::default(),
             CancellationToken::new(),
         ));
     });

@@ -8,7 +8,6 @@ mod deeds;
 mod docs;
 mod error;
 mod input;
-pub mod listener;
 mod operations;
 mod pages;
 mod sync;

@@ -28,7 +28,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::api::listener::{self, Door, ListenerOptions};
 use crate::api::{AdminPassword, Operator};
 use crate::client::TrustedProxies;
 use crate::clock::Clock;
@@ -39,6 +38,7 @@ use crate::eventlog::{self, EventLog, LogError, LogOptions, Slot, Slots};
 use crate::firehose::{self, Firehose, FirehoseOptions};
 use crate::hosts::roster::{Name, Roster};
 use crate::hosts::{AddError, Hosts, HostsOptions, Policy, RecoveredHost};
+use crate::http::{self, Listener, ServerOptions};
 use crate::identity::{Resolver, ResolverOptions};
 use crate::store::{ACCOUNTS_VIEW, HostId, NewHost, Store, StoreError, Writer};
 use crate::systemd::sockets::Given;
@@ -255,9 +255,9 @@ impl Relay {
             admin_password: admin_password.clone(),
         };
         let trusted_proxies = TrustedProxies::new(config.trusted_proxies.clone());
-        let options = ListenerOptions {
+        let options = ServerOptions {
             trusted_proxies: trusted_proxies.clone(),
-            ..ListenerOptions::default()
+            ..ServerOptions::default()
         };
         let servers = serve(
             listeners,
@@ -472,32 +472,32 @@ impl Drop for Unfinished {
 /// Answers whoever connects, until `leaving`.
 fn serve(
     listeners: Listeners,
-    options: &ListenerOptions,
+    options: &ServerOptions,
     state: &api::State,
     firehose: &Firehose,
     running: Arc<Running>,
     leaving: &CancellationToken,
 ) -> TaskTracker {
     let servers = TaskTracker::new();
-    let serve = |door: Door, router: Router| {
-        let serving = listener::serve(door, router, options.clone(), leaving.clone());
+    let serve = |listener: Listener, router: Router| {
+        let serving = http::serve(listener, router, options.clone(), leaving.clone());
         servers.spawn(serving);
     };
     let public = api::router(state.clone(), firehose::router(firehose.clone()));
-    for door in listeners.public {
-        serve(door, public.clone());
+    for listener in listeners.public {
+        serve(listener, public.clone());
     }
     let metrics = telemetry::router(running);
-    for door in listeners.metrics {
-        serve(door, metrics.clone());
+    for listener in listeners.metrics {
+        serve(listener, metrics.clone());
     }
-    for door in listeners.admin {
+    for listener in listeners.admin {
         // The mode of a Unix socket says who may connect.
-        let operator = match &door {
-            Door::Unix(_) => Operator::Connected,
-            Door::Tcp(_) => Operator::Identified,
+        let operator = match &listener {
+            Listener::Unix(_) => Operator::Connected,
+            Listener::Tcp(_) => Operator::Identified,
         };
-        serve(door, api::admin_router(state.clone(), operator));
+        serve(listener, api::admin_router(state.clone(), operator));
     }
     servers.close();
     servers

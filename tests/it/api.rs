@@ -1,7 +1,6 @@
 //! The HTTP API over real sockets: every route with good and bad input. The store is real; the
 //! relay at work is played by a recorder.
 
-use atproto_relay::api::listener::{self, ListenerOptions};
 use atproto_relay::api::{
     self, AdminPassword, HostActivity, HostStanding, OperationError, Operations,
 };
@@ -12,6 +11,7 @@ use atproto_relay::config::{Secret, Validation};
 use atproto_relay::dial::{Guard, PdsHost};
 use atproto_relay::discovery::{CrawlError, Requester};
 use atproto_relay::firehose::ConsumerInfo;
+use atproto_relay::http::ServerOptions;
 use atproto_relay::store::{
     AccountUpdate, Batch, HostId, HostStatus, LocalStatus, NewHost, RateOverrides, RepoState,
     Store, UpstreamStatus,
@@ -199,8 +199,10 @@ async fn serve(admin_password: Option<&str>) -> Served {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let router = api::router(state, firehose);
-    let (options, closing) = (ListenerOptions::default(), CancellationToken::new());
-    tokio::spawn(listener::serve(listener, router, options, closing));
+    let (options, closing) = (ServerOptions::default(), CancellationToken::new());
+    tokio::spawn(atproto_relay::http::serve(
+        listener, router, options, closing,
+    ));
     let client = atproto_relay::dial::plain_client_builder()
         .redirect(reqwest::redirect::Policy::none())
         .build()

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::support::event::{DEADLINE, Event, RunningLog, eventually, quick_folder};
-use atproto_relay::api::listener::{self, ListenerOptions};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Message as FrameMessage};
 use atproto_relay::config::{Cidr, Config};
@@ -15,6 +14,7 @@ use atproto_relay::firehose::socket::stream::{
 };
 use atproto_relay::firehose::socket::{Server, close_codes};
 use atproto_relay::firehose::{self, Firehose, FirehoseOptions, SUBSCRIBE_REPOS};
+use atproto_relay::http::ServerOptions;
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -46,11 +46,11 @@ impl Relay {
     }
 
     async fn with(options: FirehoseOptions, segment_bytes: u64) -> Relay {
-        Relay::behind(ListenerOptions::default(), options, segment_bytes).await
+        Relay::behind(ServerOptions::default(), options, segment_bytes).await
     }
 
     async fn behind(
-        listening: ListenerOptions,
+        listening: ServerOptions,
         options: FirehoseOptions,
         segment_bytes: u64,
     ) -> Relay {
@@ -62,7 +62,7 @@ impl Relay {
         let firehose = Firehose::new(running.log.clone(), options);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addr = listener.local_addr().expect("an address");
-        tokio::spawn(listener::serve(
+        tokio::spawn(atproto_relay::http::serve(
             listener,
             firehose::router(firehose.clone()),
             listening,
@@ -809,10 +809,10 @@ async fn consumers_in_backfill_get_whole_events_while_accounts_are_redacted() {
 
 /// A listener that loses its patience soon and has room for two.
 async fn impatient() -> Relay {
-    let listening = ListenerOptions {
+    let listening = ServerOptions {
         max_connections: 2,
         head_timeout: Duration::from_millis(200),
-        ..ListenerOptions::default()
+        ..ServerOptions::default()
     };
     Relay::behind(listening, FirehoseOptions::default(), 64 * 1024).await
 }
@@ -872,17 +872,17 @@ async fn idle_connections_make_room_and_busy_ones_do_not() {
         .route("/", axum::routing::get(async || ()))
         .route("/slow", axum::routing::get(slow))
         .route("/echo", axum::routing::post(echo));
-    let options = ListenerOptions {
+    let options = ServerOptions {
         max_connections: 4,
         // Nobody goes by himself.
         head_timeout: DEADLINE * 2,
         request_timeout: DEADLINE * 2,
-        ..ListenerOptions::default()
+        ..ServerOptions::default()
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("an address");
     let closing = CancellationToken::new();
-    let serving = listener::serve(listener, router, options, closing.clone());
+    let serving = atproto_relay::http::serve(listener, router, options, closing.clone());
     let serving = tokio::spawn(serving);
     let connect = async || TcpStream::connect(addr).await.expect("a connection");
 
@@ -1024,10 +1024,10 @@ async fn a_cold_log_is_served_like_a_warm_one() {
         "ws://{}{SUBSCRIBE_REPOS}?cursor=0",
         listener.local_addr().expect("an address")
     );
-    tokio::spawn(listener::serve(
+    tokio::spawn(atproto_relay::http::serve(
         listener,
         firehose::router(firehose),
-        ListenerOptions::default(),
+        ServerOptions::default(),
         CancellationToken::new(),
     ));
     for entry in std::fs::read_dir(folder.path()).expect("the folder") {
@@ -1204,8 +1204,8 @@ async fn another_stream_brings_texts_and_reads_what_clients_send() {
     let router = axum::Router::new().route("/numbers", axum::routing::any(handler));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let addr = listener.local_addr().expect("an address");
-    let options = ListenerOptions::default();
-    tokio::spawn(listener::serve(
+    let options = ServerOptions::default();
+    tokio::spawn(atproto_relay::http::serve(
         listener,
         router,
         options,

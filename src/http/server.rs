@@ -1,9 +1,7 @@
-//! The door of a listener: takes connections and serves their requests.
+//! The HTTP server of one listener: accepts connections and serves their requests.
 //! Promises that connections are few enough to have a file descriptor each, that one address cannot take them all, that
-//! who waits for no answer makes room for who does, that clients which reconnect without end leave time for the others, and
-//! an end for those that send no request, no body or take no answer. What became a WebSocket is the firehose's to limit.
-
-mod visits;
+//! idle connections make room for busy ones, that clients which reconnect without end leave time for the others, and
+//! an end for those that send no request, no body or take no answer. Does not limit WebSockets: that is the firehose's job.
 
 use std::convert::Infallible;
 use std::io;
@@ -11,6 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::Router;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
@@ -20,39 +19,39 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use serde_json::json;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::error::ApiError;
+use super::idle::{AwaitedBody, Connection, IdleConnections};
+use super::listener::{Accepted, Listener};
 use crate::bucket::Bucket;
 use crate::client::{Client, KeyedLimits, Network, Peer, TrustedProxies};
-use crate::systemd::sockets::Listening;
 use crate::telemetry::metrics;
-use visits::{Arriving, Visit, Visits};
 
 /// Pause after the kernel refused a connection, such as for want of file descriptors.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
-/// Connections that are taken a second, as many of them at once. More wait in the kernel's queue. Measured: a thousand
-/// clients that connect as fast as they are let in tripled the others' latency.
+/// Connections accepted per second, and as many at once. More wait in the kernel's queue. Measured: a thousand
+/// clients that reconnect as fast as they are accepted tripled the others' latency.
 const PER_SECOND: f64 = 1_000.0;
-/// How long a connection that was taken just before the end may take for its first request.
+/// How long a connection that was accepted just before the shutdown may take for its first request.
 const LAST_REQUEST: Duration = Duration::from_millis(500);
 /// Longest head of a request, and what is read ahead of it; hyper takes no less.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 
-/// Limits of a listener.
+/// Limits of a server.
 #[derive(Debug, Clone)]
-pub struct ListenerOptions {
+pub struct ServerOptions {
     /// Connections at a time that are no WebSocket (yet). More wait in the kernel's queue.
     pub max_connections: usize,
     /// Those from one IPv4 address or IPv6 /64, and a quarter of those from one IPv6 /48; more are closed at once. Trusted
     /// proxies have no limit, because they speak for many.
     pub max_connections_per_ip: usize,
-    /// Who is believed about the clients it speaks for.
+    /// Proxies whose forwarded client addresses are believed.
     pub trusted_proxies: TrustedProxies,
     /// How long a request's head may take from the connection, or from the answer before it, on.
     pub head_timeout: Duration,
@@ -62,10 +61,10 @@ pub struct ListenerOptions {
     pub unanswered_timeout: Duration,
 }
 
-impl Default for ListenerOptions {
+impl Default for ServerOptions {
     /// 1,024 connections, 64 per address, 10 s for a head, 60 s for an answer, 60 s without acknowledgement.
-    fn default() -> ListenerOptions {
-        ListenerOptions {
+    fn default() -> ServerOptions {
+        ServerOptions {
             max_connections: 1_024,
             max_connections_per_ip: 64,
             trusted_proxies: TrustedProxies::default(),
@@ -76,85 +75,29 @@ impl Default for ListenerOptions {
     }
 }
 
-/// A listening socket, on an address or on a path of this machine.
-#[derive(Debug)]
-pub enum Door {
-    /// On an address.
-    Tcp(TcpListener),
-    /// On a path.
-    Unix(UnixListener),
-}
-
-/// A connection that was taken.
-enum Taken {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl From<TcpListener> for Door {
-    fn from(listener: TcpListener) -> Door {
-        Door::Tcp(listener)
-    }
-}
-
-impl TryFrom<Listening> for Door {
-    type Error = io::Error;
-
-    /// Serves a socket that was opened by somebody else. Call it within the runtime.
-    fn try_from(socket: Listening) -> io::Result<Door> {
-        match socket {
-            Listening::Tcp(listener) => {
-                listener.set_nonblocking(true)?;
-                Ok(Door::Tcp(TcpListener::from_std(listener)?))
-            }
-            Listening::Unix(listener) => {
-                listener.set_nonblocking(true)?;
-                Ok(Door::Unix(UnixListener::from_std(listener)?))
-            }
-        }
-    }
-}
-
-impl Door {
-    async fn accept(&self) -> io::Result<(Taken, Peer)> {
-        match self {
-            Door::Tcp(listener) => {
-                let (socket, peer) = listener.accept().await?;
-                Ok((Taken::Tcp(socket), Peer::Tcp(peer)))
-            }
-            Door::Unix(listener) => {
-                let (socket, _) = listener.accept().await?;
-                let owner = socket.peer_cred()?;
-                let (uid, pid) = (owner.uid(), owner.pid());
-                Ok((Taken::Unix(socket), Peer::Unix { uid, pid }))
-            }
-        }
-    }
-}
-
-/// Serves a router until `closing`, then waits for the requests under way. Connections that come later stay in the kernel's
-/// queue, which ends with the listening socket: where somebody else holds that as well, they are answered later.
+/// Serves a router until `closing`, then waits for the requests in flight. Connections that come later stay in the kernel's
+/// queue, which ends with the listening socket: where another process holds that as well, they are answered later.
 pub async fn serve(
-    door: impl Into<Door>,
+    listener: impl Into<Listener>,
     router: Router,
-    options: ListenerOptions,
+    options: ServerOptions,
     closing: CancellationToken,
 ) {
-    let door = door.into();
+    let listener = listener.into();
     let places = Arc::new(Semaphore::new(options.max_connections));
     let addresses = KeyedLimits::default();
-    let visits = Visits::default();
+    let idle = IdleConnections::default();
     let options = Arc::new(options);
     let pace = Bucket::new(PER_SECOND, Duration::MAX);
     let accept = async || {
         pace.turn().await;
-        door.accept().await
+        listener.accept().await
     };
     while let Some(accepted) = closing.run_until_cancelled(accept()).await {
         let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection was not taken");
+                tracing::warn!(%error, "a connection was not accepted");
                 sleep(PAUSE_AFTER_ERROR).await;
                 continue;
             }
@@ -168,19 +111,19 @@ pub async fn serve(
             tracing::debug!(%peer, "too many connections from one address; closed");
             continue;
         };
-        let place = find_place(&places, &visits).await;
-        let visit = visits.begin();
+        let place = find_place(&places, &idle).await;
+        let tracked = idle.enter();
         let (router, options, closing) = (router.clone(), options.clone(), closing.clone());
         tokio::spawn(async move {
             match socket {
-                Taken::Tcp(socket) => {
+                Accepted::Tcp(socket) => {
                     prepare(&socket, &options).unwrap_or_else(|error| {
                         tracing::debug!(%error, "a connection keeps the kernel's defaults");
                     });
-                    connection(socket, peer, visit, router, options, closing).await;
+                    connection(socket, peer, tracked, router, options, closing).await;
                 }
-                Taken::Unix(socket) => {
-                    connection(socket, peer, visit, router, options, closing).await;
+                Accepted::Unix(socket) => {
+                    connection(socket, peer, tracked, router, options, closing).await;
                 }
             }
             drop((entry, place));
@@ -191,8 +134,8 @@ pub async fn serve(
     let _ = places.acquire_many(everything).await;
 }
 
-/// Waits for a place. Where there is none, the connection that has waited for its client for longest makes room.
-async fn find_place(places: &Arc<Semaphore>, visits: &Visits) -> OwnedSemaphorePermit {
+/// Waits for a place. Where there is none, the connection that has been idle for longest makes room.
+async fn find_place(places: &Arc<Semaphore>, idle: &IdleConnections) -> OwnedSemaphorePermit {
     let free = async || {
         let place = places.clone().acquire_owned().await;
         place.expect("the semaphore is never closed")
@@ -201,13 +144,13 @@ async fn find_place(places: &Arc<Semaphore>, visits: &Visits) -> OwnedSemaphoreP
         if let Ok(place) = places.clone().try_acquire_owned() {
             return place;
         }
-        if visits.end_longest_wait() {
+        if idle.close_longest() {
             metrics().http_connections_closed(true).inc();
             return free().await;
         }
         tokio::select! {
             place = free() => return place,
-            () = visits.one_waits() => {}
+            () = idle.one_more() => {}
         }
     }
 }
@@ -215,9 +158,9 @@ async fn find_place(places: &Arc<Semaphore>, visits: &Visits) -> OwnedSemaphoreP
 async fn connection(
     socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: Peer,
-    visit: Arc<Visit>,
+    tracked: Arc<Connection>,
     router: Router,
-    options: Arc<ListenerOptions>,
+    options: Arc<ServerOptions>,
     closing: CancellationToken,
 ) {
     let router = TowerToHyperService::new(router);
@@ -225,13 +168,13 @@ async fn connection(
     let proxies = options.trusted_proxies.clone();
     let asked = CancellationToken::new();
     let asking = asked.clone();
-    let visiting = visit.clone();
+    let serving = tracked.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         asking.cancel();
-        let visit = visiting.clone();
-        visit.is_served();
+        let tracked = serving.clone();
+        tracked.set_busy();
         let client = Client::of(peer, request.headers(), &proxies);
-        let mut request = request.map(|body| Arriving::new(body, visit.clone()));
+        let mut request = request.map(|body| AwaitedBody::new(body, tracked.clone()));
         request.extensions_mut().insert(client);
         let answer = timeout(request_timeout, router.call(request));
         async move {
@@ -239,7 +182,7 @@ async fn connection(
                 Ok(Ok(response)) => response,
                 Err(_) => too_late(),
             };
-            visit.waits_anew();
+            tracked.set_idle();
             Ok::<Response, Infallible>(response)
         }
     });
@@ -252,8 +195,8 @@ async fn connection(
     let mut connection = pin!(connection);
     let served = tokio::select! {
         served = &mut connection => served,
-        () = visit.ended() => {
-            return tracing::debug!(%peer, "a connection that waited for its client made room");
+        () = tracked.closed() => {
+            return tracing::debug!(%peer, "an idle connection made room");
         }
         () = last_request(&closing, &asked) => {
             connection.as_mut().graceful_shutdown();
@@ -265,14 +208,14 @@ async fn connection(
     }
 }
 
-/// Waits for the end, and then for the first request of who was taken in just before: nobody is sent away unheard.
+/// Waits for the shutdown, and then for the first request of a connection that was accepted just before it.
 async fn last_request(closing: &CancellationToken, asked: &CancellationToken) {
     closing.cancelled().await;
-    // Who says nothing is not waited for.
+    // A client that sends nothing is not waited for.
     let _ = timeout(LAST_REQUEST, asked.cancelled()).await;
 }
 
-fn prepare(socket: &TcpStream, options: &ListenerOptions) -> io::Result<()> {
+fn prepare(socket: &TcpStream, options: &ServerOptions) -> io::Result<()> {
     // A lone event must not wait for the consumer's ACK of the one before.
     socket.set_nodelay(true)?;
     SockRef::from(socket).set_tcp_user_timeout(Some(options.unanswered_timeout))
@@ -280,5 +223,6 @@ fn prepare(socket: &TcpStream, options: &ListenerOptions) -> io::Result<()> {
 
 fn too_late() -> Response {
     let message = "the request took too long";
-    ApiError::new(StatusCode::REQUEST_TIMEOUT, "RequestTimeout", message).into_response()
+    let body = json!({"error": "RequestTimeout", "message": message});
+    (StatusCode::REQUEST_TIMEOUT, Json(body)).into_response()
 }
