@@ -25,7 +25,7 @@ use crate::telemetry::metrics;
 
 /// Most connections that are handed over. Systemd passes all their names in one environment variable, which the kernel
 /// limits to 128 KiB (MAX_ARG_STRLEN).
-const MAX_HANDED_OVER: usize = 8_000;
+const MAX_KEPT: usize = 8_000;
 
 /// What a stream needs to continue a subscription of the previous process.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ pub(in super::super) fn take_over<S: Source>(
 ) -> (Option<Handover>, Vec<Resumed<S>>) {
     // One is the table's.
     let room = store.as_ref().map_or(0, |store| store.capacity() - 1);
-    let room = room.min(MAX_HANDED_OVER);
+    let room = room.min(MAX_KEPT);
     let slots = room.min(wanted);
     let predecessor = Predecessor::find(stored.table, slots);
     let handover = store
