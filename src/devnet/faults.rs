@@ -1,6 +1,6 @@
 //! What can go wrong between a host and a relay, by name, with what a relay must make of it. Which
 //! faults a run has and where they strike is drawn from a seeded generator. It spoils commits; the
-//! connections are the business of whoever sends them.
+//! sender applies the faults of connections.
 
 use std::fmt;
 use std::str::FromStr;

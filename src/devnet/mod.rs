@@ -1,9 +1,8 @@
 //! A whole AT Protocol network in one process: PLC directory, PDSes, load, faults and their checker.
 //!
-//! A test network: keys, passwords and tokens are kept in memory in the clear, sessions are plain
-//! random bearer tokens that never expire, and the `/devnet/…` routes ask for no password at all.
-//! Nothing survives the process. It listens on 127.0.0.1, unless it is told another address: in a
-//! network of virtual machines.
+//! A test network: keys, passwords and tokens are in memory in the clear, sessions are plain random bearer tokens that never
+//! expire, and the `/devnet/…` routes require no password. Nothing survives the process. It listens on 127.0.0.1, unless
+//! another address is given, as in a network of virtual machines.
 
 pub mod check;
 pub mod dag;

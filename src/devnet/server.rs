@@ -1,5 +1,5 @@
-//! One HTTP server of the devnet, on a free port of loopback or where it is told. Answers until it is
-//! stopped; knows nothing of what it serves.
+//! One HTTP server of the devnet, on a free port of loopback or a given address. Answers until it is stopped. Does not know
+//! what it serves.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

@@ -1,5 +1,5 @@
-//! The book of what was sent to the relay and what must become of it. Entries are made before the
-//! event is sent; several checkers may read the same book.
+//! The ledger of events sent to the relay and the verdict each must get. Entries are made before the event is sent. Several
+//! checkers can read the same ledger.
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};

@@ -1,5 +1,5 @@
-//! Consumers by the thousand that cost next to nothing: they subscribe, read what comes and throw it
-//! away, the slow ones a trickle of it. What they are sent is checked by the one consumer that checks.
+//! Thousands of cheap consumers: they subscribe, read and discard, the slow ones little at a time. The watcher checks the
+//! stream, they do not.
 
 use std::io;
 use std::net::SocketAddr;

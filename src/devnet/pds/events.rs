@@ -1,4 +1,4 @@
-//! The event stream of a PDS: numbers frames, keeps a backfill window of them in memory, and tells
+//! The event stream of a PDS: numbers frames, keeps a backfill window of them in memory, and wakes
 //! subscribers when there is more. Any bytes can be put in; the stream does not look into them.
 
 use std::collections::VecDeque;

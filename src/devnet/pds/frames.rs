@@ -1,5 +1,5 @@
 //! Event-stream frames of a PDS, encoded by libipld. Builds what a correct PDS sends; faults are
-//! made from these bytes by whoever wants them.
+//! made from these bytes elsewhere.
 
 use bytes::Bytes;
 use libipld::Ipld;

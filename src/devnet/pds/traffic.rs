@@ -1,5 +1,5 @@
-//! What the accounts of a PDS do of themselves: create, change and delete records at a steady rate.
-//! Correct all the time; what goes wrong is put in from outside.
+//! Traffic of the accounts of a PDS: they create, change and delete records at a steady rate. Always correct; faults are
+//! injected from outside.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};

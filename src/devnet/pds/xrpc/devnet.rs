@@ -1,4 +1,4 @@
-//! What a devnet can be told to do that has no lexicon. Asks for no password.
+//! Routes of the devnet that have no lexicon. They require no password.
 
 use axum::Json;
 use axum::extract::State;
