@@ -11,7 +11,7 @@ use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Client, ClientBuilder, StatusCode};
 use url::Url;
 
-use super::{DialError, Guard, PRODUCT, RELAY_MARK, client_config};
+use super::{DialError, Guard, PRODUCT, RELAY_MARK, client_config, speaks_no_tls};
 
 /// Redirects that are followed; each is checked like a first request.
 const MAX_REDIRECTS: usize = 3;
@@ -159,6 +159,9 @@ pub fn relay_mark(headers: &HeaderMap) -> Option<String> {
 
 /// The innermost cause, which is the one that tells an operator something.
 fn explain(error: &reqwest::Error) -> String {
+    if speaks_no_tls(error) {
+        return "the server does not speak TLS there".to_owned();
+    }
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;

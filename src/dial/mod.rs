@@ -15,7 +15,7 @@ pub use http::{
     FetchError, Fetched, directory_client, fetch, get, http_client, plain_client,
     plain_client_builder, relay_mark,
 };
-pub use tls::client_config;
+pub use tls::{client_config, speaks_no_tls};
 
 /// What the relay calls itself in `User-Agent` and `Server` headers; the part in brackets is how relays know each other.
 pub const PRODUCT: &str = concat!(

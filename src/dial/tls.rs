@@ -1,6 +1,8 @@
 //! One TLS configuration for everything the relay dials, built once and shared.
 //! Mozilla's roots come with the binary; roots of the system are trusted as well, so that a private authority works.
 
+use std::error::Error;
+use std::io;
 use std::sync::{Arc, OnceLock};
 
 use rustls::{ClientConfig, RootCertStore};
@@ -27,4 +29,15 @@ fn build() -> ClientConfig {
         .expect("ring supports TLS 1.2 and 1.3")
         .with_root_certificates(roots)
         .with_no_client_auth()
+}
+
+/// Whether the other side answered a TLS greeting with something else, as a port without TLS does.
+pub fn speaks_no_tls(error: &(dyn Error + 'static)) -> bool {
+    // An I/O error's source is that of the error in it, not that error.
+    let inner = error
+        .downcast_ref::<io::Error>()
+        .and_then(|error| error.get_ref());
+    matches!(error.downcast_ref(), Some(rustls::Error::InvalidMessage(_)))
+        || inner.is_some_and(|inner| speaks_no_tls(inner))
+        || error.source().is_some_and(speaks_no_tls)
 }
