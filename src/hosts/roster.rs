@@ -57,19 +57,12 @@ pub struct Roster {
 impl Roster {
     /// Opens the roster in the log's folder.
     pub fn open(folder: &Path) -> io::Result<Roster> {
-        let path = folder.join(FILE);
-        let text = match fs::read(&path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error),
-        };
+        let hosts = read(folder)?;
         let file = OpenOptions::new()
             .append(true)
             .create(true)
             .mode(FILE_MODE)
-            .open(&path)?;
-        // A line torn by a crash is of a host none of whose events is in the log.
-        let hosts = text.lines().filter_map(from_line).collect();
+            .open(folder.join(FILE))?;
         Ok(Roster { file, hosts })
     }
 
@@ -109,6 +102,17 @@ impl Roster {
         self.hosts.extend(new);
         Ok(())
     }
+}
+
+/// The hosts recorded in the log's folder, which may be in use; none where there is no roster.
+pub fn read(folder: &Path) -> io::Result<HashMap<HostId, Name>> {
+    let text = match fs::read(folder.join(FILE)) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error),
+    };
+    // A line torn by a crash is of a host none of whose events is in the log.
+    Ok(text.lines().filter_map(from_line).collect())
 }
 
 fn line(id: HostId, name: &Name) -> String {
