@@ -208,6 +208,47 @@ fn change(path: &Path, damage: impl FnOnce(&mut Vec<u8>)) {
     fs::write(path, bytes).expect("a file");
 }
 
+/// Holds the lines of `log verify` against its objects.
+fn same_as_json(lines: &str, json: &str) {
+    let objects: Vec<Value> = json
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let (figures, problems) = objects.split_last().expect("the figures come last");
+    assert_eq!(figures["problems"], problems.len());
+    assert_eq!(lines.lines().count(), objects.len());
+    for (line, object) in lines.lines().zip(problems) {
+        for key in ["file", "problem"] {
+            let part = object[key].as_str().expect("a text");
+            assert!(line.contains(part), "{line}: {object}");
+        }
+        let seq = object["seq"].as_u64();
+        assert_eq!(seq.is_some(), line.contains(": seq "), "{line}: {object}");
+    }
+}
+
+#[test]
+fn one_is_one_and_hosts_have_their_names() {
+    let data = quick_folder();
+    closed(data.path(), 1);
+    let said = good(&["verify"], data.path());
+    assert!(said.starts_with("1 segment, 1 event, "), "{said}");
+    let said = good(&["repair"], data.path());
+    assert!(said.starts_with("1 segment, 1 event: "), "{said}");
+
+    let dumped =
+        |data: &Path| -> Value { serde_json::from_str(&good(&["dump"], data)).expect("JSON") };
+    assert_eq!(dumped(data.path())["hostname"], Value::Null);
+    let line = "7 wss pds7.example.com";
+    let line = format!("{line} {:08x}\n", crc32fast::hash(line.as_bytes()));
+    fs::write(data.path().join("log/hosts"), line).expect("a file");
+    let event = dumped(data.path());
+    assert_eq!(
+        (&event["host"], &event["hostname"]),
+        (&7.into(), &"pds7.example.com".into())
+    );
+}
+
 #[test]
 fn every_damage_is_found_and_mended_and_costs_no_other_event() {
     type Damage = fn(&Path);
@@ -301,11 +342,22 @@ fn every_damage_is_found_and_mended_and_costs_no_other_event() {
         let data = quick_folder();
         let all = closed(data.path(), 60);
         damage(data.path());
+        let (json, _) = bad(&["verify", "--json"], data.path());
         let (said, error) = bad(&["verify"], data.path());
+        same_as_json(&said, &json);
         assert!(said.contains(expected), "{name}: {said}");
         assert!(error.contains("log repair"), "{name}: {error}");
         let before = snapshot(data.path());
         let would = good(&["repair", "--dry-run"], data.path());
+        let json = good(&["repair", "--dry-run", "--json"], data.path());
+        let json: Value = serde_json::from_str(&json).expect("JSON");
+        let lines = |key: &str| json[key].as_array().expect("a list").len();
+        assert_eq!(
+            lines("repairs") + lines("leftovers") + lines("unused") + 1,
+            would.lines().count(),
+            "{name}: {json}"
+        );
+        assert_eq!(json["dryRun"], true, "{name}");
         assert!(
             would.contains("would") && would.contains("nothing was changed"),
             "{name}: {would}"
@@ -319,7 +371,7 @@ fn every_damage_is_found_and_mended_and_costs_no_other_event() {
         );
         let said = good(&["verify"], data.path());
         assert_eq!(
-            said.contains(&format!("{lost} events marked as lost")),
+            said.contains(&format!("{lost} event marked as lost")),
             lost > 0,
             "{name}: {said}"
         );
@@ -385,7 +437,7 @@ fn a_redaction_that_left_its_bytes_is_found() {
     fs::write(data.path().join("log/redactions"), line).expect("the journal");
     good(&["verify"], data.path());
     let info = good(&["info"], data.path());
-    assert!(info.contains("1 redactions pending"), "{info}");
+    assert!(info.contains("1 redaction pending"), "{info}");
     // And readers do not get what it covers.
     let dumped = good(&["dump", "--did", &all[2].did], data.path());
     assert_eq!(dumped.matches("\"redacted\"").count(), 5, "{dumped}");

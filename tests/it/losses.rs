@@ -478,7 +478,7 @@ async fn begin_anew(folder: &tempfile::TempDir, cursor: i64, log_seq: u64) {
 /// Gives up the log of a test.
 fn abandon(folder: &tempfile::TempDir) -> Output {
     Command::new(env!("CARGO_BIN_EXE_atproto-relay"))
-        .args(["log", "abandon", "--data-dir"])
+        .args(["log", "abandon", "--json", "--data-dir"])
         .arg(data(folder))
         .output()
         .unwrap()
@@ -526,11 +526,13 @@ async fn without_its_log_a_relay_goes_on_only_when_told_and_above_all_numbers() 
         "{}",
         String::from_utf8_lossy(&done.stderr)
     );
+    let done: Value = serde_json::from_slice(&done.stdout).unwrap();
     relay.restart(PATIENCE).await.unwrap();
     write(pds, &alice, "and after");
     let (events, infos) = read_until(&relay, 54, "and after").await;
     assert_eq!((events.len(), infos), (2, 1));
     let first = *events.keys().next().unwrap();
+    assert_eq!(done["nextSeq"], first);
     assert!(
         first > 54 && events.keys().copied().eq(first..first + 2),
         "{:?}",

@@ -9,8 +9,10 @@ use super::output::write_all;
 
 pub const EXAMPLES: &str = "\
 Examples:
-  atproto-relay completions bash > ~/.local/share/bash-completion/completions/atproto-relay
-  atproto-relay completions fish > ~/.config/fish/completions/atproto-relay.fish";
+  atproto-relay completions bash \\
+    > ~/.local/share/bash-completion/completions/atproto-relay
+  atproto-relay completions fish \\
+    > ~/.config/fish/completions/atproto-relay.fish";
 
 #[derive(Args)]
 pub struct CompletionsArgs {

@@ -3,6 +3,7 @@
 //! environment's, so that one mistake has one message wherever it is made.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueHint, value_parser};
@@ -20,6 +21,73 @@ impl ConfigArgs {
     /// The configuration of these flags, this process's environment, and the file they name.
     pub fn load(&self) -> Result<Loaded, ConfigError> {
         Config::load(&self.0, &Environment::current())
+    }
+}
+
+/// Which settings the help of a command shows. It takes all of them.
+pub trait Shows {
+    const KEYS: &'static [&'static str];
+}
+
+/// For commands that only read the configuration.
+pub struct NoSetting;
+
+impl Shows for NoSetting {
+    const KEYS: &'static [&'static str] = &[CONFIG];
+}
+
+/// For commands that open the data folder and the database.
+pub struct Stored;
+
+impl Shows for Stored {
+    const KEYS: &'static [&'static str] = &[CONFIG, "data_dir", "database_url"];
+}
+
+/// For commands that add hosts, by the database or by a running relay.
+pub struct Adding;
+
+impl Shows for Adding {
+    const KEYS: &'static [&'static str] = &[
+        CONFIG,
+        "data_dir",
+        "database_url",
+        "allow_private_hosts",
+        "admin_password_file",
+    ];
+}
+
+/// [`ConfigArgs`] with a short help.
+pub struct FewArgs<S> {
+    pub config: ConfigArgs,
+    shows: PhantomData<S>,
+}
+
+impl<S> FromArgMatches for FewArgs<S> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<FewArgs<S>, clap::Error> {
+        Ok(FewArgs {
+            config: ConfigArgs::from_arg_matches(matches)?,
+            shows: PhantomData,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.config.update_from_arg_matches(matches)
+    }
+}
+
+impl<S: Shows> Args for FewArgs<S> {
+    fn augment_args(command: Command) -> Command {
+        let all = ConfigArgs::augment_args(Command::new(""));
+        all.get_arguments().fold(command, |command, argument| {
+            let is_shown = S::KEYS.contains(&argument.get_id().as_str());
+            // Hidden from both helps, so that they are one.
+            let argument = argument.clone().hide(!is_shown).hide_short_help(false);
+            command.arg(argument.help_heading("Settings, as in `atproto-relay serve --help`"))
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        FewArgs::<S>::augment_args(command)
     }
 }
 

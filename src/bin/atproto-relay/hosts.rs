@@ -1,5 +1,5 @@
-//! `hosts pull`: the hosts of another relay, shown, put into the database, or asked of a running relay. Says where it put
-//! them, and makes no database that nobody named.
+//! `hosts pull`: shows the hosts of another relay, writes them into the database, or has a running relay add them. Says
+//! where they went, and makes no database that nobody named.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -19,29 +19,41 @@ use atproto_relay::config::{AdminListen, Config, HostEntry, Loaded, Origin, SQLI
 use atproto_relay::discovery::{RemoteHost, pull_hosts};
 use atproto_relay::store::{NewHost, Store};
 
-use super::config_args::ConfigArgs;
+use super::config_args::{Adding, FewArgs};
 use super::failure::Failure;
-use super::output::{printable, write_all};
+use super::output::{counted, printable, write_all};
 use super::progress::Progress;
 
 const PULL_EXAMPLES: &str = "\
 Examples:
   Show them:
-    atproto-relay hosts pull https://relay1.us-east.bsky.network
-  Have the running relay check and add each one now, through its admin socket (on NixOS as it is):
-    atproto-relay hosts pull https://relay1.us-east.bsky.network --to
+    atproto-relay hosts pull relay1.us-east.bsky.network
+
+  Have the running relay check and add each one now, through the admin socket
+  that its settings name, or that of NixOS:
+    atproto-relay hosts pull relay1.us-east.bsky.network --to
+
   The same through another socket, or with the admin password:
-    atproto-relay hosts pull https://relay1.us-east.bsky.network --to unix:/run/relay-admin.sock
-    RELAY_ADMIN_PASSWORD=... atproto-relay hosts pull https://relay1.us-east.bsky.network --to http://localhost:2470
-  Put them into the database that `serve` with the same settings uses; a relay takes them up when it starts:
-    atproto-relay hosts pull https://relay1.us-east.bsky.network --add --data-dir data";
+    atproto-relay hosts pull relay1.us-east.bsky.network \\
+      --to unix:/run/relay-admin.sock
+    RELAY_ADMIN_PASSWORD=... \\
+      atproto-relay hosts pull relay1.us-east.bsky.network \\
+      --to http://localhost:2470
+
+  Write them into the database of these settings, for the next start of its
+  relay:
+    atproto-relay hosts pull relay1.us-east.bsky.network \\
+      --add --data-dir data
+
+A line is: name, status there, number of accounts. With --add or --to, hosts that are public, and active or idle there, \
+are added, and each line has the outcome.";
 
 /// The admin socket of a relay that nixos/sockets.nix has set up: there systemd opens it, and no setting names it.
 const NIXOS_SOCKET: &str = "/run/atproto-relay-admin.sock";
-/// What the path of a socket is introduced by.
+/// The prefix of a socket's path.
 const UNIX: &str = "unix:";
 
-/// Requests under way at a running relay; each makes it ask one host.
+/// Requests in flight to a running relay; each makes it ask one host.
 const CONCURRENT_REQUESTS: usize = 8;
 /// Longest wait for one answer: the relay itself waits ten seconds for the host.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -49,9 +61,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Subcommand)]
 pub enum HostsCommand {
     /// Read the list of hosts of another relay (com.atproto.sync.listHosts)
-    ///
-    /// Prints one host a line: name, status, number of accounts. With --add or --to, those that are
-    /// active or idle there and are public are added, and the line says what became of each.
     #[command(after_help = PULL_EXAMPLES)]
     Pull(Box<PullArgs>),
 }
@@ -61,18 +70,18 @@ pub struct PullArgs {
     /// The other relay, a name or a URL
     #[arg(value_name = "URL")]
     relay: String,
-    /// Add the hosts to the database of these settings, for the next start of its relay
+    /// Write the hosts into the database of these settings, for the next start of its relay
     #[arg(long, conflicts_with = "to")]
     add: bool,
-    /// Have the running relay add the hosts: at its admin socket, as unix:PATH, or at its URL, with its
-    /// admin password. Without a value: at the admin listener of these settings, or of NixOS' relay
+    /// Have the running relay add the hosts: at its admin socket, as unix:PATH, or at its URL, with its admin password.
+    /// Without a value: at the admin listener of these settings, or that of the NixOS module
     #[arg(long, value_name = "RELAY", num_args = 0..=1, default_missing_value = "")]
     to: Option<String>,
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    config: ConfigArgs,
+    settings: FewArgs<Adding>,
 }
 
 pub fn run(command: &HostsCommand) -> Result<(), Failure> {
@@ -90,7 +99,7 @@ pub fn run(command: &HostsCommand) -> Result<(), Failure> {
 }
 
 async fn pull(args: &PullArgs) -> Result<(), Failure> {
-    let loaded = args.config.load()?;
+    let loaded = args.settings.config.load()?;
     for warning in &loaded.warnings {
         eprintln!("warning: {warning}");
     }
@@ -208,6 +217,14 @@ async fn add_to_database(
             ))
         })?;
     }
+    // Before anything is written: the relay that somebody means may use another one.
+    let other = match Path::new(NIXOS_SOCKET).exists() {
+        true => {
+            "; a relay runs on this machine: if it uses another database, give its --config, or --to in place of --add"
+        }
+        false => "",
+    };
+    eprintln!("adding to the database {}{other}", config.database_url());
     let store = Store::open(config.database_url().expose())
         .await
         .map_err(Failure::failed)?;
@@ -482,7 +499,8 @@ fn summary(outcomes: &[Option<Outcome>], place: &str) {
             "{added} added, {known} known before, {skipped} skipped, {refused} refused, {place}"
         );
     } else {
-        eprintln!("{} hosts; add them with --add or --to", outcomes.len());
+        let hosts = counted(outcomes.len() as u64, "host", "hosts");
+        eprintln!("{hosts}; add them with --add or --to");
     }
 }
 

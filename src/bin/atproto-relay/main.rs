@@ -1,5 +1,5 @@
 //! The command line of the relay: one file for each command. What a command does is in the library;
-//! here are its flags, its words, and its exit codes.
+//! here are its flags, its messages and its exit codes.
 
 mod check_config;
 mod completions;
@@ -27,21 +27,22 @@ one firehose with its own sequence numbers and a window of replay.";
 
 const EXAMPLES: &str = "\
 Examples:
-  Subscribe to one PDS, and watch what comes out:
+  Subscribe to one PDS, and watch the output:
     atproto-relay serve --host pds.example.com
     atproto-relay firehose localhost:2470
 
   Take over the hosts of another relay, then run:
-    atproto-relay hosts pull https://relay1.us-east.bsky.network --add --data-dir data
+    atproto-relay hosts pull relay1.us-east.bsky.network \\
+      --add --data-dir data
     atproto-relay serve
 
-  Look at any relay or PDS, and check every signature and every proof:
+  Read any relay or PDS, and check every signature and every proof:
     atproto-relay firehose bsky.network --verify
 
-  See what a configuration comes to, and where each value is from:
+  Show all settings and where each value comes from:
     atproto-relay check-config --config relay.toml
 
-Exit codes: 0 done; 1 it failed; 2 the command line or the configuration is wrong.";
+Exit codes: 0 success; 1 failure; 2 wrong command line or configuration.";
 
 #[derive(Parser)]
 #[command(name = "atproto-relay", version, about = ABOUT, long_about = LONG_ABOUT, after_help = EXAMPLES)]
@@ -56,16 +57,16 @@ enum Command {
     /// Run the relay
     #[command(long_about = serve::LONG_ABOUT, after_help = serve::SHORT_EXAMPLES, after_long_help = serve::EXAMPLES)]
     Serve(ConfigArgs),
-    /// Read the configuration as `serve` would, and show what it comes to
+    /// Read the configuration as `serve` would, and show the resulting settings
     #[command(long_about = check_config::LONG_ABOUT)]
-    CheckConfig(ConfigArgs),
+    CheckConfig(check_config::CheckConfigArgs),
     /// Read the firehose of any relay or PDS, one line for each event
     #[command(after_help = firehose::EXAMPLES)]
     Firehose(firehose::FirehoseArgs),
     /// Work with lists of hosts
     #[command(subcommand)]
     Hosts(hosts::HostsCommand),
-    /// Look into the event log of a data folder, check it, mend it
+    /// Inspect, check and repair the event log of a data folder
     #[command(subcommand, long_about = log::LONG_ABOUT)]
     Log(log::LogCommand),
     /// Print the completions of a shell
@@ -99,5 +100,38 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         super::Cli::command().debug_assert();
+    }
+
+    /// Lines that clap would wrap once more, or that break where they are pasted.
+    #[test]
+    fn examples_fit_a_terminal_and_paragraphs_are_wrapped_once() {
+        fn check(command: &clap::Command) {
+            let texts = [
+                command.get_long_about(),
+                command.get_after_help(),
+                command.get_after_long_help(),
+            ];
+            for text in texts.into_iter().flatten().map(ToString::to_string) {
+                for paragraph in text.split("\n\n") {
+                    let is_example = |line: &str| line.starts_with("  ") || line == "Examples:";
+                    let lines: Vec<&str> = paragraph.lines().collect();
+                    let prose = lines.iter().filter(|line| !is_example(line)).count();
+                    assert!(
+                        prose <= 1,
+                        "{}: wrapped by hand: {paragraph}",
+                        command.get_name()
+                    );
+                    for line in lines.iter().filter(|line| is_example(line)) {
+                        assert!(
+                            line.len() <= 80,
+                            "{}: does not fit: {line}",
+                            command.get_name()
+                        );
+                    }
+                }
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&super::Cli::command());
     }
 }

@@ -26,7 +26,7 @@ data in ./data and knows no hosts: name them with --host, take over another rela
 `atproto-relay hosts pull`, or let them ask with com.atproto.sync.requestCrawl.
 
 Every setting is a flag, an environment variable and a key of the TOML file given by --config; the \
-flag wins, then the environment, then the file. `atproto-relay check-config` shows what they come to. \
+flag wins, then the environment, then the file. `atproto-relay check-config` shows the resulting settings. \
 SIGHUP reads them again and applies what needs no restart.";
 
 pub const EXAMPLES: &str = "\
@@ -37,10 +37,12 @@ Examples:
   A public relay behind a proxy, with an admin API and PostgreSQL:
     DATABASE_URL=postgres://relay@localhost/relay \\
       atproto-relay serve --data-dir /var/lib/atproto-relay \\
-        --admin-password-file /etc/atproto-relay/password --replay-window 48h --log-max-bytes 500GB
+      --admin-password-file /etc/atproto-relay/password \\
+      --replay-window 48h --log-max-bytes 500GB
 
   A test network on this machine:
-    atproto-relay serve --allow-private-hosts --plc-host http://localhost:2582 --host http://localhost:2583
+    atproto-relay serve --allow-private-hosts \\
+      --plc-host http://localhost:2582 --host http://localhost:2583
 
 Exit codes: 0 ended by a signal; 1 it could not start or failed; 2 the configuration is wrong.";
 
@@ -79,7 +81,7 @@ async fn serve(
 ) -> Result<(), Failure> {
     let mut signals = Signals::install()
         .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?;
-    let doors = AdminDoors::of(&config, &given);
+    let admin = AdminListeners::of(&config, &given);
     let (data_dir, database) = (config.data_dir.display().to_string(), config.database_url());
     let descriptors = DescriptorStore::from_environment().unwrap_or_else(|error| {
         tracing::warn!(%error, "consumers will not outlive this process: systemd cannot be reached");
@@ -107,7 +109,7 @@ async fn serve(
         hosts = relay.hosts().count(),
         firehose,
         metrics = %relay.metrics_addr(),
-        admin = %doors,
+        %admin,
         head = relay.log().head(),
         "ready"
     );
@@ -222,28 +224,28 @@ fn raise_file_limit(consumers: usize) {
 }
 
 /// Where the admin API answers.
-struct AdminDoors(Vec<String>);
+struct AdminListeners(Vec<String>);
 
-impl AdminDoors {
-    fn of(config: &Config, given: &Given) -> AdminDoors {
-        let mut doors = Vec::new();
+impl AdminListeners {
+    fn of(config: &Config, given: &Given) -> AdminListeners {
+        let mut listeners = Vec::new();
         if config.admin_password.is_some() {
-            doors.push("the public listener, with the password".to_owned());
+            listeners.push("the public listener, with the password".to_owned());
         }
         match (&config.admin_listen, given.admin.len()) {
-            (Some(own), 0) => doors.push(own.to_string()),
+            (Some(own), 0) => listeners.push(own.to_string()),
             (None, 0) => {}
-            _ => doors.push("the socket of systemd".to_owned()),
+            _ => listeners.push("the socket of systemd".to_owned()),
         }
-        AdminDoors(doors)
+        AdminListeners(listeners)
     }
 }
 
-impl fmt::Display for AdminDoors {
+impl fmt::Display for AdminListeners {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.as_slice() {
             [] => f.write_str("off"),
-            doors => f.write_str(&doors.join("; ")),
+            listeners => f.write_str(&listeners.join("; ")),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `log dump`: the events of a log, as lines of JSON or as the frames that consumers get.
 
+use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
 
 use clap::Args;
@@ -8,6 +9,8 @@ use serde_json::{Value, json};
 use atproto_relay::atproto::datetime::format_utc;
 use atproto_relay::atproto::did::Did;
 use atproto_relay::eventlog::{Event, Origin};
+use atproto_relay::hosts::roster::{self, Name};
+use atproto_relay::store::HostId;
 
 use super::super::failure::Failure;
 use super::FolderArgs;
@@ -15,11 +18,12 @@ use super::FolderArgs;
 pub const EXAMPLES: &str = "\
 Examples:
   atproto-relay log dump --from 1000 --limit 20
-  atproto-relay log dump --did did:plc:ewvi7nxzyoun6zhxrhs64oiz | jq -r .seq
+  atproto-relay log dump --did did:plc:ewvi7nxzyoun6zhxrhs64oiz | jq .seq
   atproto-relay log dump --raw --from 4711 --to 4711 > frame.bin
 
-A line has seq, time, host (its number in the database), upstreamSeq, did, kind, length and state: served, redacted
-or damaged. What is lost is null. With --raw, the WebSocket frames of the events that are served, one after the other.";
+A line is a JSON object with seq, time, host (its number in the database), hostname, upstreamSeq, did, kind, length and \
+state: served, redacted or damaged. What is lost is null. With --raw, the WebSocket frames of the events that are served, \
+one after the other.";
 
 /// Bytes gathered for one write.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -51,6 +55,12 @@ fn account(text: &str) -> Result<Did, String> {
 
 pub fn run(args: &DumpArgs) -> Result<(), Failure> {
     let folder = args.folder.open()?;
+    let names = roster::read(folder.dir()).map_err(|error| {
+        let folder = folder.dir().display();
+        Failure::Failed(format!(
+            "cannot read the names of hosts in {folder}: {error}"
+        ))
+    })?;
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, io::stdout().lock());
     let wanted = args.did.as_ref().map(|did| (did, did.hash64()));
     let mut left = args.limit.unwrap_or(u64::MAX);
@@ -70,19 +80,22 @@ pub fn run(args: &DumpArgs) -> Result<(), Failure> {
         match (&event.frame, args.raw) {
             (Some(frame), true) => out.write_all(frame)?,
             (None, true) => continue,
-            (_, false) => writeln!(out, "{}", line(&event, did.as_ref()))?,
+            (_, false) => writeln!(out, "{}", line(&event, did.as_ref(), &names))?,
         }
         left -= 1;
     }
     Ok(out.flush()?)
 }
 
-fn line(event: &Event, did: Option<&Did>) -> Value {
+fn line(event: &Event, did: Option<&Did>, names: &HashMap<HostId, Name>) -> Value {
     let origin = event.entry.map(|entry| entry.origin);
+    let host = origin.and_then(Origin::host);
+    let name = host.and_then(|host| names.get(&HostId(host)));
     json!({
         "seq": event.seq,
         "time": event.entry.map(|entry| format_utc(entry.time_us)),
-        "host": origin.and_then(Origin::host),
+        "host": host,
+        "hostname": name.map(|name| &name.hostname),
         "upstreamSeq": origin.and_then(Origin::upstream_seq),
         "did": did.map(ToString::to_string),
         "kind": event.entry.map(|entry| entry.kind.as_str()),

@@ -8,7 +8,7 @@ use atproto_relay::atproto::frame::Kind;
 use atproto_relay::eventlog::{Folder, Summary};
 
 use super::super::failure::Failure;
-use super::super::output::write_all;
+use super::super::output::{counted, write_all};
 use super::{FolderArgs, size};
 
 pub const EXAMPLES: &str = "\
@@ -71,12 +71,16 @@ fn text(folder: &Folder, summary: &Summary) -> String {
         (
             "redacted",
             format!(
-                "{}; {} redactions pending",
-                summary.redacted, summary.redactions_pending
+                "{}; {} pending",
+                summary.redacted,
+                counted(summary.redactions_pending, "redaction", "redactions")
             ),
         ),
         ("damaged", summary.damaged.to_string()),
-        ("per event", format!("{} bytes", summary.bytes_per_event())),
+        (
+            "per event",
+            counted(summary.bytes_per_event(), "byte", "bytes"),
+        ),
     ];
     let lines = lines.map(|(name, value)| format!("{name:<10} {value}\n"));
     lines.concat()

@@ -1,5 +1,5 @@
-//! `log`: the event log of a data folder, for operators: what is in it, whether it is whole, and how it
-//! becomes so again. All but `repair` and `abandon` run beside a relay, take no lock and change nothing.
+//! `log`: the event log of a data folder, for operators: what is in it, whether it is whole, and how it is
+//! repaired. All but `repair` and `abandon` run beside a relay, take no lock and change nothing.
 
 mod abandon;
 mod dump;
@@ -14,7 +14,6 @@ use clap::{Args, Subcommand, ValueHint};
 use atproto_relay::config::{Config, Environment, Flags};
 use atproto_relay::eventlog::{Folder, LogError};
 
-use super::config_args::ConfigArgs;
 use super::failure::Failure;
 use super::progress::Progress;
 
@@ -33,12 +32,12 @@ pub enum LogCommand {
     /// Print events, one JSON object a line, or their frames as they lie
     #[command(after_help = dump::EXAMPLES)]
     Dump(dump::DumpArgs),
-    /// Mend a log: rebuild indexes from frames, cut a torn tail, mark lost events
+    /// Repair a log: rebuild indexes from frames, cut a torn tail, mark lost events
     #[command(after_help = repair::EXAMPLES)]
     Repair(repair::RepairArgs),
-    /// Go on without a log that is lost, above every number that the database knows
-    #[command(long_about = abandon::LONG_ABOUT)]
-    Abandon(ConfigArgs),
+    /// Begin a new log in place of a lost one, above every sequence number that the database knows
+    #[command(long_about = abandon::LONG_ABOUT, after_help = abandon::EXAMPLES)]
+    Abandon(abandon::AbandonArgs),
 }
 
 pub fn run(command: &LogCommand) -> Result<(), Failure> {
