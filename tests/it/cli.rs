@@ -207,6 +207,116 @@ fn help_teaches() {
     assert!(stdout(&run(&["--version"])).starts_with("atproto-relay "));
 }
 
+/// The help of a command on a terminal of 80 columns.
+fn help(command: &[&str]) -> String {
+    let mut relay = relay();
+    relay.env("COLUMNS", "80").args(command).arg("--help");
+    stdout(&relay.output().expect("the binary runs"))
+}
+
+#[test]
+fn helps_show_what_the_command_needs_and_take_every_setting() {
+    for (command, shown) in [
+        (
+            &["hosts", "pull"][..],
+            &["--data-dir", "--to", "--json"][..],
+        ),
+        (&["log", "abandon"], &["--database-url", "--json"]),
+        (&["check-config"], &["--config", "--json"]),
+    ] {
+        let text = help(command);
+        assert!(text.lines().count() < 70, "{command:?}: {text}");
+        assert!(
+            text.contains("as in `atproto-relay serve --help`"),
+            "{text}"
+        );
+        for flag in shown {
+            assert!(text.contains(flag), "{command:?}: {flag}: {text}");
+        }
+        assert!(!text.contains("--replay-window"), "{command:?}: {text}");
+    }
+    let output = run(&["check-config", "--replay-window", "9h"]);
+    assert!(stdout(&output).contains("replay_window = \"9h\""));
+}
+
+#[test]
+fn paragraphs_of_helps_are_wrapped_once_and_examples_paste() {
+    for command in [
+        &[][..],
+        &["serve"],
+        &["check-config"],
+        &["firehose"],
+        &["hosts", "pull"],
+        &["log"],
+        &["log", "info"],
+        &["log", "verify"],
+        &["log", "dump"],
+        &["log", "repair"],
+        &["log", "abandon"],
+        &["completions"],
+        &["man"],
+    ] {
+        let text = help(command);
+        let lines: Vec<&str> = text.lines().collect();
+        for pair in lines.windows(2) {
+            let [line, next] = [pair[0], pair[1]];
+            assert!(line.chars().count() <= 80, "{command:?}: {line}");
+            let is_prose = |line: &str| line.starts_with(|c: char| c.is_alphabetic() || c == '`');
+            if !is_prose(line) || !is_prose(next) || line.ends_with(':') {
+                continue;
+            }
+            // Where the next word had fitted, somebody wrapped the line before.
+            let word = next.split(' ').next().unwrap();
+            assert!(
+                line.chars().count() + 1 + word.chars().count() > 80,
+                "{command:?}: {line} / {next}"
+            );
+        }
+        // Each example is whole once its backslashes are taken as a shell takes them.
+        let joined = text.replace("\\\n", " ");
+        let examples = joined
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("atproto-relay "))
+            .filter(|_| joined.contains("Examples:"));
+        for example in examples {
+            let words = example.split(['|', '>']).next().unwrap();
+            let words: Vec<&str> = words.split_whitespace().collect();
+            // With --help behind it, nothing is done, and what is no argument is refused still.
+            let output = run(&[&words[..], &["--help"]].concat());
+            assert!(output.status.success(), "{example}: {}", stderr(&output));
+        }
+    }
+}
+
+#[test]
+fn check_config_has_the_same_as_json() {
+    let output = relay()
+        .args(["check-config", "--json", "--host", "pds.example.com"])
+        .args(["--log-max-bytes", "1TB"])
+        .env("RELAY_ADMIN_PASSWORD", "hunter2")
+        .output()
+        .unwrap();
+    let text = stdout(&output);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let settings = &json["settings"];
+    assert_eq!(
+        settings["hosts"],
+        serde_json::json!({ "value": ["https://pds.example.com"], "origin": "--host" })
+    );
+    assert_eq!(settings["log.max_bytes"]["value"], "1TB");
+    assert_eq!(settings["allow_private_hosts"]["value"], false);
+    assert_eq!(settings["listen"]["origin"], "default");
+    assert_eq!(
+        json["adminPasswordOrigin"],
+        "environment variable RELAY_ADMIN_PASSWORD"
+    );
+    assert!(!text.contains("hunter2"), "{text}");
+    let nulls = settings.as_object().unwrap().iter();
+    let nulls: Vec<_> = nulls.filter(|(_, it)| it["value"].is_null()).collect();
+    assert!(nulls.is_empty(), "{nulls:?}");
+}
+
 #[test]
 fn completions_and_man_pages_come_out() {
     for shell in ["bash", "fish", "zsh", "elvish", "powershell"] {
@@ -638,7 +748,7 @@ fn firehose_reports_what_the_server_refuses() {
         &["--cursor", "a whole number from 0 on", "0 is the oldest"],
     );
     let help = stdout(&run(&["firehose", "--help"]));
-    assert!(help.contains("Start at this sequence number"), "{help}");
+    assert!(help.contains("Start with events of seq >= SEQ"), "{help}");
     let elsewhere = format!("http://{address}/nowhere");
     refused(
         relay().args(["firehose", &elsewhere]),
@@ -707,6 +817,132 @@ mod on_a_network {
         for commit in commits {
             assert_eq!(commit["valid"], true, "{commit}");
         }
+    }
+
+    /// What `firehose --json` prints of the network's first PDS with these arguments.
+    async fn filtered(network: &Network, arguments: &[&str]) -> Vec<serde_json::Value> {
+        let mut command = relay();
+        command.args(["firehose", &network.pds(0).url(), "--cursor", "0", "--json"]);
+        command.args(arguments);
+        let output = output(command).await;
+        assert!(output.status.success(), "{}", stderr(&output));
+        let text = stdout(&output);
+        let lines = text.lines();
+        lines
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn firehose_shows_records_of_the_collections_accounts_and_kinds_that_are_asked_for() {
+        let network = network().await;
+        let pds = network.pds(0);
+        let bob = pds.create_account("bob.pds1.test").unwrap().did;
+        let like = serde_json::json!({
+            "$type": "app.bsky.feed.like",
+            "subject": { "uri": "at://x", "cid": "y" },
+        });
+        pds.create_record(&bob, "app.bsky.feed.like", like).unwrap();
+        let profile =
+            serde_json::json!({ "$type": "app.bsky.actor.profile", "displayName": "Bob" });
+        pds.create_record(&bob, "app.bsky.actor.profile", profile)
+            .unwrap();
+
+        let posts = ["--collection", "app.bsky.feed.post", "--limit", "2"];
+        let posts = filtered(&network, &posts).await;
+        let texts: Vec<_> = posts
+            .iter()
+            .map(|post| &post["ops"][0]["record"]["text"])
+            .collect();
+        assert_eq!(texts, ["one", "two"]);
+        let post = &posts[0];
+        assert_eq!(post["$type"], "com.atproto.sync.subscribeRepos#commit");
+        assert_eq!(
+            (&post["kind"], &post["repo"]),
+            (&"#commit".into(), &post["did"])
+        );
+        assert_eq!(post["ops"][0]["action"], "create");
+        assert!(post["ops"][0].get("recordProblem").is_none(), "{post}");
+
+        let all = [
+            "--collection",
+            "app.bsky.feed.*",
+            "--collection",
+            "app.bsky.actor.profile",
+            "--limit",
+            "4",
+        ];
+        assert_eq!(filtered(&network, &all).await.len(), 4);
+
+        // A handle, which this PDS resolves.
+        let bobs = [
+            "--did",
+            "bob.pds1.test",
+            "--kind",
+            "identity",
+            "--kind",
+            "#commit",
+            "--limit",
+            "4",
+        ];
+        let bobs = filtered(&network, &bobs).await;
+        let kinds: Vec<_> = bobs.iter().map(|event| &event["kind"]).collect();
+        assert_eq!(kinds, ["#identity", "#commit", "#commit", "#commit"]);
+        assert!(
+            bobs.iter().all(|event| event["did"] == bob.as_str()),
+            "{bobs:?}"
+        );
+        assert_eq!(bobs[3]["ops"][0]["record"]["displayName"], "Bob");
+
+        for (arguments, parts) in [
+            (
+                ["--collection", "*"],
+                &["--collection", "app.bsky.feed.*"][..],
+            ),
+            (
+                ["--kind", "post"],
+                &["--kind", "commit, sync, identity or account"],
+            ),
+            (["--did", "did:"], &["--did"]),
+            (["--did", "alice"], &["--did", "a DID or a handle"]),
+        ] {
+            let url = pds.url();
+            let mut command = relay();
+            command.args(["firehose", &url]).args(arguments);
+            tokio::task::spawn_blocking(move || refused(&mut command, 2, parts))
+                .await
+                .unwrap();
+        }
+        let mut contradiction = relay();
+        contradiction.args(["firehose", &pds.url(), "--kind", "identity"]);
+        contradiction.args(["--collection", "app.bsky.feed.post"]);
+        let mut nobody = relay();
+        nobody.args(["firehose", &pds.url(), "--did", "nobody.pds1.test"]);
+        tokio::task::spawn_blocking(move || {
+            refused(&mut contradiction, 2, &["--collection shows commits only"]);
+            refused(
+                &mut nobody,
+                1,
+                &["knows the handle nobody.pds1.test", "give its DID"],
+            );
+        })
+        .await
+        .unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn firehose_sums_up_what_it_showed() {
+        let network = network().await;
+        let mut command = relay();
+        command.args(["firehose", &network.pds(0).url(), "--cursor", "0"]);
+        command.args(["--limit", "6", "--verify", "--allow-private-hosts"]);
+        command.args(["--plc-host", &network.plc_url()]);
+        let message = stderr(&output(command).await);
+        let summary = message.lines().last().unwrap();
+        assert!(summary.starts_with("6 events in "), "{message}");
+        let end =
+            " seconds: 1 #account, 3 #commit, 1 #identity, 1 #sync; 4 verified, 0 bad, 0 unchecked";
+        assert!(summary.ends_with(end), "{message}");
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -902,98 +1138,6 @@ mod on_a_network {
         );
         assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     }
-
-    /// The demo with its temporary files in a folder.
-    fn demo(folder: &Path) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_atproto-devnet"));
-        command.env_clear().env("TMPDIR", folder);
-        command.args(["demo", "--rate", "50"]).stdin(Stdio::null());
-        command
-    }
-
-    fn is_empty(folder: &Path) -> bool {
-        fs::read_dir(folder).unwrap().count() == 0
-    }
-
-    #[test]
-    fn the_demo_ends_at_a_signal_and_leaves_nothing() {
-        for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
-            let folder = tempfile::tempdir().unwrap();
-            let mut child = demo(folder.path())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-            assert!(lines.any(|line| line.unwrap().starts_with("✓")));
-            assert!(!is_empty(folder.path()), "it has its data there");
-            kill_process(Pid::from_child(&child), signal).unwrap();
-            // Until its end, so that it is no closed pipe that ends it.
-            lines.for_each(drop);
-            assert_eq!(child.wait().unwrap().code(), Some(0), "{signal:?}");
-            assert!(is_empty(folder.path()), "{signal:?}");
-        }
-    }
-
-    #[test]
-    fn the_demo_ends_well_when_nobody_reads_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let (reader, writer) = std::io::pipe().unwrap();
-        let mut command = demo(folder.path());
-        // As with `2>&1 | head`.
-        command.stdout(writer.try_clone().unwrap()).stderr(writer);
-        let mut child = command.spawn().unwrap();
-        drop(command);
-        let mut lines = BufReader::new(reader).lines();
-        assert!(lines.any(|line| line.unwrap().starts_with("✓")));
-        drop(lines);
-        assert_eq!(child.wait().unwrap().code(), Some(0));
-        assert!(is_empty(folder.path()));
-    }
-
-    #[test]
-    fn the_demo_names_its_own_flag_for_a_port_in_use() {
-        let folder = tempfile::tempdir().unwrap();
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = taken.local_addr().unwrap().port().to_string();
-        let output = demo(folder.path())
-            .args(["--port", &port])
-            .output()
-            .unwrap();
-        let message = stderr(&output);
-        assert_eq!(output.status.code(), Some(1), "{message}");
-        assert!(
-            message.contains(&port) && message.contains("--port"),
-            "{message}"
-        );
-        assert!(!message.contains("--listen"), "{message}");
-        assert!(is_empty(folder.path()));
-    }
-
-    #[test]
-    fn the_demo_has_colours_on_a_terminal_and_none_where_they_are_not_wanted() {
-        for (variable, coloured) in [("NOTHING", true), ("NO_COLOR", false)] {
-            let folder = tempfile::tempdir().unwrap();
-            let mut command = Command::new("script");
-            let demo = format!("{} demo --rate 50", env!("CARGO_BIN_EXE_atproto-devnet"));
-            command.args(["-qec", &demo, "/dev/null"]);
-            command.stdin(Stdio::null()).stdout(Stdio::piped());
-            command.env("TMPDIR", folder.path()).env(variable, "1");
-            let Ok(mut child) = command.spawn() else {
-                println!("skipped: script(1) is not here to make a terminal");
-                return;
-            };
-            let mut terminal = BufReader::new(child.stdout.take().unwrap());
-            let mut text = String::new();
-            while !text.contains("✓") {
-                assert!(terminal.read_line(&mut text).unwrap() > 0, "{text}");
-            }
-            // With it goes the terminal, and with that the demo.
-            kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-            child.wait().unwrap();
-            assert_eq!(text.contains("\u{1b}["), coloured, "{variable}: {text}");
-        }
-    }
 }
 
 /// A server of frames: each connection gets its list, then is cut. Says which cursor each one came with.
@@ -1065,12 +1209,81 @@ async fn firehose_goes_on_after_the_last_event_when_the_connection_is_lost() {
         Some("cursor=8")
     );
     assert!(
-        stderr(&output).contains("connecting again after 8"),
+        stderr(&output).contains("connecting again after 8, in 1 second"),
         "{}",
         stderr(&output)
     );
     // A frame that cannot be read is not a valid event.
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn firehose_ends_with_the_connection_where_it_is_not_to_reconnect() {
+    let (address, _cursors) = flaky_server(vec![vec![identity_frame(7, None)]]).await;
+    let mut command = relay();
+    command.args(["firehose", &address, "--no-reconnect"]);
+    let output = tokio::task::spawn_blocking(move || command.output().expect("the binary runs"))
+        .await
+        .unwrap();
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(stdout(&output).starts_with("7 "), "{}", stdout(&output));
+    assert!(
+        message.contains("error: the connection was lost"),
+        "{message}"
+    );
+    assert!(message.contains("1 event in "), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn firehose_says_that_it_waits_on_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = Serving::start(folder.path(), &[]);
+    let address = serving.address();
+    let mut command = Command::new("script");
+    let own = env!("CARGO_BIN_EXE_atproto-relay");
+    command.args(["-qec", &format!("{own} firehose {address}"), "/dev/null"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let Ok(mut child) = command.spawn() else {
+        println!("skipped: script(1) is not here to make a terminal");
+        return;
+    };
+    let line = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        // With it goes the terminal, and with that the command.
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        child.wait().unwrap();
+        line
+    });
+    let line = line.await.unwrap();
+    assert!(
+        line.contains(&address)
+            && line.contains("connected to")
+            && line.contains("waiting for events"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_port_without_tls_is_named_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = Serving::start(folder.path(), &[]);
+    let address = serving.address();
+    let url = format!("https://{address}");
+    let plain = format!("try http://{address}");
+    refused(
+        relay().args(["firehose", &url]),
+        1,
+        &["does not speak TLS there", &plain],
+    );
+    refused(
+        relay().args(["hosts", "pull", &url]),
+        1,
+        &["does not speak TLS there", &address],
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1102,6 +1315,7 @@ async fn firehose_ends_when_nobody_reads_it_and_at_ctrl_c() {
     let mut child = relay()
         .args(["firehose", &address])
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let metrics = format!("http://{metrics}/metrics");
@@ -1126,10 +1340,15 @@ async fn firehose_ends_when_nobody_reads_it_and_at_ctrl_c() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    let status = tokio::task::spawn_blocking(move || child.wait().unwrap())
+    let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap())
         .await
         .unwrap();
-    assert!(status.success(), "{status}");
+    assert!(ended.status.success(), "{}", ended.status);
+    assert!(
+        stderr(&ended).starts_with("0 events in "),
+        "{}",
+        stderr(&ended)
+    );
 }
 
 /// Another relay, with these pages of hosts.
@@ -1273,6 +1492,12 @@ async fn hosts_pull_makes_no_database_that_nobody_named() {
         assert!(output.status.success(), "{message}");
         assert!(
             message.contains("data/relay.sqlite; a relay takes them up when it starts"),
+            "{message}"
+        );
+        let first = message.lines().next().unwrap();
+        assert!(
+            first.starts_with("adding to the database sqlite:")
+                && first.contains("data/relay.sqlite"),
             "{message}"
         );
     }

@@ -7,6 +7,8 @@ use url::{Host, Url};
 
 /// The stream's path where the person gave none.
 const SUBSCRIBE_REPOS: &str = "/xrpc/com.atproto.sync.subscribeRepos";
+/// Where a PDS resolves handles.
+const RESOLVE_HANDLE: &str = "/xrpc/com.atproto.identity.resolveHandle";
 
 /// A WebSocket URL without cursor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +47,29 @@ impl FromStr for StreamAddress {
 }
 
 impl StreamAddress {
-    /// The URL that starts after an event.
+    /// The host, with its port if one was given.
+    pub fn host(&self) -> String {
+        let host = self.0.host_str().unwrap_or_default();
+        match self.0.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        }
+    }
+
+    /// Where the same server is asked for the DID of a handle.
+    pub fn resolve_handle(&self, handle: &str) -> Option<Url> {
+        let scheme = if self.0.scheme() == "wss" {
+            "https"
+        } else {
+            "http"
+        };
+        let host = self.host();
+        let mut url = Url::parse(&format!("{scheme}://{host}{RESOLVE_HANDLE}")).ok()?;
+        url.query_pairs_mut().append_pair("handle", handle);
+        Some(url)
+    }
+
+    /// The URL that starts with the events of a cursor.
     pub fn with_cursor(&self, cursor: Option<u64>) -> Url {
         let mut url = self.0.clone();
         if let Some(cursor) = cursor {
@@ -62,7 +86,7 @@ impl fmt::Display for StreamAddress {
     }
 }
 
-/// Certificates are for names in public: what has none is taken to speak plainly.
+/// Certificates are for public names: addresses and localhost are taken to be without TLS.
 fn bare_scheme(text: &str) -> &'static str {
     let host = Url::parse(&format!("wss://{text}"))
         .ok()
@@ -110,6 +134,26 @@ mod tests {
         ] {
             assert!(text.parse::<StreamAddress>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn handles_are_asked_of_the_same_server() {
+        let address: StreamAddress = "wss://pds.example.com:8443/other".parse().unwrap();
+        assert_eq!(
+            address
+                .resolve_handle("alice.example.com")
+                .unwrap()
+                .as_str(),
+            "https://pds.example.com:8443/xrpc/com.atproto.identity.resolveHandle?handle=alice.example.com"
+        );
+        let plain: StreamAddress = "[::1]:2470".parse().unwrap();
+        assert!(
+            plain
+                .resolve_handle("a.b")
+                .unwrap()
+                .as_str()
+                .starts_with("http://[::1]:2470/xrpc/")
+        );
     }
 
     #[test]

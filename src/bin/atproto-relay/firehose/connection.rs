@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, ClientRequestBuilder, Message};
 use tokio_tungstenite::{
@@ -15,7 +16,7 @@ use tokio_tungstenite::{
 };
 use url::Url;
 
-use atproto_relay::dial::{PRODUCT, client_config};
+use atproto_relay::dial::{PRODUCT, client_config, speaks_no_tls};
 
 use crate::output::printable;
 
@@ -87,7 +88,7 @@ impl Connection {
                     OPEN_TIMEOUT.as_secs()
                 ))
             })?
-            .map_err(|error| failed(explain(&error)))?;
+            .map_err(|error| failed(explain_opening(&error, url)))?;
         let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Connection {
@@ -125,6 +126,23 @@ impl Connection {
                 }
             }
         }
+    }
+}
+
+/// Why a connection could not be opened, with what to do where the scheme is the reason.
+fn explain_opening(error: &tungstenite::Error, url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port().map_or(String::new(), |port| format!(":{port}"));
+    match error {
+        error if speaks_no_tls(error) => {
+            format!("the server does not speak TLS there; try http://{host}{port}")
+        }
+        tungstenite::Error::Protocol(ProtocolError::HttparseError(_)) => {
+            format!(
+                "the server does not speak HTTP there; if it speaks TLS, try https://{host}{port}"
+            )
+        }
+        other => explain(other),
     }
 }
 

@@ -1,15 +1,19 @@
 //! `firehose`: the event stream of any relay or PDS, one line for each event, checked when asked.
 //!
-//! A lost connection is taken up again after the last event; an error frame of the server ends it.
+//! A lost connection is opened again after the last event; an error frame of the server ends the command.
 //! Lines come in the stream's order, also while identities are looked up for several events at once.
 
+mod account;
 mod address;
 mod connection;
+mod filter;
 mod line;
+mod record;
+mod tally;
 mod verdict;
 
 use std::future::Future;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,32 +23,43 @@ use bytes::Bytes;
 use clap::Args;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 use url::Url;
 
+use atproto_relay::atproto::frame::Kind;
 use atproto_relay::dial::Guard;
 use atproto_relay::identity::{Resolver, ResolverOptions};
 
 use super::failure::Failure;
+use super::output::counted;
 use super::progress::Progress;
+use account::Account;
 use address::StreamAddress;
 use connection::{Connection, End};
-use line::Line;
-use verdict::Verdict;
+use filter::{Collection, Filter};
+use line::{Line, Seen};
+use tally::Tally;
 
 pub const EXAMPLES: &str = "\
 Examples:
   atproto-relay firehose bsky.network
   atproto-relay firehose localhost:2470 --cursor 0 --limit 100
   atproto-relay firehose https://pds.example.com --verify
-  atproto-relay firehose wss://bsky.network --json | jq -r 'select(.kind == \"#identity\") | .handle'
+  atproto-relay firehose bsky.network --did alice.example.com
+  atproto-relay firehose bsky.network --json \\
+    --collection app.bsky.feed.post | jq '.ops[].record.text'
 
-A line is: sequence number, time, kind, account, and what happened. Ctrl-C ends it. The exit code is 1 if the
-stream could not be read or, with --verify, if an event was not valid, or if not one could be checked.";
+A line is: sequence number, time, kind, account, and what happened. A JSON object has `$type` and the fields of the \
+lexicon but for `blocks`, whose records are in `ops[].record`; beside them `kind`, `did` and the frame's size in \
+`bytes`. The summary at the end is on stderr; Ctrl-C ends the command.
+
+The exit code is 1 if the stream could not be read, or with --verify if an event was not valid or no event could be \
+checked.";
 
 /// Events whose identities are looked up at one time.
 const MAX_PENDING: usize = 128;
-/// The first and the longest pause before a lost connection is taken up again.
+/// The first and the longest pause before a lost connection is opened again.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -52,19 +67,32 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub struct FirehoseArgs {
     /// A relay or PDS: a host name, or a URL with https, http, wss or ws
     url: StreamAddress,
-    /// Start at this sequence number (0: the oldest there is; some servers start with the one after it);
-    /// without it, with the next event
+    /// Start with events of seq >= SEQ, 0 for the oldest there is (some servers start with the event after SEQ). Without
+    /// it, with the next event
     #[arg(long, value_name = "SEQ", allow_negative_numbers = true, value_parser = sequence_number)]
     cursor: Option<u64>,
-    /// Print JSON, one object a line
+    /// Only events of this kind: commit, sync, identity or account; can be repeated
+    #[arg(long = "kind", value_name = "KIND", value_parser = filter::kind)]
+    kinds: Vec<Kind>,
+    /// Only events of this account; can be repeated
+    #[arg(long = "did", value_name = "DID|HANDLE")]
+    accounts: Vec<Account>,
+    /// Only commits with an op in this collection, and of their ops only those; `app.bsky.feed.*` means all collections
+    /// below app.bsky.feed; can be repeated
+    #[arg(long = "collection", value_name = "NSID")]
+    collections: Vec<Collection>,
+    /// Print JSON with the records, one object a line
     #[arg(long)]
     json: bool,
     /// Resolve each account and check signature, hashes, ops and inversion of each #commit and #sync
     #[arg(long)]
     verify: bool,
-    /// End after this many events
+    /// End after this many events that are shown
     #[arg(long, value_name = "COUNT")]
     limit: Option<u64>,
+    /// End with exit code 1 when the connection is lost, instead of connecting again
+    #[arg(long)]
+    no_reconnect: bool,
     /// The PLC directory for --verify
     #[arg(
         long,
@@ -73,12 +101,12 @@ pub struct FirehoseArgs {
         env = "RELAY_PLC_HOST"
     )]
     plc_host: Url,
-    /// Let --verify resolve did:web at private addresses too: for test networks
+    /// Let --verify and --did ask private addresses too, for test networks
     #[arg(long)]
     allow_private_hosts: bool,
 }
 
-/// A cursor: there is none below 0, which is where everything begins.
+/// A cursor: none is below 0, which means the oldest event.
 fn sequence_number(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| {
         "a sequence number is a whole number from 0 on; 0 is the oldest event there is, and without --cursor the next \
@@ -88,17 +116,25 @@ fn sequence_number(text: &str) -> Result<u64, String> {
 }
 
 pub fn run(args: &FirehoseArgs) -> Result<(), Failure> {
+    if !args.collections.is_empty() && !args.kinds.is_empty() && !args.kinds.contains(&Kind::Commit)
+    {
+        return Err(Failure::Usage(
+            "--collection shows commits only: leave --kind out, or add --kind commit".to_owned(),
+        ));
+    }
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::Failed(format!("cannot start the runtime: {error}")))?
         .block_on(async {
+            let mut terminate = signal(SignalKind::terminate()).map_err(Failure::failed)?;
             let mut reader = Reader::new(args);
             let result = tokio::select! {
                 result = reader.read() => result,
                 _ = tokio::signal::ctrl_c() => Ok(()),
+                _ = terminate.recv() => Ok(()),
             };
-            result.and(reader.verdict())
+            reader.finish(result)
         })
 }
 
@@ -107,49 +143,58 @@ type PendingLine = Pin<Box<dyn Future<Output = Line> + Send>>;
 /// One run of the command.
 struct Reader<'a> {
     args: &'a FirehoseArgs,
+    filter: Filter,
+    guard: Guard,
     resolver: Option<Arc<Resolver>>,
-    /// The last sequence number printed or about to be: where a new connection goes on.
+    /// The last sequence number seen: where a new connection goes on.
     last: Option<i64>,
+    /// Events that are shown or about to be.
     taken: u64,
-    printed: u64,
-    bad: u64,
-    good: u64,
-    unknown: u64,
-    /// Why the last event that could not be checked could not.
-    obstacle: String,
+    /// Whether a connection was opened.
+    is_open: bool,
+    tally: Tally,
 }
 
 impl<'a> Reader<'a> {
     fn new(args: &'a FirehoseArgs) -> Reader<'a> {
+        let guard = Guard::new(args.allow_private_hosts);
         let resolver = args.verify.then(|| {
             Arc::new(Resolver::new(ResolverOptions {
                 plc_url: args.plc_host.clone(),
-                guard: Guard::new(args.allow_private_hosts),
+                guard,
                 ..ResolverOptions::default()
             }))
         });
         Reader {
             args,
+            filter: Filter {
+                kinds: args.kinds.clone(),
+                accounts: Vec::new(),
+                collections: args.collections.clone(),
+            },
+            guard,
             resolver,
             last: None,
             taken: 0,
-            printed: 0,
-            bad: 0,
-            good: 0,
-            unknown: 0,
-            obstacle: String::new(),
+            is_open: false,
+            tally: Tally::new(),
         }
     }
 
-    /// Reads until the limit, until the server says that there is an error, or until nobody reads us.
+    /// Reads until the limit, until the server reports an error, or until nobody reads us.
     async fn read(&mut self) -> Result<(), Failure> {
         let address = &self.args.url;
+        self.resolve_accounts().await?;
         let mut connection = {
             let _progress = Progress::spinner(&format!("connecting to {address}"));
             Connection::open(&address.with_cursor(self.args.cursor))
                 .await
                 .map_err(Failure::failed)?
         };
+        self.is_open = true;
+        if io::stderr().is_terminal() {
+            eprintln!("connected to {address}, waiting for events");
+        }
         loop {
             let end = match self.follow(&mut connection).await? {
                 ControlFlow::Break(()) => return Ok(()),
@@ -160,13 +205,30 @@ impl<'a> Reader<'a> {
                     "{address} refused the stream: {end}"
                 )));
             }
+            if self.args.no_reconnect {
+                return Err(Failure::failed(end));
+            }
+            let after = self
+                .last
+                .map_or(String::new(), |seq| format!(" after {seq}"));
             eprintln!(
-                "{end}; connecting again{}",
-                self.last
-                    .map_or(String::new(), |seq| format!(" after {seq}"))
+                "{end}; connecting again{after}, in {}",
+                in_words(FIRST_PAUSE)
             );
             connection = self.reopen().await;
         }
+    }
+
+    async fn resolve_accounts(&mut self) -> Result<(), Failure> {
+        for account in &self.args.accounts {
+            let resolved = account.resolve(&self.args.url, &self.guard).await;
+            let did = resolved.map_err(Failure::Failed)?;
+            if let Account::Handle(handle) = account {
+                eprintln!("{} is {did}", handle.as_str());
+            }
+            self.filter.accounts.push(did);
+        }
+        Ok(())
     }
 
     /// Tries until there is a connection again.
@@ -178,11 +240,11 @@ impl<'a> Reader<'a> {
             .or(self.args.cursor);
         loop {
             sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
             match Connection::open(&self.args.url.with_cursor(cursor)).await {
                 Ok(connection) => return connection,
-                Err(error) => eprintln!("{error}; trying again"),
+                Err(error) => eprintln!("{error}; trying again in {}", in_words(pause)),
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -210,7 +272,7 @@ impl<'a> Reader<'a> {
                 frame = connection.next(), if end.is_none() && !enough && pending.len() < MAX_PENDING => match frame {
                     Ok(frame) => match self.take(frame) {
                         Taken::Line(line) => pending.push_back(line),
-                        Taken::SeenBefore => {}
+                        Taken::HeldBack => {}
                         Taken::End(reason) => end = Some(reason),
                     },
                     Err(reason) => end = Some(reason),
@@ -220,17 +282,20 @@ impl<'a> Reader<'a> {
     }
 
     fn take(&mut self, frame: Bytes) -> Taken {
-        let line = match Line::of_frame(&frame) {
-            Ok(line) => line,
+        let Seen { seq, line } = match Line::of_frame(&frame, &self.filter) {
+            Ok(seen) => seen,
             Err(error_frame) => return Taken::End(error_frame),
         };
-        if let Some(seq) = line.seq {
+        if let Some(seq) = seq {
             // A server may send the event of the cursor again.
-            if self.last.is_some_and(|last| seq <= last) && self.taken > 0 {
-                return Taken::SeenBefore;
+            if self.last.is_some_and(|last| seq <= last) {
+                return Taken::HeldBack;
             }
             self.last = Some(seq);
         }
+        let Some(line) = line else {
+            return Taken::HeldBack;
+        };
         self.taken += u64::from(line.is_event);
         let resolver = self.resolver.clone();
         Taken::Line(Box::pin(async move {
@@ -245,51 +310,35 @@ impl<'a> Reader<'a> {
     }
 
     fn print(&mut self, line: &Line) -> io::Result<()> {
-        self.printed += u64::from(line.is_event);
-        match &line.verdict {
-            Some(Verdict::Bad(_)) => self.bad += 1,
-            Some(Verdict::Good) => self.good += 1,
-            Some(Verdict::Unknown(reason)) => {
-                self.unknown += 1;
-                self.obstacle.clone_from(reason);
-            }
-            Some(Verdict::NothingToCheck) | None => {}
-        }
-        let mut stdout = io::stdout().lock();
-        if self.args.json {
-            writeln!(stdout, "{}", line.json())
-        } else {
-            writeln!(stdout, "{}", line.text())
-        }
+        self.tally.count(line);
+        let text = match self.args.json {
+            true => line.json(&self.filter),
+            false => line.text(&self.filter),
+        };
+        writeln!(io::stdout().lock(), "{text}")
     }
 
-    /// What --verify found: bad events, or none that could be checked though there were some, are a failure.
-    fn verdict(&self) -> Result<(), Failure> {
-        let (bad, unknown, printed) = (self.bad, self.unknown, self.printed);
-        if bad > 0 {
-            return Err(Failure::Failed(format!(
-                "{bad} of {printed} events are not valid"
-            )));
+    /// Sums up what was read, and judges it.
+    fn finish(&self, result: Result<(), Failure>) -> Result<(), Failure> {
+        if let Err(Failure::OutputClosed) = result {
+            return result;
         }
-        if unknown > 0 && self.good == 0 {
-            return Err(Failure::Failed(format!(
-                "not one event could be checked, of {unknown} with something to check: {}",
-                self.obstacle
-            )));
+        if self.is_open {
+            eprintln!("{}", self.tally.summary(self.args.verify));
         }
-        if unknown > 0 {
-            eprintln!(
-                "{unknown} of {printed} events could not be checked: {}",
-                self.obstacle
-            );
-        }
-        Ok(())
+        result.and(self.tally.verdict())
     }
+}
+
+/// `1 second`, `30 seconds`.
+fn in_words(pause: Duration) -> String {
+    counted(pause.as_secs(), "second", "seconds")
 }
 
 /// What becomes of a frame.
 enum Taken {
     Line(PendingLine),
-    SeenBefore,
+    /// Seen before, or not to be shown.
+    HeldBack,
     End(End),
 }
