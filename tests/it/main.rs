@@ -10,6 +10,8 @@ mod config;
 mod consume_docs;
 mod contrib;
 mod crash;
+#[cfg(feature = "devnet")]
+mod demo;
 mod devnet;
 mod discovery;
 mod docs;

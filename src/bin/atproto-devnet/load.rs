@@ -320,11 +320,24 @@ async fn against_child(
     .await;
     let measured = measured.with_context(|| format!("the relay said:\n{}", relay.said()))?;
     if let Ok(samples) = Samples::scrape(&relay.metrics_url()).await {
-        eprintln!("dropped by the relay: {:?}", samples.drops());
+        eprintln!("{}", dropped(&samples));
     }
     options.say_of(&crowd);
     relay.end(START_PATIENCE).await?;
     Ok(measured)
+}
+
+/// `dropped by the relay: signature 3, block_hash 1`.
+fn dropped(samples: &Samples) -> String {
+    let drops = samples.drops();
+    let rules: Vec<String> = drops
+        .iter()
+        .map(|(rule, count)| format!("{rule} {count}"))
+        .collect();
+    match rules.is_empty() {
+        true => "the relay dropped no event".to_owned(),
+        false => format!("dropped by the relay: {}", rules.join(", ")),
+    }
 }
 
 async fn against_running(

@@ -42,11 +42,15 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .with_writer(std::io::stderr)
-        .init();
-    match Cli::parse().command {
+    let command = Cli::parse().command;
+    // The demo reads its own log.
+    if !matches!(command, Command::Demo(_)) {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_writer(std::io::stderr)
+            .init();
+    }
+    match command {
         Command::Up(options) => up::run(options).await,
         Command::Demo(options) => demo::run(options).await,
         Command::Replay(options) => replay::run(options).await,

@@ -32,6 +32,13 @@ const FAULTS: [Fault; 7] = [
     Fault::Gap,
     Fault::Disconnect,
 ];
+/// What a key press forges, one after the other.
+const FORGERIES: [Fault; 4] = [
+    Fault::BadSignature,
+    Fault::WrongBlockHash,
+    Fault::MissingOp,
+    Fault::ForeignAccount,
+];
 const NAMES: [&str; 24] = [
     "ada", "bela", "chidi", "dana", "emre", "freya", "goran", "hana", "ines", "jonas", "kamala",
     "luca", "mei", "nils", "olga", "pablo", "quinn", "rosa", "sami", "tove", "uma", "vera", "wen",
@@ -62,6 +69,7 @@ struct State {
     rng: StdRng,
     created: usize,
     commits: u32,
+    forgeries: usize,
 }
 
 /// The people of the network and what they do.
@@ -83,6 +91,7 @@ impl Traffic {
             rng,
             created: 0,
             commits: 0,
+            forgeries: 0,
         };
         let traffic = Traffic {
             state: Mutex::new(state),
@@ -96,6 +105,15 @@ impl Traffic {
             }
         }
         Ok(traffic)
+    }
+
+    /// Sends a forged commit of somebody, and notes it.
+    pub fn forge(&self, network: &Network) -> anyhow::Result<()> {
+        let note = self.state().forge(network, &self.stranger)?;
+        let note = note.unwrap_or_else(|| "nothing forged: every account is paused".to_owned());
+        // The receiver lives as long as this value.
+        let _ = self.notes.send(format!("on your key press, {note}"));
+        Ok(())
     }
 
     /// What went wrong on purpose since the last call, in words.
@@ -191,6 +209,29 @@ impl State {
                 self.write(network, stranger, who, fault)
             }
         }
+    }
+
+    /// One person's commit is forged; in words what was done.
+    fn forge(
+        &mut self,
+        network: &Network,
+        stranger: &SigningKey,
+    ) -> anyhow::Result<Option<String>> {
+        for _ in FORGERIES {
+            let active: Vec<usize> = (0..self.people.len())
+                .filter(|who| !self.people[*who].paused)
+                .collect();
+            let Some(who) = active.choose(&mut self.rng).copied() else {
+                return Ok(None);
+            };
+            let fault = FORGERIES[self.forgeries % FORGERIES.len()];
+            self.forgeries += 1;
+            // With a single PDS there is no other one to send for it.
+            if let Some(note) = self.write(network, stranger, who, Some(fault))? {
+                return Ok(Some(note));
+            }
+        }
+        Ok(None)
     }
 
     fn rename(&mut self, network: &Network, who: usize) -> anyhow::Result<Option<String>> {
@@ -322,7 +363,7 @@ impl Person {
                 }
                 send(other, &self.did, commit);
                 format!(
-                    "{} sends a commit of {who}, which lives on {host}",
+                    "{} sends a commit of {who}, an account of {host}",
                     other.domain()
                 )
             }
@@ -331,11 +372,11 @@ impl Person {
                 format!("{host} sends an old commit of {who} again")
             }
             Fault::Gap => {
-                format!("{host} keeps a commit of {who} to itself: the next one will not fit")
+                format!("{host} leaves out a commit of {who}: the next one does not fit the chain")
             }
             Fault::Disconnect => {
                 pds.disconnect();
-                format!("{host} cuts its connections")
+                format!("{host} closes its connections")
             }
             _ => {
                 send(
