@@ -62,6 +62,9 @@ const PAGES: &[(&str, &str)] = book![
     "contributing/adding.md",
 ];
 
+/// Pictures of pages.
+const PICTURES: &[(&str, &str)] = book!["demo/demo.svg"];
+
 const STYLE: &str = include_str!("docs/style.css");
 
 /// How long a browser may keep a page before it asks again.
@@ -135,10 +138,16 @@ static MANUAL: LazyLock<Manual> = LazyLock::new(|| {
         let html = render::page(path, text, SUMMARY);
         (render::address(path), Served::html(html))
     });
+    let pictures = PICTURES
+        .iter()
+        .map(|(path, svg)| (*path, Served::new("image/svg+xml", svg)));
     let style = Served::new("text/css; charset=utf-8", STYLE);
     let missing = "# Not found\n\nThe manual has no page at this address.\n";
     Manual {
-        files: pages.chain([("style.css", style)]).collect(),
+        files: pages
+            .chain(pictures)
+            .chain([("style.css", style)])
+            .collect(),
         not_found: Served::html(render::page("404.md", missing, SUMMARY)),
     }
 });

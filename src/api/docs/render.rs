@@ -118,6 +118,17 @@ fn changed<'a>(path: &str, event: Event<'a>) -> Vec<Event<'a>> {
             title,
             id,
         })],
+        Event::Start(Tag::Image {
+            link_type,
+            dest_url,
+            title,
+            id,
+        }) => vec![Event::Start(Tag::Image {
+            link_type,
+            dest_url: target(path, &dest_url).into(),
+            title,
+            id,
+        })],
         event => vec![event],
     }
 }
