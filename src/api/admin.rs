@@ -10,10 +10,9 @@ use super::operations::{HostActivity, OperationError};
 use super::sync::current;
 use crate::atproto::datetime;
 use crate::atproto::did::Did;
-use crate::config::Validation;
 use crate::discovery::Requester;
 use crate::firehose::ConsumerInfo;
-use crate::store::{HostRow, HostStatus, LocalStatus, RateOverrides};
+use crate::store::{HostRow, HostStatus, LocalStatus, RateOverrides, Validation};
 use axum::body::Bytes;
 use axum::extract::State as Extract;
 use axum::extract::rejection::BytesRejection;
@@ -125,7 +124,7 @@ impl HostInfo {
             blocked: row.status == HostStatus::Banned,
             status: row.status.as_str(),
             trusted: row.trusted,
-            validation: row.validation.map(validation_word),
+            validation: row.validation.map(Validation::as_str),
             repo_count: row.account_count,
             repo_limit: row.account_limit,
             has_active_connection: connected.is_some(),
@@ -295,7 +294,7 @@ impl LimitChange {
     /// What it changes at a host, for the log: what was, and what is to be.
     fn told(&self, host: &HostRow, mode: Option<Option<Validation>>) -> [String; 2] {
         let general = |value: Option<u64>| value.map_or("general".into(), |it| it.to_string());
-        let word = |mode: Option<Validation>| mode.map_or("general", validation_word).to_owned();
+        let word = |mode: Option<Validation>| mode.map_or("general", Validation::as_str).to_owned();
         let limit = |name, before, after: Option<Option<u64>>| {
             after.map(|after| (name, general(before), general(after)))
         };
@@ -330,9 +329,7 @@ impl LimitChange {
         match &self.validation {
             None => Ok(None),
             Some(None) => Ok(Some(None)),
-            Some(Some(word)) => MODES
-                .into_iter()
-                .find(|mode| validation_word(*mode) == word)
+            Some(Some(word)) => Validation::parse(word)
                 .map(|mode| Some(Some(mode)))
                 .ok_or_else(|| {
                     ApiError::invalid(format!(
@@ -341,16 +338,6 @@ impl LimitChange {
                     ))
                 }),
         }
-    }
-}
-
-const MODES: [Validation; 3] = [Validation::Strict, Validation::Ratchet, Validation::Lenient];
-
-fn validation_word(mode: Validation) -> &'static str {
-    match mode {
-        Validation::Strict => "strict",
-        Validation::Ratchet => "ratchet",
-        Validation::Lenient => "lenient",
     }
 }
 

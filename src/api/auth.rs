@@ -3,8 +3,8 @@
 //! Promises that no page of another origin acts in the operator's name, and that every request has an actor for the log.
 
 use super::error::ApiError;
+use super::secret::Secret;
 use crate::client::{Client, Peer};
-use crate::config::Secret;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -29,8 +29,8 @@ impl AdminPassword {
         AdminPassword(Arc::new(RwLock::new(password)))
     }
 
-    /// The password from the next request on.
-    pub fn set(&self, password: Option<Secret>) {
+    /// Applies another password from the next request on.
+    pub fn apply(&self, password: Option<Secret>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = password;
     }
 

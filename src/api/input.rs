@@ -2,7 +2,6 @@
 
 use super::error::ApiError;
 use crate::atproto::did::Did;
-use crate::config::nearest;
 use crate::dial::{Guard, PdsHost};
 use crate::store::HostId;
 use axum::body::Bytes;
@@ -12,6 +11,9 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor, value};
 use serde::forward_to_deserialize_any;
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
+
+/// How similar a known name must be to an unknown one to be suggested for it (Jaro-Winkler).
+const SIMILAR: f64 = 0.75;
 
 /// Longest request body. The largest real one is a host name.
 pub(super) const MAX_BODY_BYTES: usize = 16 * 1024;
@@ -147,6 +149,15 @@ pub(super) fn operator_json<T: DeserializeOwned>(
         };
         ApiError::invalid(format!("unknown field {}; {hint}", quoted(unknown)))
     })
+}
+
+/// The name most like this one, if any is like it.
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|k| (strsim::jaro_winkler(name, k), k))
+        .filter(|(likeness, _)| *likeness >= SIMILAR)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, k)| k)
 }
 
 fn unexpected(error: serde_json::Error) -> ApiError {

@@ -10,10 +10,13 @@ mod error;
 mod input;
 mod operations;
 mod pages;
+mod secret;
 mod sync;
 
 pub use auth::AdminPassword;
+pub(crate) use input::nearest;
 pub use operations::{HostActivity, HostStanding, OperationError, Operations};
+pub use secret::Secret;
 
 use crate::dial::PRODUCT;
 use crate::store::Store;

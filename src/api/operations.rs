@@ -2,10 +2,9 @@
 //! a test can answer in its place.
 
 use crate::atproto::did::Did;
-use crate::config::Validation;
 use crate::discovery::{CrawlError, Requester};
 use crate::firehose::ConsumerInfo;
-use crate::store::{HostId, HostStatus, RateOverrides, StoreError};
+use crate::store::{HostId, HostStatus, RateOverrides, StoreError, Validation};
 use crate::telemetry::Health;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! The client of a request: the peer, or the client that a trusted proxy names.
 //! Promises one answer for all limits and log lines. Decides no limit.
 
+mod cidr;
 mod forwarded;
 mod limits;
 
@@ -11,9 +12,8 @@ use std::sync::Arc;
 use http::HeaderMap;
 use parking_lot::RwLock;
 
+pub use cidr::Cidr;
 pub use limits::{KeyedLimits, NETWORKS_PER_SITE, Network, Permit};
-
-use crate::config::Cidr;
 
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,8 +89,8 @@ impl TrustedProxies {
         TrustedProxies(Arc::new(RwLock::new(networks)))
     }
 
-    /// Proxies in these networks, from the next request on.
-    pub fn set(&self, networks: Vec<Cidr>) {
+    /// Applies other networks from the next request on.
+    pub fn apply(&self, networks: Vec<Cidr>) {
         *self.0.write() = networks;
     }
 

@@ -5,14 +5,17 @@ use std::fmt::Display;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::ops::{Bound, RangeBounds};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use url::Url;
 
 use super::source::Raw;
 use super::units::{format_bytes, format_duration, parse_bytes, parse_duration};
-use super::{AdminListen, Cidr, DatabaseUrl, DomainPattern, HostEntry, MinFree, Secret};
+use super::{AdminListen, DatabaseUrl};
+use crate::api::Secret;
+use crate::client::Cidr;
+use crate::dial::{DomainPattern, Guard, PdsHost};
+use crate::eventlog::MinFree;
 
 /// What stands for no value.
 const NONE: &str = "none";
@@ -144,14 +147,14 @@ fn bytes(raw: &Raw) -> Result<u64, String> {
 /// The free space that the log leaves: a size, or a word for one that follows from the machine.
 pub(super) fn min_free() -> Kind<MinFree> {
     let read = |raw: &Raw| match raw {
-        Raw::Text(text) if text.trim() == AUTO => Ok(MinFree::Auto),
-        Raw::Text(text) if text.trim() == SHARED => Ok(MinFree::Shared),
+        Raw::Text(text) if text.trim() == AUTO => Ok(MinFree::OwnDisk),
+        Raw::Text(text) if text.trim() == SHARED => Ok(MinFree::SharedDisk),
         raw => bytes(raw).map(MinFree::Bytes),
     };
     let write = |value: &MinFree| {
         quoted(&match value {
-            MinFree::Auto => AUTO.to_owned(),
-            MinFree::Shared => SHARED.to_owned(),
+            MinFree::OwnDisk => AUTO.to_owned(),
+            MinFree::SharedDisk => SHARED.to_owned(),
             MinFree::Bytes(bytes) => format_bytes(*bytes),
         })
     };
@@ -243,15 +246,18 @@ pub(super) fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// One of a type's words.
-pub(super) fn choice<T: FromStr<Err: Display> + Display + 'static>(
+/// One of several values, by its word.
+pub(super) fn choice<T: Copy + Send + Sync + 'static, const N: usize>(
     placeholder: &'static str,
+    all: [T; N],
+    word: fn(T) -> &'static str,
 ) -> Kind<T> {
-    let read = |raw: &Raw| {
-        let word = text(raw)?.parse();
-        word.map_err(|error: T::Err| error.to_string())
+    let read = move |raw: &Raw| {
+        let text = text(raw)?;
+        let chosen = all.into_iter().find(|value| word(*value) == text);
+        chosen.ok_or_else(|| format!("must be one of {}", all.map(word).join(", ")))
     };
-    Kind::new(placeholder, read, quoted)
+    Kind::new(placeholder, read, move |value| quoted(word(*value)))
 }
 
 pub(super) fn folder() -> Kind<PathBuf> {
@@ -342,21 +348,23 @@ fn list<T: Display + 'static>(
     placeholder: &'static str,
     read: impl Fn(&Raw) -> Result<Vec<T>, String> + Send + Sync + 'static,
 ) -> Kind<Vec<T>> {
-    let write = |items: &Vec<T>| {
-        let items: Vec<String> = items.iter().map(quoted).collect();
-        format!("[{}]", items.join(", "))
-    };
+    let write = |items: &Vec<T>| in_brackets(items.iter());
     Kind {
         list: true,
         ..Kind::new(placeholder, read, write)
     }
 }
 
-pub(super) fn hosts() -> Kind<Vec<HostEntry>> {
-    let host = |text: &str| {
-        HostEntry::parse(text).map_err(|e| format!("has an entry that cannot be used: {e}"))
+/// Hosts. Whether they may be dialled depends on another setting and is checked when all are read.
+pub(super) fn hosts() -> Kind<Vec<PdsHost>> {
+    let read = |text: &str| {
+        PdsHost::parse(text, &Guard::new(true))
+            .map_err(|error| format!("has an entry that cannot be used: {error}"))
     };
-    list("HOST", move |raw| each(raw, host))
+    Kind {
+        write: Box::new(|hosts| in_brackets(hosts.iter().map(PdsHost::http_url))),
+        ..list("HOST", move |raw| each(raw, read))
+    }
 }
 
 /// Domains, each read by `parse`.
@@ -404,6 +412,11 @@ fn log_level(text: &str) -> Result<String, String> {
     } else {
         Err(FORM.into())
     }
+}
+
+fn in_brackets(items: impl Iterator<Item = impl Display>) -> String {
+    let items: Vec<String> = items.map(|item| quoted(&item)).collect();
+    format!("[{}]", items.join(", "))
 }
 
 /// A value in quotes, as TOML has text.

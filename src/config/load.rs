@@ -12,6 +12,8 @@ use super::kinds::parse_bool;
 use super::settings::{Setting, Variable, settings};
 use super::source::{Environment, Raw, read_file};
 use super::{AdminListen, Config};
+use crate::api::nearest;
+use crate::dial::{Guard, PdsHost};
 
 /// What the names of our variables begin with.
 const PREFIX: &str = "RELAY_";
@@ -21,8 +23,6 @@ const CONFIG_FILE_ENV: &str = "RELAY_CONFIG";
 const CREDENTIALS_ENV: &str = "CREDENTIALS_DIRECTORY";
 /// A password or URL is far shorter; a device or a log named by mistake is not read whole.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
-/// How like a known key an unknown one must be to be taken for it (Jaro-Winkler).
-const SIMILAR: f64 = 0.75;
 
 /// What the command line says. A switch counts as the text `true`.
 #[derive(Debug, Clone, Default)]
@@ -227,14 +227,15 @@ impl Merge {
             let origin = self.origins.get(key).cloned().unwrap_or(Origin::Default);
             Err(ConfigError::Contradiction { origin, problem })
         };
-        if let Some(host) = config.hosts.iter().find(|host| !host.is_public())
-            && !config.allow_private_hosts
-        {
+        let private =
+            |host: &&PdsHost| host.check(&Guard::new(config.allow_private_hosts)).is_err();
+        if let Some(host) = config.hosts.iter().find(private) {
             return contradiction(
                 "hosts",
                 format!(
-                    "the host {host} is not a public https host; correct it, \
-                     or set allow_private_hosts (--allow-private-hosts) for a test network"
+                    "the host {} is not a public https host; correct it, \
+                     or set allow_private_hosts (--allow-private-hosts) for a test network",
+                    host.http_url()
                 ),
             );
         }
@@ -258,7 +259,7 @@ impl Merge {
                 ),
             );
         }
-        if config.log_max_bytes < 2 * config.log_segment_bytes {
+        if config.log.max_bytes < 2 * config.log.segment_bytes {
             let key = if self.origins.contains_key("log.max_bytes") {
                 "log.max_bytes"
             } else {
@@ -268,8 +269,8 @@ impl Merge {
                 key,
                 format!(
                     "log.max_bytes ({}) must hold at least two segments of log.segment_bytes ({}); raise the one or lower the other",
-                    super::format_bytes(config.log_max_bytes),
-                    super::format_bytes(config.log_segment_bytes),
+                    super::format_bytes(config.log.max_bytes),
+                    super::format_bytes(config.log.segment_bytes),
                 ),
             );
         }
@@ -420,13 +421,4 @@ fn unknown_key(key: String, origin: Origin) -> ConfigError {
         nearest,
         secret: false,
     }
-}
-
-/// The known name most like this one, if any is like it.
-pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .map(|k| (strsim::jaro_winkler(name, k), k))
-        .filter(|(likeness, _)| *likeness >= SIMILAR)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, k)| k)
 }

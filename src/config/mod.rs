@@ -5,33 +5,32 @@
 //! it is given; it opens no socket, no database and creates nothing.
 
 mod admin_listen;
-mod cidr;
+mod database_url;
 mod error;
-mod host;
 mod kinds;
 mod load;
 mod reload;
-mod secret;
 mod settings;
 mod source;
 mod units;
 
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
-use url::Url;
+use crate::api::Secret;
+use crate::client::Cidr;
+use crate::dial::{DomainPattern, PdsHost};
+use crate::store::Validation;
+use crate::telemetry::LogFormat;
+use crate::verify::{DesyncLimits, Places};
+use crate::{discovery, eventlog, identity};
 
 pub use admin_listen::AdminListen;
-pub use cidr::Cidr;
+pub use database_url::DatabaseUrl;
 pub use error::{ConfigError, Origin};
-pub use host::{DomainPattern, HostEntry, HostSyntaxError};
-pub(crate) use load::nearest;
 pub use load::{Flags, Loaded};
 pub use reload::{Change, Reload};
-pub use secret::{DatabaseUrl, Secret};
 pub use settings::{Group, SecretSource, Setting, Variable, settings};
 pub use source::Environment;
 pub use units::{format_bytes, format_duration, parse_bytes, parse_duration};
@@ -48,9 +47,6 @@ pub const LOG_FOLDER: &str = "log";
 pub const MIN_SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
 /// Longest `log.group_window`: every event may wait for it.
 pub const MAX_GROUP_WINDOW: Duration = Duration::from_secs(1);
-/// Fewest connections to the database: one writes, one holds it for this relay, one is made for a look at the server, and
-/// there is one for each kind of reader.
-pub const MIN_DATABASE_CONNECTIONS: u32 = 5;
 /// More shards than this are a typing error, not a machine.
 pub const MAX_SHARDS: usize = 1024;
 
@@ -72,26 +68,16 @@ pub struct Config {
     pub database_url: Option<DatabaseUrl>,
     /// Most connections the relay opens to PostgreSQL.
     pub database_connections: u32,
-    /// The PLC directory that resolves `did:plc`.
-    pub plc_host: Url,
     /// Hosts to subscribe to from the start, added to those in the database.
-    pub hosts: Vec<HostEntry>,
+    pub hosts: Vec<PdsHost>,
     /// Allow loopback and private addresses, plain http and ports other than 80 and 443.
     pub allow_private_hosts: bool,
     /// Password of the admin API (user `admin`); `None` turns the admin API off.
     pub admin_password: Option<Secret>,
     /// How strictly commits are checked where the host has no setting of its own.
     pub validation: Validation,
-    /// Whether the public `requestCrawl` adds hosts.
-    pub request_crawl: bool,
-    /// New hosts accepted by the public `requestCrawl` in any 24 hours.
-    pub new_hosts_per_day: u32,
-    /// Those of them that one address (one /64 for IPv6, four times as many of one /48) may ask for.
-    pub new_hosts_per_day_per_ip: u32,
-    /// Those of them that may be of one registered domain.
-    pub new_hosts_per_day_per_domain: u32,
-    /// Hosts that are checked at one time because the public asked for them.
-    pub max_crawl_checks: u32,
+    /// Who may add hosts, and how many.
+    pub discovery: discovery::Settings,
     /// Hosts that get [`HostLimits::trusted_accounts`] and the limits that follow from it.
     pub trusted_domains: Vec<DomainPattern>,
     /// Domains whose hosts (and their subdomains) are never subscribed to.
@@ -100,18 +86,8 @@ pub struct Config {
     pub shards: usize,
     /// Memory for the state of resident accounts, in bytes.
     pub account_cache_bytes: u64,
-    /// How long an event stays in the log for consumers that come back.
-    pub replay_window: Duration,
-    /// Most bytes the log takes on disk; the oldest segments go first.
-    pub log_max_bytes: u64,
-    /// Room the log leaves on its file system.
-    pub log_min_free: MinFree,
-    /// Size of one log segment in bytes, preallocated.
-    pub log_segment_bytes: u64,
-    /// When the log's bytes are on disk before consumers see them.
-    pub log_durability: Durability,
-    /// Shortest time between two writes to the log.
-    pub log_group_window: Duration,
+    /// The event log.
+    pub log: eventlog::Settings,
     /// Consumers of the firehose at one time.
     pub max_consumers: usize,
     /// Consumers of the firehose from one address (one /64 for IPv6, four times as many of one /48) at one time.
@@ -128,8 +104,10 @@ pub struct Config {
     pub memory: MemoryLimits,
     /// How often an account's chain may break before the account is throttled.
     pub desync: DesyncLimits,
-    /// Identity cache and directory look-ups.
-    pub identity: IdentityConfig,
+    /// Identity cache and directory.
+    pub identity: identity::Settings,
+    /// Look-ups at a time.
+    pub lookups: Places,
     /// Form of the log lines on stderr.
     pub log_format: LogFormat,
     /// `error`, `warn`, `info`, `debug`, `trace`, or tracing directives (`info,atproto_relay::upstream=debug`).
@@ -146,28 +124,18 @@ impl Default for Config {
             data_dir: PathBuf::from("./data"),
             database_url: None,
             database_connections: 12,
-            plc_host: Url::parse("https://plc.directory").expect("a constant URL parses"),
             hosts: Vec::new(),
             allow_private_hosts: false,
             admin_password: None,
             validation: Validation::Strict,
-            request_crawl: true,
-            new_hosts_per_day: 50,
-            new_hosts_per_day_per_ip: 10,
-            new_hosts_per_day_per_domain: 10,
-            max_crawl_checks: 64,
+            discovery: discovery::Settings::default(),
             trusted_domains: vec![
                 DomainPattern::trusted("*.host.bsky.network").expect("a constant pattern parses"),
             ],
             banned_domains: Vec::new(),
             shards: default_shards(),
             account_cache_bytes: 512 * 1024 * 1024,
-            replay_window: Duration::from_secs(72 * 3600),
-            log_max_bytes: 200_000_000_000,
-            log_min_free: MinFree::Auto,
-            log_segment_bytes: 128 * 1024 * 1024,
-            log_durability: Durability::Sync,
-            log_group_window: Duration::from_millis(2),
+            log: eventlog::Settings::default(),
             max_consumers: 1_000,
             max_consumers_per_ip: 50,
             max_consumer_input: 64 * 1024,
@@ -176,7 +144,8 @@ impl Default for Config {
             message_time: Duration::from_secs(30),
             memory: MemoryLimits::default(),
             desync: DesyncLimits::default(),
-            identity: IdentityConfig::default(),
+            identity: identity::Settings::default(),
+            lookups: Places::default(),
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),
         }
@@ -196,24 +165,30 @@ impl Config {
         self.data_dir.join(LOG_FOLDER)
     }
 
-    /// Whether a host (a name without port) is one of the trusted domains.
-    pub fn is_trusted(&self, hostname: &str) -> bool {
-        self.trusted_domains.iter().any(|p| p.matches(hostname))
+    /// Whether a host is one of the trusted domains.
+    pub fn is_trusted(&self, host: &PdsHost) -> bool {
+        matches_any(&self.trusted_domains, host)
     }
 
-    /// Whether a host (a name without port) is under a domain banned by configuration.
-    pub fn is_banned(&self, hostname: &str) -> bool {
-        self.banned_domains.iter().any(|p| p.matches(hostname))
+    /// Whether a host is under a domain banned by configuration.
+    pub fn is_banned(&self, host: &PdsHost) -> bool {
+        matches_any(&self.banned_domains, host)
     }
 
     /// The account quota a new host starts with.
-    pub fn default_account_limit(&self, hostname: &str) -> u64 {
-        if self.is_trusted(hostname) {
+    pub fn default_account_limit(&self, host: &PdsHost) -> u64 {
+        if self.is_trusted(host) {
             self.host_limits.trusted_accounts
         } else {
             self.host_limits.accounts
         }
     }
+}
+
+fn matches_any(patterns: &[DomainPattern], host: &PdsHost) -> bool {
+    patterns
+        .iter()
+        .any(|pattern| pattern.matches(host.domain()))
 }
 
 /// One shard per core the process may use.
@@ -224,48 +199,6 @@ fn default_shards() -> usize {
 /// Default of [`Config::account_event_bytes`]: the longest DID (2,048 bytes) and handle (253), and as much again for
 /// fields that are to come.
 pub const DEFAULT_ACCOUNT_EVENT_BYTES: u64 = 8 * 1024;
-
-/// How strictly a host's commits are checked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Validation {
-    /// Every rule, always.
-    Strict,
-    /// Missing `prevData` and `prev` pass until the host sends its first sync 1.1 commit; then strict.
-    Ratchet,
-    /// Missing `prevData` and `prev` pass; what is there is still checked.
-    Lenient,
-}
-
-/// Room the log leaves on its file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum MinFree {
-    /// For a disk of the relay's own: 5 % of it, at most 5 GB.
-    Auto,
-    /// For the disk of the system: 15 % of it, at most 20 GB.
-    Shared,
-    /// So many bytes.
-    Bytes(u64),
-}
-
-/// When an event's bytes must be on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Durability {
-    /// fdatasync before a consumer sees the event, shared by all events that wait for it.
-    Sync,
-    /// fdatasync once a second; a power failure may lose what consumers already saw.
-    Interval,
-    /// The operating system decides. For tests and benchmarks.
-    None,
-}
-
-/// Form of the log lines on stderr.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LogFormat {
-    /// One readable line per message.
-    Text,
-    /// One JSON object per message.
-    Json,
-}
 
 /// Account quota and rates of a host, with the reference relay's defaults.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -357,93 +290,3 @@ impl Rate {
         self.base + self.per_account * accounts as f64
     }
 }
-
-/// How often an account's chain of commits may break.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DesyncLimits {
-    /// Breaks allowed within `period`; one more throttles the account.
-    pub limit: u32,
-    /// The time over which breaks are counted.
-    pub period: Duration,
-}
-
-impl Default for DesyncLimits {
-    fn default() -> DesyncLimits {
-        DesyncLimits {
-            limit: 100,
-            period: Duration::from_secs(24 * 3600),
-        }
-    }
-}
-
-/// Identity cache and look-ups at the PLC directory and at did:web hosts.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct IdentityConfig {
-    /// How long a resolved identity is used without asking again.
-    pub ttl: Duration,
-    /// How long a failed look-up is remembered.
-    pub negative_ttl: Duration,
-    /// Mean time between two forced look-ups of one DID for one host, and shortest between two of an account's status at
-    /// its PDS.
-    pub refresh_interval: Duration,
-    /// Look-ups per second sent to the PLC directory.
-    pub directory_rate: f64,
-    /// Look-ups under way at the PLC directory at a time.
-    pub directory_lookups: usize,
-    /// Look-ups under way at hosts at a time: the documents of did:web and the statuses of accounts, each.
-    pub host_lookups: usize,
-    /// Identities kept in memory.
-    pub cache_entries: usize,
-}
-
-impl Default for IdentityConfig {
-    fn default() -> IdentityConfig {
-        IdentityConfig {
-            ttl: Duration::from_secs(24 * 3600),
-            negative_ttl: Duration::from_secs(120),
-            refresh_interval: Duration::from_secs(30),
-            directory_rate: 100.0,
-            directory_lookups: 64,
-            host_lookups: 128,
-            cache_entries: 200_000,
-        }
-    }
-}
-
-/// A word that is none of a setting's choices.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("must be one of {choices}")]
-pub struct NotAChoice {
-    choices: &'static str,
-}
-
-macro_rules! choice {
-    ($type:ident, $choices:literal, $($word:literal => $variant:ident),+ $(,)?) => {
-        impl $type {
-            /// The word for this choice in the file, in flags and in the database.
-            pub fn as_str(&self) -> &'static str {
-                match self { $($type::$variant => $word),+ }
-            }
-        }
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-        impl FromStr for $type {
-            type Err = NotAChoice;
-            fn from_str(text: &str) -> Result<$type, NotAChoice> {
-                match text {
-                    $($word => Ok($type::$variant),)+
-                    _ => Err(NotAChoice { choices: $choices }),
-                }
-            }
-        }
-    };
-}
-
-choice!(Validation, "strict, ratchet, lenient",
-    "strict" => Strict, "ratchet" => Ratchet, "lenient" => Lenient);
-choice!(Durability, "sync, interval, none",
-    "sync" => Sync, "interval" => Interval, "none" => None);
-choice!(LogFormat, "text, json", "text" => Text, "json" => Json);

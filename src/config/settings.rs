@@ -11,10 +11,11 @@ use super::kinds::{
 };
 use super::source::Raw;
 use super::units::{KIB, MB, MIB, TIB};
-use super::{
-    Config, DomainPattern, MAX_GROUP_WINDOW, MAX_SHARDS, MIN_DATABASE_CONNECTIONS,
-    MIN_SEGMENT_BYTES,
-};
+use super::{Config, MAX_GROUP_WINDOW, MAX_SHARDS, MIN_SEGMENT_BYTES};
+use crate::dial::DomainPattern;
+use crate::eventlog::Durability;
+use crate::store::{MIN_CONNECTIONS, Validation};
+use crate::telemetry::LogFormat;
 
 /// Headings of `--help` and of the configuration page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -289,7 +290,7 @@ fn database_and_network() -> Vec<Setting> {
         Setting::new(
             "plc_host",
             base_url(),
-            field!(plc_host),
+            field!(identity.plc_host),
             "https://plc.directory",
             "PLC directory that resolves did:plc",
         )
@@ -331,7 +332,7 @@ fn access() -> Vec<Setting> {
         .live(),
         Setting::new(
             "validation",
-            choice("MODE"),
+            choice("MODE", Validation::ALL, Validation::as_str),
             field!(validation),
             "strict",
             "How commits are checked: strict; ratchet (strict for a host after its first sync 1.1 commit); lenient (missing prevData and prev are accepted)",
@@ -346,7 +347,7 @@ fn log() -> Vec<Setting> {
         Setting::new(
             "replay_window",
             positive_time(),
-            field!(replay_window),
+            field!(log.window),
             "72h",
             "Time that events stay in the log, so that consumers can resume",
         )
@@ -355,7 +356,7 @@ fn log() -> Vec<Setting> {
         Setting::new(
             "log.max_bytes",
             size(0..),
-            field!(log_max_bytes),
+            field!(log.max_bytes),
             "200GB",
             "Maximum size of the event log on disk. The oldest events are deleted first, even within the replay window",
         )
@@ -363,7 +364,7 @@ fn log() -> Vec<Setting> {
         Setting::new(
             "log.min_free_bytes",
             min_free(),
-            field!(log_min_free),
+            field!(log.min_free),
             "auto",
             "Free space that the log leaves on its file system by deleting the oldest events. auto: 5 % of it, at most 5GB; shared, for the disk of the operating system: 15 %, at most 20GB; 0: none, and while the disk is full the relay takes no events",
         )
@@ -371,21 +372,21 @@ fn log() -> Vec<Setting> {
         Setting::new(
             "log.segment_bytes",
             size(MIN_SEGMENT_BYTES..),
-            field!(log_segment_bytes),
+            field!(log.segment_bytes),
             "128MiB",
             "Size of one segment file of the log. Disk space is reserved and freed in this unit",
         ),
         Setting::new(
             "log.durability",
-            choice("MODE"),
-            field!(log_durability),
+            choice("MODE", Durability::ALL, Durability::as_str),
+            field!(log.durability),
             "sync",
             "When events are on disk: sync (before a consumer receives them), interval (at most 100 ms after), none (left to the kernel)",
         ),
         Setting::new(
             "log.group_window",
             time(MAX_GROUP_WINDOW),
-            field!(log_group_window),
+            field!(log.group_window),
             "2ms",
             "Minimum time between two writes to the log. Events in between share one write. At most 1s; 0s writes immediately",
         )
@@ -416,7 +417,7 @@ fn domains_and_crawls() -> Vec<Setting> {
         Setting::new(
             "request_crawl",
             boolean(),
-            field!(request_crawl),
+            field!(discovery.public_requests),
             "true",
             "Whether the public can add hosts with com.atproto.sync.requestCrawl",
         )
@@ -425,7 +426,7 @@ fn domains_and_crawls() -> Vec<Setting> {
         Setting::new(
             "new_hosts_per_day",
             count(0..=u64::from(u32::MAX)),
-            field!(new_hosts_per_day),
+            field!(discovery.new_hosts_per_day),
             "50",
             "Maximum new hosts in 24 hours through the public requestCrawl",
         )
@@ -434,7 +435,7 @@ fn domains_and_crawls() -> Vec<Setting> {
         Setting::new(
             "new_hosts_per_day_per_ip",
             count(0..=u64::from(u32::MAX)),
-            field!(new_hosts_per_day_per_ip),
+            field!(discovery.new_hosts_per_day_per_ip),
             "10",
             "Maximum new hosts in 24 hours that one address (IPv6: one /64) can add. One IPv6 /48 can add four times as many",
         )
@@ -442,7 +443,7 @@ fn domains_and_crawls() -> Vec<Setting> {
         Setting::new(
             "new_hosts_per_day_per_domain",
             count(0..=u64::from(u32::MAX)),
-            field!(new_hosts_per_day_per_domain),
+            field!(discovery.new_hosts_per_day_per_domain),
             "10",
             "Maximum new hosts in 24 hours of one registered domain: pds.example.com counts for example.com",
         )
@@ -450,7 +451,7 @@ fn domains_and_crawls() -> Vec<Setting> {
         Setting::new(
             "max_crawl_checks",
             count(1..=10_000),
-            field!(max_crawl_checks),
+            field!(discovery.max_checks),
             "64",
             "Maximum concurrent checks of hosts for the public requestCrawl. One address and one domain can have a sixteenth each. Checks for the operator do not count",
         )
@@ -657,14 +658,14 @@ fn identities() -> Vec<Setting> {
         Setting::new(
             "identity.directory_lookups",
             count(1..=10_000),
-            field!(identity.directory_lookups),
+            field!(lookups.directory),
             "64",
             "Maximum concurrent requests to the PLC directory. Hosts whose events need them share them",
         ),
         Setting::new(
             "identity.host_lookups",
             count(1..=10_000),
-            field!(identity.host_lookups),
+            field!(lookups.hosts),
             "128",
             "Maximum concurrent requests for did:web documents, and as many for account statuses. Hosts whose events need them share them",
         ),
@@ -722,7 +723,7 @@ fn machine() -> Vec<Setting> {
         ),
         Setting::new(
             "database_connections",
-            count(u64::from(MIN_DATABASE_CONNECTIONS)..=10_000),
+            count(u64::from(MIN_CONNECTIONS)..=10_000),
             field!(database_connections),
             "12",
             "Maximum connections to the database. Three of them write and watch the database, half of the others serve public reads",
@@ -747,7 +748,7 @@ fn messages() -> Vec<Setting> {
         .live(),
         Setting::new(
             "log_format",
-            choice("FORM"),
+            choice("FORM", LogFormat::ALL, LogFormat::as_str),
             field!(log_format),
             "text",
             "Format of log lines, text or json. Under systemd the relay logs to the journal with fields instead",

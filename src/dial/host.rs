@@ -41,7 +41,9 @@ pub enum HostNameError {
     #[error("{0:?} is not a host name or URL")]
     Syntax(String),
     /// Something beside scheme, name and port.
-    #[error("{0:?} has more than a scheme and a host: leave out user, path, query and fragment")]
+    #[error(
+        "{0:?} has more than a scheme, a host and a port: leave out user, path, query and fragment"
+    )]
     Extra(String),
     /// A scheme other than https, wss, and http, ws where private hosts are allowed.
     #[error("scheme {0:?} is not allowed: use https")]
@@ -127,6 +129,14 @@ impl PdsHost {
         Self::parse(&format!("{scheme}://{name}"), guard)
     }
 
+    /// Whether the host may be dialled under the rules of `guard`.
+    ///
+    /// # Errors
+    /// As [`PdsHost::parse`].
+    pub fn check(&self, guard: &Guard) -> Result<(), HostNameError> {
+        Self::from_parts(&self.name, self.tls, guard).map(drop)
+    }
+
     /// The normalised name: `host`, or `host:port` where the port is not the scheme's own.
     pub fn name(&self) -> &str {
         &self.name
@@ -190,8 +200,7 @@ pub(super) fn check_host(url: &Url, guard: &Guard) -> Result<String, HostNameErr
 }
 
 fn check_name(name: &str, guard: &Guard) -> Result<(), HostNameError> {
-    let well_formed = !name.is_empty() && name.len() <= MAX_NAME && name.split('.').all(is_label);
-    if !well_formed {
+    if !is_dns_name(name) {
         return Err(HostNameError::Syntax(name.to_owned()));
     }
     let top_level = name.rsplit('.').next().unwrap_or_default();
@@ -203,6 +212,11 @@ fn check_name(name: &str, guard: &Guard) -> Result<(), HostNameError> {
     } else {
         Err(HostNameError::NotPublic(name.to_owned()))
     }
+}
+
+/// A DNS name: at most 253 bytes of labels.
+pub(super) fn is_dns_name(name: &str) -> bool {
+    name.len() <= MAX_NAME && name.split('.').all(is_label)
 }
 
 /// A DNS label of letters, digits and inner hyphens (RFC 1123, 2.1).

@@ -3,12 +3,14 @@
 //! that is connected to. This room knows nothing of what is said over a connection.
 
 mod address;
+mod domain;
 mod guard;
 mod host;
 mod http;
 mod tls;
 
 pub use address::is_public;
+pub use domain::DomainPattern;
 pub use guard::{DialError, Guard};
 pub use host::{HostNameError, PdsHost, RESERVED_TOP_LEVEL};
 pub use http::{

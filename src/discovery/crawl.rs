@@ -38,14 +38,12 @@ const REGISTRY_LABELS: [&str; 10] = [
 /// Failed checks that are remembered.
 const MAX_REMEMBERED: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
 
-/// The span of [`CrawlerOptions::new_hosts_per_day`].
+/// The span of [`Settings::new_hosts_per_day`].
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 
 /// Settings of a [`Crawler`].
-#[derive(Clone, Copy, Debug)]
-pub struct CrawlerOptions {
-    /// The rules for dialling.
-    pub guard: Guard,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
     /// Whether the public may ask for new hosts; for known ones it always may.
     pub public_requests: bool,
     /// New hosts that the public may have added in any 24 hours.
@@ -58,6 +56,19 @@ pub struct CrawlerOptions {
     pub max_checks: u32,
     /// How long a failed check is remembered.
     pub remember_failure: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            public_requests: true,
+            new_hosts_per_day: 50,
+            new_hosts_per_day_per_ip: 10,
+            new_hosts_per_day_per_domain: 10,
+            max_checks: 64,
+            remember_failure: Duration::from_secs(60),
+        }
+    }
 }
 
 /// Who asks.
@@ -102,7 +113,8 @@ pub struct Crawler {
 }
 
 struct Inner {
-    options: RwLock<CrawlerOptions>,
+    guard: Guard,
+    settings: RwLock<Settings>,
     upstream: Supervisor,
     client: Client,
     checks: KeyedLimits<Share>,
@@ -176,11 +188,12 @@ struct ServerDescription {
 }
 
 impl Crawler {
-    /// A crawler that adds hosts to `upstream`.
-    pub fn new(options: CrawlerOptions, upstream: Supervisor) -> Self {
+    /// A crawler that dials by the rules of `guard` and adds hosts to `upstream`.
+    pub fn new(settings: Settings, guard: Guard, upstream: Supervisor) -> Self {
         let inner = Inner {
-            client: http_client(&options.guard),
-            options: RwLock::new(options),
+            client: http_client(&guard),
+            guard,
+            settings: RwLock::new(settings),
             upstream,
             checks: KeyedLimits::default(),
             failed: Mutex::new(LruCache::new(MAX_REMEMBERED)),
@@ -191,15 +204,13 @@ impl Crawler {
         }
     }
 
-    /// Goes by these options from now on, but for the rules for dialling.
-    pub fn follow(&self, options: CrawlerOptions) {
-        let mut now = self
+    /// Applies other settings to the requests from now on.
+    pub fn apply(&self, settings: &Settings) {
+        *self
             .inner
-            .options
+            .settings
             .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let guard = now.guard;
-        *now = CrawlerOptions { guard, ..options };
+            .unwrap_or_else(PoisonError::into_inner) = *settings;
     }
 
     /// Checks a host and adds it; one that is known and waits for its next attempt is tried at once.
@@ -233,17 +244,17 @@ impl Crawler {
 
 impl Inner {
     async fn request(&self, hostname: &str, by: Requester) -> Result<Arc<HostHandle>, CrawlError> {
-        let options = self.options();
-        let host = PdsHost::parse(hostname, &options.guard)?;
+        let settings = self.settings();
+        let host = PdsHost::parse(hostname, &self.guard)?;
         if self.upstream.hosts().is_banned(&host) {
             return Err(CrawlError::Banned(host));
         }
         let is_new = self.upstream.hosts().by_name(host.name()).is_none();
         if is_new {
-            let check = self.admit(&host, by, &options)?;
-            self.check(&host, &options).await?;
+            let check = self.admit(&host, by, &settings)?;
+            self.check(&host).await?;
             drop(check);
-            self.count_added(&host, by, &options)?;
+            self.count_added(&host, by, &settings)?;
         }
         let added = self
             .upstream
@@ -264,14 +275,14 @@ impl Inner {
         &self,
         host: &PdsHost,
         by: Requester,
-        options: &CrawlerOptions,
+        settings: &Settings,
     ) -> Result<Permit<Share>, CrawlError> {
         let shares = match by {
             Requester::Operator => vec![(Share::Operator, OPERATOR_CHECKS)],
             Requester::Public(from) => {
-                self.admit_public(host, from, options)?;
-                let part = options.max_checks.div_ceil(CHECKS_PART as u32);
-                Share::of(from, host, options.max_checks, part, part)
+                self.admit_public(host, from, settings)?;
+                let part = settings.max_checks.div_ceil(CHECKS_PART as u32);
+                Share::of(from, host, settings.max_checks, part, part)
             }
         };
         self.checks.acquire(shares).ok_or(CrawlError::RateLimited)
@@ -281,24 +292,24 @@ impl Inner {
         &self,
         host: &PdsHost,
         from: IpAddr,
-        options: &CrawlerOptions,
+        settings: &Settings,
     ) -> Result<(), CrawlError> {
-        if !options.public_requests {
+        if !settings.public_requests {
             return Err(CrawlError::Closed);
         }
         if let Some((failed, error)) = lock(&self.failed).get(host)
-            && failed.elapsed() < options.remember_failure
+            && failed.elapsed() < settings.remember_failure
         {
             return Err(error.clone());
         }
-        has_room(&self.added_today(), &of_the_day(host, from, options))
+        has_room(&self.added_today(), &of_the_day(host, from, settings))
     }
 
     fn count_added(
         &self,
         host: &PdsHost,
         by: Requester,
-        options: &CrawlerOptions,
+        settings: &Settings,
     ) -> Result<(), CrawlError> {
         let Requester::Public(from) = by else {
             return Ok(());
@@ -309,7 +320,7 @@ impl Inner {
         if added.iter().any(|one| one.host == *host) {
             return Ok(());
         }
-        let shares = of_the_day(host, from, options);
+        let shares = of_the_day(host, from, settings);
         has_room(&added, &shares)?;
         added.push(Added {
             host: host.clone(),
@@ -319,8 +330,8 @@ impl Inner {
         Ok(())
     }
 
-    fn options(&self) -> CrawlerOptions {
-        *self.options.read().unwrap_or_else(PoisonError::into_inner)
+    fn settings(&self) -> Settings {
+        *self.settings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn added_today(&self) -> MutexGuard<'_, Vec<Added>> {
@@ -330,8 +341,8 @@ impl Inner {
     }
 
     /// Asks the host to describe itself.
-    async fn check(&self, host: &PdsHost, options: &CrawlerOptions) -> Result<(), CrawlError> {
-        let result = describe(&self.client, &options.guard, host).await;
+    async fn check(&self, host: &PdsHost) -> Result<(), CrawlError> {
+        let result = describe(&self.client, &self.guard, host).await;
         if let Err(error) = &result {
             lock(&self.failed).put(host.clone(), (Instant::now(), error.clone()));
         }
@@ -340,13 +351,13 @@ impl Inner {
 }
 
 /// What a day has for a host that somebody asks for.
-fn of_the_day(host: &PdsHost, from: IpAddr, options: &CrawlerOptions) -> Vec<(Share, usize)> {
+fn of_the_day(host: &PdsHost, from: IpAddr, settings: &Settings) -> Vec<(Share, usize)> {
     Share::of(
         from,
         host,
-        options.new_hosts_per_day,
-        options.new_hosts_per_day_per_ip,
-        options.new_hosts_per_day_per_domain,
+        settings.new_hosts_per_day,
+        settings.new_hosts_per_day_per_ip,
+        settings.new_hosts_per_day_per_domain,
     )
 }
 

@@ -89,6 +89,23 @@ pub enum Durability {
     None,
 }
 
+impl Durability {
+    /// Synced every 100 ms. In-flight events of a host count until the sync: over a whole second that would be its limit.
+    pub const INTERVAL: Durability = Durability::Interval(Duration::from_millis(100));
+
+    /// What an operator can choose from.
+    pub const ALL: [Durability; 3] = [Durability::Sync, Durability::INTERVAL, Durability::None];
+
+    /// The word for it in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Durability::Sync => "sync",
+            Durability::Interval(_) => "interval",
+            Durability::None => "none",
+        }
+    }
+}
+
 /// Where and how the log is kept.
 #[derive(Debug, Clone)]
 pub struct LogOptions {
@@ -113,18 +130,55 @@ pub struct LogOptions {
 }
 
 impl LogOptions {
-    /// The defaults, in the folder `dir`: 128 MiB segments, synced, groups 2 ms apart, 72 hours, 200 GB.
+    /// The default settings, in the folder `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> LogOptions {
+        LogOptions::with(dir, &Settings::default())
+    }
+
+    /// These settings, in the folder `dir`.
+    pub fn with(dir: impl Into<PathBuf>, settings: &Settings) -> LogOptions {
+        let Settings {
+            segment_bytes,
+            durability,
+            group_window,
+            window,
+            max_bytes,
+            min_free,
+        } = *settings;
         LogOptions {
             dir: dir.into(),
+            segment_bytes,
+            durability,
+            group_window,
+            window,
+            max_bytes,
+            min_free,
+            slots: Slots::default(),
+            faults: None,
+        }
+    }
+}
+
+/// What an operator sets of [`LogOptions`]; see there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    pub segment_bytes: u64,
+    pub durability: Durability,
+    pub group_window: Duration,
+    pub window: Duration,
+    pub max_bytes: u64,
+    pub min_free: MinFree,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
             segment_bytes: 128 << 20,
             durability: Durability::Sync,
             group_window: Duration::from_millis(2),
             window: Duration::from_secs(72 * 3600),
             max_bytes: 200_000_000_000,
             min_free: MinFree::OwnDisk,
-            slots: Slots::default(),
-            faults: None,
         }
     }
 }
@@ -142,15 +196,22 @@ pub enum MinFree {
 
 /// What of [`LogOptions`] may change while the log is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// See [`LogOptions::group_window`].
-    pub group_window: Duration,
-    /// See [`LogOptions::window`].
-    pub window: Duration,
-    /// See [`LogOptions::max_bytes`].
-    pub max_bytes: u64,
-    /// See [`LogOptions::min_free`].
-    pub min_free: MinFree,
+struct Limits {
+    group_window: Duration,
+    window: Duration,
+    max_bytes: u64,
+    min_free: MinFree,
+}
+
+impl Limits {
+    fn of(settings: &Settings) -> Limits {
+        Limits {
+            group_window: settings.group_window,
+            window: settings.window,
+            max_bytes: settings.max_bytes,
+            min_free: settings.min_free,
+        }
+    }
 }
 
 /// Why the log could not be opened, read or changed.
@@ -417,9 +478,10 @@ impl EventLog {
             .sum()
     }
 
-    /// Keeps to other limits from now on; what is out of them goes at once. Segments keep the size they were opened with.
-    pub fn keep_to(&self, limits: Limits) {
-        *self.shared.limits.write() = limits;
+    /// Applies window, budgets and group window of these settings; what is out of them goes at once. Segment size and
+    /// durability stay as the log was opened with.
+    pub fn apply(&self, settings: &Settings) {
+        *self.shared.limits.write() = Limits::of(settings);
         self.shared.bells.retention.ring();
     }
 
@@ -428,7 +490,7 @@ impl EventLog {
         self.shared.stretches.clear();
     }
 
-    /// The options the log was opened with; see [`EventLog::keep_to`].
+    /// The options the log was opened with; see [`EventLog::apply`].
     pub fn options(&self) -> &LogOptions {
         &self.shared.options
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use parking_lot::RwLock;
 
-use crate::config::DomainPattern;
+use crate::dial::DomainPattern;
 use crate::store::{Store, StoreError};
 
 /// Banned domains. A ban covers the domain and all names below it.

@@ -16,9 +16,9 @@ use super::memory::Memory;
 use super::progress::{InFlightLimits, Progress, RecoveredHost};
 use super::rate::{Cost, EventRates, RateWindows};
 use super::rule::Rule;
-use crate::config::{HostLimits, Validation};
+use crate::config::HostLimits;
 use crate::dial::PdsHost;
-use crate::store::{HostId, HostRow, HostStatus, RateOverrides};
+use crate::store::{HostId, HostRow, HostStatus, RateOverrides, Validation};
 
 /// How a host's connection stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -15,9 +15,11 @@ use super::progress::{InFlightLimits, RecoveredHost};
 use super::rule::Rule;
 use super::statuses::StatusWriter;
 use crate::atproto::did::Did;
-use crate::config::{DomainPattern, HostLimits, MemoryLimits, Validation};
-use crate::dial::{Guard, PdsHost};
-use crate::store::{HostId, HostRow, HostStatus, NewHost, RateOverrides, Store, StoreError};
+use crate::config::{HostLimits, MemoryLimits};
+use crate::dial::{DomainPattern, Guard, PdsHost};
+use crate::store::{
+    HostId, HostRow, HostStatus, NewHost, RateOverrides, Store, StoreError, Validation,
+};
 use crate::telemetry::metrics;
 
 /// Settings of the registry.

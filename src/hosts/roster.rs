@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::registry::Hosts;
+use crate::dial::{Guard, PdsHost};
 use crate::store::{HostId, HostRow};
 
 /// Name of the file: lines of number, scheme, name, checksum.
@@ -30,12 +31,9 @@ impl Name {
         Name::new(&row.hostname, row.tls)
     }
 
-    /// The name without a port.
-    pub fn domain(&self) -> &str {
-        match self.hostname.rsplit_once(':') {
-            Some((domain, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => domain,
-            _ => &self.hostname,
-        }
+    /// The host of this name, whatever the rules for dialling are now.
+    pub fn host(&self) -> Option<PdsHost> {
+        PdsHost::from_parts(&self.hostname, self.tls, &Guard::new(true)).ok()
     }
 
     /// The name of a host, with its port if it has one.

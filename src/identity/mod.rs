@@ -11,7 +11,7 @@ use crate::atproto::key::PublicKey;
 
 pub use crate::dial::PdsHost;
 pub use repo_status::{RepoStatus, RepoStatusError};
-pub use resolver::{Resolver, ResolverOptions};
+pub use resolver::{Resolver, Settings};
 
 /// What a DID document says about an account.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,7 +18,6 @@ use crate::atproto::did::Did;
 use crate::atproto::did_doc::DidDocument;
 use crate::bucket::Bucket;
 use crate::clock::Clock;
-use crate::config::IdentityConfig;
 use crate::dial::{Guard, directory_client, http_client};
 use crate::telemetry::{DirectoryOutcome, IdentityMethod, metrics};
 
@@ -26,12 +25,10 @@ use crate::telemetry::{DirectoryOutcome, IdentityMethod, metrics};
 const INACTIVE: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
 
 /// Settings of a [`Resolver`].
-#[derive(Clone, Debug)]
-pub struct ResolverOptions {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
     /// The PLC directory. The operator names it, so it may be private even where hosts may not.
-    pub plc_url: Url,
-    /// The rules for dialling the hosts of did:web and of accounts.
-    pub guard: Guard,
+    pub plc_host: Url,
     /// Identities kept in memory.
     pub cache_entries: usize,
     /// How long an identity is used without asking again.
@@ -50,15 +47,12 @@ pub struct ResolverOptions {
     pub directory_rate: f64,
     /// Longest wait for a turn at the directory.
     pub max_wait: Duration,
-    /// The time that identities are dated with.
-    pub clock: Clock,
 }
 
-impl Default for ResolverOptions {
+impl Default for Settings {
     fn default() -> Self {
         Self {
-            plc_url: Url::parse("https://plc.directory").expect("a constant URL parses"),
-            guard: Guard::new(false),
+            plc_host: Url::parse("https://plc.directory").expect("a constant URL parses"),
             cache_entries: 200_000,
             ttl: Duration::from_secs(24 * 3_600),
             negative_ttl: Duration::from_secs(120),
@@ -67,8 +61,17 @@ impl Default for ResolverOptions {
             refresh_burst: 10,
             directory_rate: 100.0,
             max_wait: Duration::from_secs(10),
-            clock: Clock::default(),
         }
+    }
+}
+
+fn lifetimes(settings: &Settings) -> Lifetimes {
+    Lifetimes {
+        found: settings.ttl,
+        absent: settings.negative_ttl,
+        unavailable: settings.unavailable_ttl,
+        refresh: settings.refresh_interval,
+        refresh_burst: settings.refresh_burst,
     }
 }
 
@@ -79,7 +82,9 @@ pub struct Resolver {
 }
 
 struct Inner {
-    options: ResolverOptions,
+    plc_host: Url,
+    guard: Guard,
+    clock: Clock,
     directory: Client,
     hosts: Client,
     cache: Mutex<Cache>,
@@ -89,23 +94,20 @@ struct Inner {
 }
 
 impl Resolver {
-    /// A resolver with an empty cache.
-    pub fn new(options: ResolverOptions) -> Self {
-        let lifetimes = Lifetimes {
-            found: options.ttl,
-            absent: options.negative_ttl,
-            unavailable: options.unavailable_ttl,
-            refresh: options.refresh_interval,
-            refresh_burst: options.refresh_burst,
-        };
-        let entries = at_least_one(options.cache_entries);
+    /// A resolver with an empty cache, which dials the hosts of did:web and of accounts by the rules of `guard` and dates
+    /// identities by `clock`.
+    pub fn new(settings: Settings, guard: Guard, clock: Clock) -> Self {
+        let lifetimes = lifetimes(&settings);
+        let entries = at_least_one(settings.cache_entries);
         let inner = Inner {
             directory: directory_client(),
-            hosts: http_client(&options.guard),
+            hosts: http_client(&guard),
             cache: Mutex::new(Cache::new(entries, lifetimes)),
-            bucket: Bucket::new(options.directory_rate, options.max_wait),
+            bucket: Bucket::new(settings.directory_rate, settings.max_wait),
             inactive: Mutex::new(LruCache::new(INACTIVE)),
-            options,
+            plc_host: settings.plc_host,
+            guard,
+            clock,
         };
         Self {
             inner: Arc::new(inner),
@@ -180,8 +182,7 @@ impl Resolver {
             return Ok(status.clone());
         }
         metrics().status_lookups.inc();
-        let status =
-            repo_status::ask(&self.inner.hosts, &self.inner.options.guard, pds, did).await?;
+        let status = repo_status::ask(&self.inner.hosts, &self.inner.guard, pds, did).await?;
         let mut inactive = self.inner.inactive();
         if status.active {
             inactive.pop(&key);
@@ -191,16 +192,11 @@ impl Resolver {
         Ok(status)
     }
 
-    /// Follows other settings from now on. What is in the cache keeps the lifetime that it was given.
-    pub fn follow(&self, settings: &IdentityConfig) {
+    /// Applies other settings, all but the directory and the longest wait for it. A cached identity keeps the lifetime that
+    /// it was given.
+    pub fn apply(&self, settings: &Settings) {
         let mut cache = self.inner.cache();
-        let lifetimes = Lifetimes {
-            found: settings.ttl,
-            absent: settings.negative_ttl,
-            refresh: settings.refresh_interval,
-            ..cache.lifetimes()
-        };
-        cache.set_lifetimes(lifetimes);
+        cache.set_lifetimes(lifetimes(settings));
         cache.resize(at_least_one(settings.cache_entries));
         drop(cache);
         self.inner.bucket.set_rate(settings.directory_rate);
@@ -255,16 +251,16 @@ impl Drop for Landing {
 
 impl Inner {
     async fn look_up(&self, did: &Did) -> Outcome {
-        let found = match Source::of(did, &self.options.guard)? {
+        let found = match Source::of(did, &self.guard)? {
             Source::Plc => {
                 if !self.bucket.turn().await {
                     return Err(ResolveError::RateLimited);
                 }
-                let document = from_plc(&self.directory, &self.options.plc_url, did);
+                let document = from_plc(&self.directory, &self.plc_host, did);
                 self.read(did, IdentityMethod::Plc, document).await
             }
             Source::Web(host) => {
-                let document = from_web(&self.hosts, &self.options.guard, &host);
+                let document = from_web(&self.hosts, &self.guard, &host);
                 self.read(did, IdentityMethod::Web, document).await
             }
         };
@@ -286,14 +282,8 @@ impl Inner {
         metrics()
             .lookup_seconds
             .observe(started.elapsed().as_secs_f64());
-        let found = document.and_then(|document| {
-            identity(
-                did,
-                &document,
-                &self.options.guard,
-                self.options.clock.seconds(),
-            )
-        });
+        let found = document
+            .and_then(|document| identity(did, &document, &self.guard, self.clock.seconds()));
         let outcome = match &found {
             Ok(_) => DirectoryOutcome::Found,
             Err(ResolveError::NotFound | ResolveError::Tombstoned) => DirectoryOutcome::NotFound,

@@ -31,15 +31,15 @@ use tracing::{error, info, warn};
 use crate::api::{AdminPassword, Operator};
 use crate::client::TrustedProxies;
 use crate::clock::Clock;
-use crate::config::{Config, Durability, HostEntry, MinFree};
+use crate::config::Config;
 use crate::dial::{Guard, PdsHost};
-use crate::discovery::{Crawler, CrawlerOptions};
+use crate::discovery::Crawler;
 use crate::eventlog::{self, EventLog, LogError, LogOptions, Slot, Slots};
 use crate::firehose::{self, Firehose, FirehoseOptions};
 use crate::hosts::roster::{Name, Roster};
 use crate::hosts::{AddError, Hosts, HostsOptions, Policy, RecoveredHost};
 use crate::http::{self, Listener, ServerOptions};
-use crate::identity::{Resolver, ResolverOptions};
+use crate::identity::Resolver;
 use crate::store::{ACCOUNTS_VIEW, HostId, NewHost, Store, StoreError, Writer};
 use crate::systemd::sockets::Given;
 use crate::systemd::store::DescriptorStore;
@@ -61,11 +61,6 @@ use vitals::{Sampler, as_gauge};
 const LOG_QUEUE: usize = 64;
 /// How often cursors and the replay position are handed to the database's writer.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
-/// fdatasync interval of `log.durability = "interval"`. What a host may have under way is counted until the sync: over a
-/// whole second that would be its limit.
-const SYNC_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a failed crawl request is remembered.
-const REMEMBER_FAILED_CRAWL: Duration = Duration::from_secs(60);
 /// A stop takes two seconds at most where the disk does its work. Nothing is lost by these limits: hosts send again what is not
 /// durable, and the next start takes from the log what the database has not seen.
 ///
@@ -183,7 +178,7 @@ impl Relay {
             let failing = failing.clone();
             move |reason| fail(&failing, reason)
         });
-        let resolver = Resolver::new(resolver_options(&config, guard, clock));
+        let resolver = Resolver::new(config.identity.clone(), guard, clock);
         let dependencies = Dependencies {
             resolver: resolver.clone(),
             writer: writer.clone(),
@@ -235,7 +230,7 @@ impl Relay {
             log: log.clone(),
             hosts: hosts.clone(),
             pipeline: pipeline.clone(),
-            crawler: Crawler::new(crawler_options(&config, guard), upstream.clone()),
+            crawler: Crawler::new(config.discovery, guard, upstream.clone()),
             upstream,
             firehose: firehose.clone(),
             resolver,
@@ -533,10 +528,14 @@ async fn replay(
     config: &Config,
 ) -> Result<HashMap<HostId, RecoveredHost>, RecoveryError> {
     let as_added = |name: &Name| {
-        let limit = config.default_account_limit(name.domain());
+        let host = name.host();
+        let limit = host.as_ref().map_or(config.host_limits.accounts, |host| {
+            config.default_account_limit(host)
+        });
+        let trusted = host.is_some_and(|host| config.is_trusted(&host));
         NewHost {
             account_limit: i64::try_from(limit).unwrap_or(i64::MAX),
-            ..NewHost::new(&name.hostname, name.tls, config.is_trusted(name.domain()))
+            ..NewHost::new(&name.hostname, name.tls, trusted)
         }
     };
     Ok(views::accounts::replay(log, store, roster, slot, as_added).await?)
@@ -545,10 +544,10 @@ async fn replay(
 /// Shows the limits that alerts compare with.
 fn show_settings(config: &Config) {
     let metrics = telemetry::metrics();
-    metrics.log_max_bytes.set(as_gauge(config.log_max_bytes));
+    metrics.log_max_bytes.set(as_gauge(config.log.max_bytes));
     metrics
         .log_window_seconds
-        .set(as_gauge(config.replay_window.as_secs()));
+        .set(as_gauge(config.log.window.as_secs()));
 }
 
 /// Opens the log on a thread of its own: recovery reads files.
@@ -559,18 +558,8 @@ async fn open_log(config: &Config, slots: Slots) -> Result<EventLog, StartError>
     };
     std::fs::create_dir_all(&config.data_dir).map_err(folder)?;
     let options = LogOptions {
-        segment_bytes: config.log_segment_bytes,
-        durability: match config.log_durability {
-            Durability::Sync => eventlog::Durability::Sync,
-            Durability::Interval => eventlog::Durability::Interval(SYNC_INTERVAL),
-            Durability::None => eventlog::Durability::None,
-        },
-        group_window: config.log_group_window,
-        window: config.replay_window,
-        max_bytes: config.log_max_bytes,
-        min_free: log_min_free(config),
         slots,
-        ..LogOptions::new(config.log_dir())
+        ..LogOptions::with(config.log_dir(), &config.log)
     };
     match task::spawn_blocking(move || EventLog::open(options)).await {
         Ok(log) => Ok(log?),
@@ -584,10 +573,7 @@ fn pipeline_options(config: &Config, clock: Clock) -> verify::Options {
         shards,
         account_bytes: usize::try_from(config.account_cache_bytes).unwrap_or(usize::MAX),
         tuning: tuning(config),
-        places: verify::Places {
-            directory: config.identity.directory_lookups,
-            hosts: config.identity.host_lookups,
-        },
+        places: config.lookups,
         clock,
     }
 }
@@ -599,37 +585,6 @@ fn tuning(config: &Config) -> verify::Tuning {
         validation: config.validation,
         desync: config.desync,
         account_event_bytes: usize::try_from(config.account_event_bytes).unwrap_or(usize::MAX),
-    }
-}
-
-fn log_min_free(config: &Config) -> eventlog::MinFree {
-    match config.log_min_free {
-        MinFree::Auto => eventlog::MinFree::OwnDisk,
-        MinFree::Shared => eventlog::MinFree::SharedDisk,
-        MinFree::Bytes(bytes) => eventlog::MinFree::Bytes(bytes),
-    }
-}
-
-fn log_limits(config: &Config) -> eventlog::Limits {
-    eventlog::Limits {
-        group_window: config.log_group_window,
-        window: config.replay_window,
-        max_bytes: config.log_max_bytes,
-        min_free: log_min_free(config),
-    }
-}
-
-fn resolver_options(config: &Config, guard: Guard, clock: Clock) -> ResolverOptions {
-    ResolverOptions {
-        plc_url: config.plc_host.clone(),
-        guard,
-        cache_entries: config.identity.cache_entries,
-        ttl: config.identity.ttl,
-        negative_ttl: config.identity.negative_ttl,
-        refresh_interval: config.identity.refresh_interval,
-        directory_rate: config.identity.directory_rate,
-        clock,
-        ..ResolverOptions::default()
     }
 }
 
@@ -658,18 +613,6 @@ fn policy(config: &Config) -> Policy {
     }
 }
 
-fn crawler_options(config: &Config, guard: Guard) -> CrawlerOptions {
-    CrawlerOptions {
-        guard,
-        public_requests: config.request_crawl,
-        new_hosts_per_day: config.new_hosts_per_day,
-        new_hosts_per_day_per_ip: config.new_hosts_per_day_per_ip,
-        new_hosts_per_day_per_domain: config.new_hosts_per_day_per_domain,
-        max_checks: config.max_crawl_checks,
-        remember_failure: REMEMBER_FAILED_CRAWL,
-    }
-}
-
 fn firehose_options(config: &Config) -> FirehoseOptions {
     FirehoseOptions {
         max_consumers: config.max_consumers,
@@ -680,17 +623,15 @@ fn firehose_options(config: &Config) -> FirehoseOptions {
 }
 
 async fn add_configured_host(
-    entry: &HostEntry,
+    host: &PdsHost,
     guard: Guard,
     upstream: &Supervisor,
 ) -> Result<(), StartError> {
-    let refused = |reason: String| StartError::Host {
-        host: entry.to_string(),
-        reason,
-    };
-    let host =
-        PdsHost::parse(&entry.to_string(), &guard).map_err(|error| refused(error.to_string()))?;
-    match upstream.add(&host).await {
+    host.check(&guard).map_err(|error| StartError::Host {
+        host: host.http_url(),
+        reason: error.to_string(),
+    })?;
+    match upstream.add(host).await {
         Ok(_) => Ok(()),
         Err(AddError::Banned(_)) => {
             warn!(%host, "a configured host is banned and stays so");

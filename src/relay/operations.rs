@@ -7,13 +7,12 @@ use tokio::sync::watch;
 
 use crate::api::{HostActivity, HostStanding, OperationError, Operations};
 use crate::atproto::did::Did;
-use crate::config::Validation;
 use crate::discovery::{CrawlError, Crawler, Requester};
 use crate::eventlog::{self, EventLog};
 use crate::firehose::{ConsumerInfo, Firehose};
 use crate::hosts::Hosts;
 use crate::identity::Resolver;
-use crate::store::{HostId, LocalStatus, RateOverrides, Store, Writer};
+use crate::store::{HostId, LocalStatus, RateOverrides, Store, Validation, Writer};
 use crate::telemetry::{Health, Metrics, Observed, raise_to};
 use crate::upstream::Supervisor;
 use crate::verify::{CommandError, Pipeline};

@@ -5,10 +5,7 @@
 
 use tracing::error;
 
-use super::{
-    Relay, add_configured_host, crawler_options, firehose_options, log_limits, policy,
-    show_settings, tuning,
-};
+use super::{Relay, add_configured_host, firehose_options, policy, show_settings, tuning};
 use crate::config::{Config, Reload};
 use crate::dial::Guard;
 use crate::telemetry::{metrics, set_log_level};
@@ -24,14 +21,14 @@ impl Relay {
         }
         reload.tell();
         metrics().restart_needed.set(reload.waiting.len() as i64);
-        self.admin_password.set(new.admin_password.clone());
-        self.trusted_proxies.set(new.trusted_proxies.clone());
+        self.admin_password.apply(new.admin_password.clone());
+        self.trusted_proxies.apply(new.trusted_proxies.clone());
         let running = &self.running;
-        running.log.keep_to(log_limits(&new));
+        running.log.apply(&new.log);
         running.pipeline.follow(tuning(&new));
-        running.resolver.follow(&new.identity);
+        running.resolver.apply(&new.identity);
         let guard = Guard::new(self.config.allow_private_hosts);
-        running.crawler.follow(crawler_options(&new, guard));
+        running.crawler.apply(&new.discovery);
         running.firehose.follow(&firehose_options(&new));
         show_settings(&new);
         running.upstream.apply(policy(&new)).await;

@@ -5,7 +5,6 @@
 use super::epoch::Epoch;
 use super::error::{StoreError, describe, from_postgres, from_sqlite};
 use super::schema::{POSTGRES, SQLITE, bring_up_to_date, migrator};
-use crate::config::MIN_DATABASE_CONNECTIONS;
 use sqlx::Executor as _;
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool};
@@ -17,6 +16,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+/// Fewest connections to the database: one writes, one holds it for this relay, one is made for a look at the server, and
+/// there is one for each kind of reader.
+pub const MIN_CONNECTIONS: u32 = 5;
 /// How long an opening relay waits for the PostgreSQL server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -61,7 +63,7 @@ struct Readers {
 impl Readers {
     /// Their share of all connections: half each, the relay the odd one.
     fn of(connections: u32) -> Self {
-        let readers = connections.max(MIN_DATABASE_CONNECTIONS) - OTHER_CONNECTIONS;
+        let readers = connections.max(MIN_CONNECTIONS) - OTHER_CONNECTIONS;
         let public = readers / 2;
         Self {
             relay: readers - public,

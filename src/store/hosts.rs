@@ -7,9 +7,9 @@ use super::error::{Doing, StoreError};
 use super::record::record;
 use super::rows::{HostId, HostRow, NewHost, RateOverrides, Renumbered};
 use super::status::HostStatus;
+use super::validation::Validation;
 use super::{Store, unix_now};
 use crate::atproto::did::Did;
-use crate::config::Validation;
 use sqlx::postgres::PgConnection;
 use sqlx::sqlite::SqliteConnection;
 
@@ -56,7 +56,7 @@ impl HostRecord {
             validation: self
                 .validation
                 .map(|text| {
-                    validation_from(&text)
+                    Validation::parse(&text)
                         .ok_or_else(|| corrupt(format!("the validation mode {text:?}")))
                 })
                 .transpose()?,
@@ -85,20 +85,6 @@ impl HostRecord {
             created_at: self.created_at,
         })
     }
-}
-
-fn validation_text(mode: Validation) -> &'static str {
-    match mode {
-        Validation::Strict => "strict",
-        Validation::Ratchet => "ratchet",
-        Validation::Lenient => "lenient",
-    }
-}
-
-fn validation_from(text: &str) -> Option<Validation> {
-    [Validation::Strict, Validation::Ratchet, Validation::Lenient]
-        .into_iter()
-        .find(|mode| validation_text(*mode) == text)
 }
 
 /// Runs one statement, for what only the database knows. Returns how many rows it changed.
@@ -306,7 +292,7 @@ impl Store {
             "setting a host's validation mode",
             "UPDATE hosts SET validation = $2 WHERE id = $1",
             id.to_sql(),
-            mode.map(validation_text),
+            mode.map(Validation::as_str),
         )?;
         known_host(id, changed)
     }
@@ -395,20 +381,6 @@ impl Store {
         })?;
         rows.sort();
         Ok(rows.into_iter().map(|(domain,)| domain).collect())
-    }
-
-    /// Whether a host (`host` or `host:port`) is, or lies below, a banned domain.
-    pub async fn is_domain_banned(&self, hostname: &str) -> Result<bool, StoreError> {
-        let name = hostname
-            .split(':')
-            .next()
-            .unwrap_or_default()
-            .to_ascii_lowercase();
-        let bans = self.domain_bans().await?;
-        Ok(bans.iter().any(|ban| {
-            name.strip_suffix(ban.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        }))
     }
 }
 

@@ -18,9 +18,11 @@ mod schema;
 mod status;
 #[cfg(feature = "devnet")]
 mod testing;
+mod validation;
 mod writer;
 
 pub use apply::ACCOUNTS_VIEW;
+pub use database::MIN_CONNECTIONS;
 pub use error::StoreError;
 pub use hold::Hold;
 pub use rows::{
@@ -28,6 +30,7 @@ pub use rows::{
     NewHost, Page, RateOverrides, Renumbered, RepoState, TRUSTED_ACCOUNT_LIMIT,
 };
 pub use status::{HostStatus, LocalStatus, MAX_STATUS_BYTES, UpstreamStatus, combined_status};
+pub use validation::Validation;
 pub use writer::{FLUSH_INTERVAL, FLUSH_ROWS, Writer};
 
 use std::sync::Arc;

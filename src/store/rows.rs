@@ -2,11 +2,11 @@
 //! and the changes it applies. No SQL here.
 
 use super::status::{HostStatus, LocalStatus, UpstreamStatus, combined_status};
+use super::validation::Validation;
 use crate::atproto::cid::Cid;
 use crate::atproto::did::Did;
 use crate::atproto::key::PublicKey;
 use crate::atproto::tid::Tid;
-use crate::config::Validation;
 use std::fmt;
 
 /// Accounts a new host may have (the reference relay's default).

@@ -10,8 +10,6 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-use crate::config::LogFormat;
-
 /// The name of the relay's messages in the journal.
 const SYSLOG_IDENTIFIER: &str = "atproto-relay";
 /// What the names of our fields in the journal begin with, before an underscore.
@@ -26,6 +24,28 @@ const PRIORITIES: PriorityMappings = PriorityMappings {
 };
 /// The variable with device and inode of the journal's stream (systemd.exec(5)).
 const JOURNAL_STREAM_ENV: &str = "JOURNAL_STREAM";
+
+/// Form of the log lines on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LogFormat {
+    /// One readable line per message.
+    Text,
+    /// One JSON object per message.
+    Json,
+}
+
+impl LogFormat {
+    /// All of them.
+    pub const ALL: [LogFormat; 2] = [LogFormat::Text, LogFormat::Json];
+
+    /// The word for it in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
 
 /// Why log lines cannot be set up.
 #[derive(Debug, thiserror::Error)]

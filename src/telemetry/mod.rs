@@ -10,7 +10,7 @@ mod metrics;
 mod server;
 
 pub use health::{Change, Finding, Health, Problem, ProblemName, Reader, Watch};
-pub use logging::{LoggingError, init_logging, set_log_level, stderr_is_journal};
+pub use logging::{LogFormat, LoggingError, init_logging, set_log_level, stderr_is_journal};
 pub use metrics::{
     Crawl, Cut, DirectoryOutcome, IdentityMethod, LookupKind, Metrics, Removal, ShardGauges,
     metrics, raise_to,

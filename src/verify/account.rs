@@ -10,7 +10,6 @@ use crate::atproto::cid::Cid;
 use crate::atproto::key::{Curve, PublicKey, VerifyingKey};
 use crate::atproto::tid::Tid;
 use crate::clock::has_passed;
-use crate::config::DesyncLimits;
 use crate::store::{AccountRow, HostId, LocalStatus, RepoState, UpstreamStatus};
 
 use super::slab::{RECORD_BITS, RECORD_BYTES, Record};
@@ -33,6 +32,24 @@ const CURVE_AT: u32 = PARITY_AT + 1;
 const _: () = assert!(REV_END as u32 * 8 + CURVE_AT < RECORD_BITS);
 /// The beginning of 2020, in minutes of Unix time.
 const FIRST_MINUTE: i64 = 1_577_836_800 / 60;
+
+/// How often an account's chain of commits may break.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DesyncLimits {
+    /// Breaks allowed within `period`; one more makes the account desynchronized.
+    pub limit: u32,
+    /// The time over which breaks are counted.
+    pub period: Duration,
+}
+
+impl Default for DesyncLimits {
+    fn default() -> DesyncLimits {
+        DesyncLimits {
+            limit: 100,
+            period: Duration::from_secs(24 * 3600),
+        }
+    }
+}
 
 /// One account, as its shard knows it.
 #[derive(Clone, Debug, Default)]

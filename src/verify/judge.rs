@@ -9,10 +9,9 @@ use crate::atproto::datetime;
 use crate::atproto::frame::{self, Message};
 use crate::atproto::key::VerifyingKey;
 use crate::clock::has_passed;
-use crate::config::Validation;
 use crate::hosts::{HostHandle, Received};
 use crate::identity::Identity;
-use crate::store::{LocalStatus, RepoState, UpstreamStatus};
+use crate::store::{LocalStatus, RepoState, UpstreamStatus, Validation};
 
 use super::Tuning;
 use super::account::Account;

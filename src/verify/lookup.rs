@@ -40,12 +40,21 @@ const LOG_PAUSE: Duration = Duration::from_millis(2);
 const DATABASE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Look-ups under way at a time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Places {
     /// At the PLC directory.
     pub directory: usize,
     /// At hosts: the documents of did:web and the statuses of accounts, each.
     pub hosts: usize,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            directory: 64,
+            hosts: 128,
+        }
+    }
 }
 
 /// Answers questions until the shards are gone.
@@ -394,8 +403,10 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::clock::Clock;
     use crate::devnet::plc::Plc;
-    use crate::identity::ResolverOptions;
+    use crate::dial::Guard;
+    use crate::identity::Settings;
     use crate::store::Store;
 
     /// Look-ups over a new database and a directory that knows nobody.
@@ -415,10 +426,14 @@ mod tests {
             let store = Store::open(&database).await.unwrap();
             let (shard, answers) = mpsc::unbounded_channel();
             let lookups = Arc::new(Lookups {
-                resolver: Resolver::new(ResolverOptions {
-                    plc_url: directory.url().parse().unwrap(),
-                    ..ResolverOptions::default()
-                }),
+                resolver: Resolver::new(
+                    Settings {
+                        plc_host: directory.url().parse().unwrap(),
+                        ..Settings::default()
+                    },
+                    Guard::new(false),
+                    Clock::default(),
+                ),
                 writer: Writer::spawn(store),
                 shards: vec![shard.downgrade()],
                 settled: Settlements::new(1, 0),

@@ -32,15 +32,15 @@ use tokio::sync::oneshot;
 
 use crate::atproto::did::Did;
 use crate::clock::Clock;
-use crate::config::{DesyncLimits, Validation};
 use crate::eventlog::Append;
 use crate::hosts::{HostIndex, Received, Settled};
 use crate::identity::Resolver;
 use crate::pulse::Pulse;
-use crate::store::{AccountUpdate, LocalStatus, Writer};
+use crate::store::{AccountUpdate, LocalStatus, Validation, Writer};
 use crate::telemetry::metrics;
 use crate::views::accounts::LiveAccounts;
 
+pub use account::DesyncLimits;
 pub use alarm::{Alarm, Watched};
 pub use lookup::Places;
 #[cfg(any(test, feature = "devnet"))]

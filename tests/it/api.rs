@@ -2,19 +2,18 @@
 //! relay at work is played by a recorder.
 
 use atproto_relay::api::{
-    self, AdminPassword, HostActivity, HostStanding, OperationError, Operations,
+    self, AdminPassword, HostActivity, HostStanding, OperationError, Operations, Secret,
 };
 use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::tid::Tid;
-use atproto_relay::config::{Secret, Validation};
 use atproto_relay::dial::{Guard, PdsHost};
 use atproto_relay::discovery::{CrawlError, Requester};
 use atproto_relay::firehose::ConsumerInfo;
 use atproto_relay::http::ServerOptions;
 use atproto_relay::store::{
     AccountUpdate, Batch, HostId, HostStatus, LocalStatus, NewHost, RateOverrides, RepoState,
-    Store, UpstreamStatus,
+    Store, UpstreamStatus, Validation,
 };
 use atproto_relay::telemetry::{Finding, Health, Problem, ProblemName};
 use axum::Router;

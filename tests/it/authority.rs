@@ -215,7 +215,7 @@ async fn a_replay_does_not_take_the_relays_word_for_the_hosts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_answer_of_a_host_outlives_its_event_before() {
     let bench = Bench::start_with(1, |config, _| {
-        config.log_group_window = Duration::from_millis(500);
+        config.log.group_window = Duration::from_millis(500);
     })
     .await;
     let pds = bench.network.pds(0);

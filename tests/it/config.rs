@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use atproto_relay::config::{
-    Change, Config, ConfigError, Durability, Environment, Flags, Loaded, LogFormat, Origin, Reload,
-    Setting, Validation, settings,
+    Change, Config, ConfigError, Environment, Flags, Loaded, Origin, Reload, Setting, settings,
 };
+use atproto_relay::dial::{Guard, PdsHost};
+use atproto_relay::eventlog::Durability;
+use atproto_relay::store::Validation;
+use atproto_relay::telemetry::LogFormat;
 
 struct Case {
     folder: tempfile::TempDir,
@@ -76,7 +79,7 @@ fn nothing_configured_is_the_default() {
     let config = loaded.config;
     assert_eq!(config.listen.to_string(), "127.0.0.1:2470");
     assert_eq!(config.metrics_listen.to_string(), "127.0.0.1:2471");
-    assert_eq!(config.replay_window, Duration::from_secs(72 * 3600));
+    assert_eq!(config.log.window, Duration::from_secs(72 * 3600));
     assert_eq!(config.database_url().expose(), "sqlite:./data/relay.sqlite");
     assert!(config.hosts.is_empty() && config.admin_password.is_none());
 }
@@ -90,7 +93,7 @@ fn flag_wins_over_environment_over_file_over_default() {
         .env("RELAY_LISTEN", "127.0.0.1:2")
         .flag("replay_window", &["3h"]);
     let loaded = case.load().unwrap();
-    assert_eq!(loaded.config.replay_window, Duration::from_secs(3 * 3600));
+    assert_eq!(loaded.config.log.window, Duration::from_secs(3 * 3600));
     assert_eq!(
         loaded.origin("replay_window"),
         Origin::Flag("replay-window".into())
@@ -173,7 +176,7 @@ fn tables_and_dotted_keys_are_the_same() {
         "log.max_bytes = 300_000_000_000\nlog.durability = \"interval\"\nlimits.accounts = 5\n",
     );
     assert_eq!(table.config(), dotted.config());
-    assert_eq!(table.config().log_durability, Durability::Interval);
+    assert_eq!(table.config().log.durability, Durability::INTERVAL);
     assert_eq!(table.config().host_limits.accounts, 5);
 }
 
@@ -196,13 +199,18 @@ fn the_reference_relays_names_are_known() {
         .config();
     assert_eq!(config.database_url().expose(), "postgres://relay@db/relay");
     assert_eq!(config.listen.to_string(), "[::]:2470");
-    assert_eq!(config.replay_window, Duration::from_secs(48 * 3600));
+    assert_eq!(config.log.window, Duration::from_secs(48 * 3600));
     assert_eq!(config.host_limits.accounts, 7);
-    assert!(config.is_trusted("a.host.bsky.network") && config.is_trusted("pds.example.com"));
+    let host = |name: &str| PdsHost::parse(name, &Guard::new(false)).unwrap();
+    let trusted = |name: &str| config.is_trusted(&host(name));
+    assert!(trusted("a.host.bsky.network") && trusted("pds.example.com"));
     assert_eq!(config.validation, Validation::Lenient);
-    assert!(!config.request_crawl);
+    assert!(!config.discovery.public_requests);
     assert_eq!(config.admin_password.unwrap().expose(), "hunter2");
-    assert_eq!(config.plc_host.as_str(), "https://plc.example.com/");
+    assert_eq!(
+        config.identity.plc_host.as_str(),
+        "https://plc.example.com/"
+    );
     assert_eq!(config.log_level, "warn");
     assert_eq!(config.log_format, LogFormat::Text);
     // A switch that is off says nothing, and an empty variable is not set.
@@ -394,7 +402,7 @@ fn private_hosts_need_to_be_allowed() {
             .starts_with("--host: the host http://localhost:2583")
     );
     let config = case.flag("allow_private_hosts", &["true"]).config();
-    let hosts: Vec<String> = config.hosts.iter().map(ToString::to_string).collect();
+    let hosts: Vec<String> = config.hosts.iter().map(PdsHost::http_url).collect();
     assert_eq!(hosts, ["http://localhost:2583", "https://pds.example.com"]);
 }
 

@@ -7,9 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use atproto_relay::dial::Guard;
-use atproto_relay::discovery::{
-    CrawlError, Crawler, CrawlerOptions, PullError, Requester, pull_hosts,
-};
+use atproto_relay::discovery::{CrawlError, Crawler, PullError, Requester, Settings, pull_hosts};
 use atproto_relay::hosts::{Hosts, HostsOptions};
 use atproto_relay::store::{HostStatus, Store};
 use atproto_relay::upstream::{Supervisor, UpstreamOptions};
@@ -79,9 +77,8 @@ struct Relay {
     _folder: tempfile::TempDir,
 }
 
-fn options() -> CrawlerOptions {
-    CrawlerOptions {
-        guard: Guard::new(true),
+fn settings() -> Settings {
+    Settings {
         public_requests: true,
         new_hosts_per_day: 50,
         new_hosts_per_day_per_ip: 50,
@@ -92,12 +89,16 @@ fn options() -> CrawlerOptions {
 }
 
 impl Relay {
-    async fn start(options: CrawlerOptions) -> Self {
+    async fn start(settings: Settings) -> Self {
+        Self::guarded(settings, Guard::new(true)).await
+    }
+
+    async fn guarded(settings: Settings, guard: Guard) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("relay.sqlite").display());
         let store = Store::open(&url).await.unwrap();
         let hosts_options = HostsOptions {
-            guard: options.guard,
+            guard,
             ..HostsOptions::default()
         };
         let hosts = Hosts::load(hosts_options, store.clone(), HashMap::new())
@@ -107,7 +108,7 @@ impl Relay {
         let (pipeline, _) = Pipeline::recording();
         let upstream = Supervisor::new(
             UpstreamOptions {
-                guard: options.guard,
+                guard,
                 ..UpstreamOptions::default()
             },
             hosts.clone(),
@@ -115,7 +116,7 @@ impl Relay {
             pipeline,
         );
         Self {
-            crawler: Crawler::new(options, upstream.clone()),
+            crawler: Crawler::new(settings, guard, upstream.clone()),
             hosts,
             upstream,
             store,
@@ -138,7 +139,7 @@ impl Relay {
 
 #[tokio::test]
 async fn a_pds_is_added_once_and_asked_once() {
-    let (relay, pds) = (Relay::start(options()).await, Server::pds().await);
+    let (relay, pds) = (Relay::start(settings()).await, Server::pds().await);
     relay.request(&pds.url()).await.unwrap();
     relay.request(&pds.url()).await.unwrap();
     let row = relay
@@ -156,7 +157,7 @@ async fn a_pds_is_added_once_and_asked_once() {
 
 #[tokio::test]
 async fn what_is_no_pds_is_refused_and_remembered() {
-    let relay = Relay::start(options()).await;
+    let relay = Relay::start(settings()).await;
     let not_found = Server::answering(|| StatusCode::NOT_FOUND.into_response()).await;
     let no_json = Server::answering(|| "<html>".into_response()).await;
     let no_did = Server::answering(|| Json(json!({"did": "nobody"})).into_response()).await;
@@ -182,7 +183,7 @@ async fn what_is_no_pds_is_refused_and_remembered() {
 
 #[tokio::test]
 async fn a_relay_is_refused() {
-    let relay = Relay::start(options()).await;
+    let relay = Relay::start(settings()).await;
     let other = Server::answering(|| {
         (
             [("server", "indigo-relay (atproto-relay)")],
@@ -199,7 +200,7 @@ async fn a_relay_is_refused() {
 
 #[tokio::test]
 async fn banned_hosts_and_domains_are_refused_without_being_asked() {
-    let (relay, pds) = (Relay::start(options()).await, Server::pds().await);
+    let (relay, pds) = (Relay::start(settings()).await, Server::pds().await);
     relay.upstream.ban_domain("127.0.0.1").await.unwrap();
     assert!(matches!(
         relay.request(&pds.url()).await,
@@ -218,11 +219,7 @@ async fn banned_hosts_and_domains_are_refused_without_being_asked() {
 
 #[tokio::test]
 async fn private_names_and_addresses_are_refused_without_being_asked() {
-    let relay = Relay::start(CrawlerOptions {
-        guard: Guard::new(false),
-        ..options()
-    })
-    .await;
+    let relay = Relay::guarded(settings(), Guard::new(false)).await;
     let pds = Server::pds().await;
     for name in [
         pds.url(),
@@ -241,9 +238,9 @@ async fn private_names_and_addresses_are_refused_without_being_asked() {
 
 #[tokio::test]
 async fn the_public_adds_only_so_many_new_hosts_a_day() {
-    let relay = Relay::start(CrawlerOptions {
+    let relay = Relay::start(Settings {
         new_hosts_per_day: 2,
-        ..options()
+        ..settings()
     })
     .await;
     let (one, two, three) = (
@@ -269,9 +266,9 @@ async fn the_public_adds_only_so_many_new_hosts_a_day() {
 /// One host, asked for several times at once, takes one place of the day.
 #[tokio::test]
 async fn a_host_counts_once_however_often_it_is_asked_for() {
-    let relay = Relay::start(CrawlerOptions {
+    let relay = Relay::start(Settings {
         new_hosts_per_day: 2,
-        ..options()
+        ..settings()
     })
     .await;
     let (one, other) = (Server::pds().await, Server::pds().await);
@@ -283,11 +280,11 @@ async fn a_host_counts_once_however_often_it_is_asked_for() {
 
 #[tokio::test]
 async fn no_client_and_no_domain_takes_the_whole_day() {
-    let relay = Relay::start(CrawlerOptions {
+    let relay = Relay::start(Settings {
         new_hosts_per_day: 13,
         new_hosts_per_day_per_ip: 2,
         new_hosts_per_day_per_domain: 3,
-        ..options()
+        ..settings()
     })
     .await;
     let pds = Server::pds().await;
@@ -340,9 +337,9 @@ async fn no_client_and_no_domain_takes_the_whole_day() {
 
 #[tokio::test]
 async fn hosts_that_do_not_answer_lock_out_neither_others_nor_the_operator() {
-    let relay = Relay::start(CrawlerOptions {
+    let relay = Relay::start(Settings {
         max_checks: 32,
-        ..options()
+        ..settings()
     })
     .await;
     // Takes connections, and says nothing.
@@ -401,9 +398,9 @@ async fn hosts_that_do_not_answer_lock_out_neither_others_nor_the_operator() {
 
 #[tokio::test]
 async fn a_closed_relay_takes_new_hosts_from_its_operator_only() {
-    let relay = Relay::start(CrawlerOptions {
+    let relay = Relay::start(Settings {
         public_requests: false,
-        ..options()
+        ..settings()
     })
     .await;
     let pds = Server::pds().await;

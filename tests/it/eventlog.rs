@@ -14,10 +14,7 @@ use atproto_relay::atproto::car;
 use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Kind};
-use atproto_relay::eventlog::{
-    Append, Durability, EventLog, Faults, Frames, Health, LastOffer, Limits, LogOptions, MinFree,
-    Offer, Origin, ReadError, Reader, ResumeError, Slots,
-};
+use atproto_relay::eventlog::{Append, Durability, EventLog, Faults, Frames, Health, LastOffer, LogOptions, MinFree, Offer, Origin, ReadError, Reader, ResumeError, Slots, Settings};
 use bytes::BytesMut;
 use proptest::prelude::*;
 
@@ -1082,11 +1079,12 @@ fn removal_by_age_waits_for_the_slowest_slot_and_the_byte_budget_waits_for_none(
     let third = oldest(5 * window);
     assert!((61..=90).contains(&third), "event 90 is needed: {third}");
     // Too many bytes: whoever still needs them falls out.
-    log.log.keep_to(Limits {
+    log.log.apply(&Settings {
         group_window: limited.group_window,
         window,
         max_bytes: 0,
         min_free: MinFree::Bytes(0),
+        ..Settings::default()
     });
     assert!(oldest(5 * window) > 90);
     assert_eq!(fast.position(), 90);

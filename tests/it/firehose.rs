@@ -6,7 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::support::event::{DEADLINE, Event, RunningLog, eventually, quick_folder};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Message as FrameMessage};
-use atproto_relay::config::{Cidr, Config};
+use atproto_relay::client::Cidr;
+use atproto_relay::config::Config;
 use atproto_relay::dial::PRODUCT;
 use atproto_relay::eventlog::LogOptions;
 use atproto_relay::firehose::socket::stream::{

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use atproto_relay::atproto::did::Did;
+use atproto_relay::clock::Clock;
 use atproto_relay::dial::Guard;
 use atproto_relay::identity::{
-    Identity, RepoStatusError, Requester, ResolveError, Resolver, ResolverOptions,
+    Identity, RepoStatusError, Requester, ResolveError, Resolver, Settings,
 };
 use axum::Router;
 use axum::extract::{Path, Query, State};
@@ -73,18 +74,21 @@ impl Server {
         self.requests.load(Ordering::SeqCst)
     }
 
-    fn options(&self) -> ResolverOptions {
-        ResolverOptions {
-            plc_url: Url::parse(&format!("http://127.0.0.1:{}", self.port)).unwrap(),
-            guard: Guard::new(true),
+    fn settings(&self) -> Settings {
+        Settings {
+            plc_host: Url::parse(&format!("http://127.0.0.1:{}", self.port)).unwrap(),
             refresh_burst: 1,
-            ..ResolverOptions::default()
+            ..Settings::default()
         }
     }
 
     fn resolver(&self) -> Resolver {
-        Resolver::new(self.options())
+        resolver(self.settings())
     }
+}
+
+fn resolver(settings: Settings) -> Resolver {
+    Resolver::new(settings, Guard::new(true), Clock::default())
 }
 
 async fn answer(State(server): State<Server>, what: String) -> Response {
@@ -181,9 +185,9 @@ async fn absences_are_remembered_for_their_time() {
     let server = Server::start().await;
     server.set(BOB, StatusCode::GONE, "{}");
     let negative_ttl = Duration::from_millis(200);
-    let resolver = Resolver::new(ResolverOptions {
+    let resolver = resolver(Settings {
         negative_ttl,
-        ..server.options()
+        ..server.settings()
     });
     for _ in 0..3 {
         assert_eq!(
@@ -236,9 +240,9 @@ async fn a_refresh_that_came_too_early_is_made_up_for() {
     let server = Server::start().await;
     server.set_document(ALICE, "https://one.example.com");
     let refresh_interval = Duration::from_millis(300);
-    let resolver = Resolver::new(ResolverOptions {
+    let resolver = resolver(Settings {
         refresh_interval,
-        ..server.options()
+        ..server.settings()
     });
     refresh(&resolver).await.unwrap();
     server.set_document(ALICE, "https://two.example.com");
@@ -290,9 +294,9 @@ async fn a_refresh_does_not_trust_a_look_up_that_began_before_it() {
 async fn known_accounts_outlast_an_outage_of_the_directory() {
     let server = Server::start().await;
     server.set_document(ALICE, "https://pds.example.com");
-    let resolver = Resolver::new(ResolverOptions {
+    let resolver = resolver(Settings {
         ttl: Duration::ZERO,
-        ..server.options()
+        ..server.settings()
     });
     let identity = resolver.resolve(&did(ALICE)).await.unwrap();
     server.set(ALICE, StatusCode::BAD_GATEWAY, "");
@@ -311,12 +315,12 @@ async fn known_accounts_outlast_an_outage_of_the_directory() {
 #[tokio::test]
 async fn the_rate_towards_the_directory_is_bounded_and_so_are_waits() {
     let server = Server::start().await;
-    let options = ResolverOptions {
+    let settings = Settings {
         directory_rate: 5.0,
         max_wait: Duration::ZERO,
-        ..server.options()
+        ..server.settings()
     };
-    let resolver = Resolver::new(options);
+    let resolver = resolver(settings);
     let mut refused = 0;
     for index in 0..20 {
         let unknown = did(&format!(
@@ -336,9 +340,9 @@ async fn the_rate_towards_the_directory_is_bounded_and_so_are_waits() {
 #[tokio::test]
 async fn unusable_documents_are_refused() {
     let server = Server::start().await;
-    let resolver = Resolver::new(ResolverOptions {
+    let resolver = resolver(Settings {
         negative_ttl: Duration::ZERO,
-        ..server.options()
+        ..server.settings()
     });
     let huge = format!("{{\"id\":\"{ALICE}\",\"x\":\"{}\"}}", "x".repeat(300_000));
     for body in [
@@ -365,9 +369,9 @@ async fn unusable_documents_are_refused() {
 #[tokio::test]
 async fn a_pds_that_may_not_be_dialled_is_no_pds() {
     let server = Server::start().await;
-    let resolver = Resolver::new(ResolverOptions {
+    let resolver = resolver(Settings {
         guard: Guard::new(false),
-        ..server.options()
+        ..server.settings()
     });
     for (account, endpoint) in [
         (ALICE, "https://127.0.0.1"),
@@ -395,10 +399,7 @@ async fn a_did_web_is_read_from_its_host() {
     let identity = server.resolver().resolve(&web).await.unwrap();
     assert_eq!(identity.pds.as_ref().unwrap().name(), "pds.example.com");
 
-    let public = Resolver::new(ResolverOptions {
-        guard: Guard::new(false),
-        ..server.options()
-    });
+    let public = Resolver::new(server.settings(), Guard::new(false), Clock::default());
     assert!(matches!(
         public.resolve(&web).await,
         Err(ResolveError::Invalid(_))

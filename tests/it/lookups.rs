@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use crate::support::relay::{Bench, Consumer, until};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame;
-use atproto_relay::config::IdentityConfig;
 use atproto_relay::devnet::pds::Pds;
 use atproto_relay::hosts::HostHandle;
+use atproto_relay::identity::Settings;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -114,7 +114,7 @@ async fn web_did(pds: String, exists: watch::Receiver<bool>) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn foreign_identity_events_take_no_look_up_from_an_account_that_moves() {
     let bench = Bench::start_with(3, |config, _| {
-        config.identity = IdentityConfig::default();
+        config.identity.refresh_interval = Settings::default().refresh_interval;
     })
     .await;
     let alice = create(&bench, 0, "alice");
@@ -230,7 +230,7 @@ async fn hosts_whose_look_ups_hang_leave_places_to_the_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_identity_that_a_stranger_asked_for_too_early_is_looked_up_for_its_own_pds() {
     let bench = Bench::start_with(2, |config, _| {
-        config.identity = IdentityConfig::default();
+        config.identity.refresh_interval = Settings::default().refresh_interval;
     })
     .await;
     let (own, stranger) = (bench.network.pds(0), bench.network.pds(1));

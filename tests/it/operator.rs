@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use crate::support::relay::{Bench, PATIENCE};
 use crate::support::small_disk::SmallDisk;
-use atproto_relay::config::MinFree;
 use atproto_relay::devnet::load::{ProcessOptions, RelayProcess};
 use atproto_relay::devnet::network::{Network, NetworkOptions};
 use atproto_relay::devnet::pds::Pds;
 use atproto_relay::devnet::scrape::Samples;
+use atproto_relay::eventlog::MinFree;
 use serde_json::{Value, json};
 use tokio_tungstenite::connect_async;
 
@@ -83,7 +83,7 @@ async fn a_disk_that_fills_up_stops_events_but_not_consumers_and_loses_nothing()
     };
     let bench = Bench::start_with(1, |config, _| {
         config.data_dir = disk.folder.join("data");
-        config.log_min_free = MinFree::Bytes(0);
+        config.log.min_free = MinFree::Bytes(0);
     })
     .await;
     let pds = bench.network.pds(0);
@@ -128,7 +128,7 @@ async fn a_disk_that_others_fill_costs_the_oldest_events_and_no_new_ones() {
     let bench = Bench::start_with(1, |config, _| {
         config.data_dir = disk.folder.join("data");
         // The database lies on the same disk, and must not be the one that finds it full.
-        config.log_min_free = MinFree::Bytes(12 << 20);
+        config.log.min_free = MinFree::Bytes(12 << 20);
     })
     .await;
     let pds = bench.network.pds(0);

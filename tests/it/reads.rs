@@ -9,7 +9,8 @@ use std::collections::HashSet;
 
 use crate::support::relay::{Bench, PASSWORD};
 use atproto_relay::atproto::did::Did;
-use atproto_relay::config::{DatabaseUrl, Durability};
+use atproto_relay::config::DatabaseUrl;
+use atproto_relay::eventlog::Durability;
 use serde_json::{Value, json};
 
 const POSTS: &str = "app.bsky.feed.post";
@@ -24,7 +25,7 @@ fn post(text: &str) -> Value {
 /// SQLite in the data folder, and PostgreSQL where its server is on this machine; events are published before their
 /// sync on the one, after it on the other.
 async fn databases() -> Vec<(Option<DatabaseUrl>, Durability)> {
-    let mut all = vec![(None, Durability::Interval)];
+    let mut all = vec![(None, Durability::INTERVAL)];
     if let Some(server) = postgres::server() {
         let url = DatabaseUrl::parse(&server.database().await).unwrap();
         all.push((Some(url), Durability::Sync));
@@ -35,7 +36,7 @@ async fn databases() -> Vec<(Option<DatabaseUrl>, Durability)> {
 async fn start(hosts: usize, (database, durability): (Option<DatabaseUrl>, Durability)) -> Bench {
     let set = |config: &mut atproto_relay::config::Config| {
         config.database_url = database;
-        config.log_durability = durability;
+        config.log.durability = durability;
     };
     Bench::start_with(hosts, |config, _| set(config)).await
 }

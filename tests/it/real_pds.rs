@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atproto_relay::atproto::frame::{self, Peek};
-use atproto_relay::config::{Config, HostEntry, HostLimits, Rate};
+use atproto_relay::config::{Config, HostLimits, Rate};
 use atproto_relay::devnet::check::{Ledger, Origin, Verdict, Watcher, WatcherOptions};
 use atproto_relay::devnet::replay::{Capture, DocumentStyle, Moment, Replay};
 use atproto_relay::devnet::scrape::Samples;
 use atproto_relay::devnet::timestamp::Timestamp;
+use atproto_relay::dial::{Guard, PdsHost};
 use atproto_relay::relay::Relay;
+use atproto_relay::{eventlog, identity};
 use futures_util::StreamExt;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -48,15 +50,21 @@ fn config(folder: &Path, replay: &Replay) -> Config {
         per_account: 0.0,
     };
     let hosts = (0..replay.capture().hosts.len())
-        .map(|host| HostEntry::parse(&replay.host_url(host)).unwrap());
+        .map(|host| PdsHost::parse(&replay.host_url(host), &Guard::new(true)).unwrap());
     Config {
         listen: ([127, 0, 0, 1], 0).into(),
         metrics_listen: ([127, 0, 0, 1], 0).into(),
         data_dir: folder.to_owned(),
-        plc_host: replay.plc_url().parse().unwrap(),
         hosts: hosts.collect(),
         allow_private_hosts: true,
-        log_max_bytes: 1 << 30,
+        identity: identity::Settings {
+            plc_host: replay.plc_url().parse().unwrap(),
+            ..identity::Settings::default()
+        },
+        log: eventlog::Settings {
+            max_bytes: 1 << 30,
+            ..eventlog::Settings::default()
+        },
         host_limits: HostLimits {
             per_second: unlimited,
             per_hour: unlimited,

@@ -12,8 +12,9 @@ use crate::support::relay::Bench;
 use atproto_relay::atproto::car::Car;
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Peek};
-use atproto_relay::config::{DatabaseUrl, DomainPattern, HostEntry};
+use atproto_relay::config::DatabaseUrl;
 use atproto_relay::devnet::pds::Write;
+use atproto_relay::dial::{DomainPattern, Guard, PdsHost};
 use atproto_relay::hosts::HostState;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -219,7 +220,7 @@ async fn a_banned_domain_cuts_off_its_hosts_only() {
         let url = network.pds(0).url();
         let named = url.replace("127.0.0.1", "localhost");
         network.plc().rewrite_endpoint(&url, &named);
-        config.hosts[0] = HostEntry::parse(&named).unwrap();
+        config.hosts[0] = PdsHost::parse(&named, &Guard::new(true)).unwrap();
     })
     .await;
     let mut consumer = bench.consumer(0).await;
@@ -475,8 +476,8 @@ async fn a_reload_changes_rates_bans_and_rules_under_connected_hosts() {
 
     config.banned_domains.clear();
     config.desync.limit = 0;
-    config.replay_window = Duration::from_secs(1);
-    config.log_max_bytes = 64 << 20;
+    config.log.window = Duration::from_secs(1);
+    config.log.max_bytes = 64 << 20;
     config.admin_password = None;
     let reload = bench.relay.reload(config.clone()).await;
     let keys: Vec<_> = reload.applied.iter().map(|change| change.key).collect();

@@ -6,10 +6,10 @@ use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::key::PublicKey;
 use atproto_relay::atproto::tid::Tid;
-use atproto_relay::config::Validation;
+use atproto_relay::dial::DomainPattern;
 use atproto_relay::store::{
     AccountRow, AccountUpdate, Batch, Heard, HostId, HostRow, HostStatus, KnownKey, LocalStatus,
-    NewHost, RateOverrides, RepoState, Store, StoreError, UpstreamStatus, Writer,
+    NewHost, RateOverrides, RepoState, Store, StoreError, UpstreamStatus, Validation, Writer,
 };
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -823,23 +823,25 @@ fn domain_bans_cover_what_lies_below() {
             ("evil.example", true),
             ("EVIL.example", true),
             ("pds.evil.example", true),
-            ("x.y.evil.example:8443", true),
+            ("x.y.evil.example", true),
             ("notevil.example", false),
             ("example", false),
             ("evil.example.com", false),
         ];
         for (host, banned) in cases {
-            assert_eq!(
-                store.is_domain_banned(host).await.unwrap(),
-                banned,
-                "{host}"
-            );
+            assert_eq!(is_banned(&store, host).await, banned, "{host}");
         }
         assert!(store.unban_domain("EVIL.example").await.unwrap());
         assert!(!store.unban_domain("evil.example").await.unwrap());
-        assert!(!store.is_domain_banned("pds.evil.example").await.unwrap());
+        assert!(!is_banned(&store, "pds.evil.example").await);
         store.close().await;
     });
+}
+
+async fn is_banned(store: &Store, domain: &str) -> bool {
+    let bans = store.domain_bans().await.unwrap();
+    let mut patterns = bans.iter().map(|ban| DomainPattern::banned(ban).unwrap());
+    patterns.any(|pattern| pattern.matches(domain))
 }
 
 #[test]

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::Kind;
-use atproto_relay::config::{DomainPattern, HostLimits, MemoryLimits};
+use atproto_relay::config::{HostLimits, MemoryLimits};
+use atproto_relay::dial::DomainPattern;
 use atproto_relay::dial::{Guard, PdsHost};
 use atproto_relay::hosts::{
     AddError, Durable, HostHandle, HostState, Hosts, HostsOptions, InFlightLimits, Policy,

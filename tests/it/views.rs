@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::support::event::{Event, RunningLog, did, quick_folder};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{Kind, Message};
-use atproto_relay::eventlog::{Limits, LogOptions, MinFree, Origin, Slots};
+use atproto_relay::eventlog::{LogOptions, MinFree, Origin, Settings, Slots};
 use atproto_relay::views::{
     self, Batch, FellOut, FollowError, Follower, MAX_BYTES, MAX_EVENTS, Purge, Step, View,
 };
@@ -240,11 +240,12 @@ async fn retention_waits_for_a_view_and_then_tells_it_that_it_fell_out() {
     let oldest = log.log.oldest().unwrap();
     assert!((2..=101).contains(&oldest), "{oldest}");
     // The byte budget does not wait.
-    log.log.keep_to(Limits {
+    log.log.apply(&Settings {
         group_window: limited.group_window,
         window,
         max_bytes: 0,
         min_free: MinFree::Bytes(0),
+        ..Settings::default()
     });
     log.log.trim(at + 3 * window, now + 3 * window);
     let oldest = log.log.oldest().unwrap();

@@ -11,10 +11,13 @@ mod view;
 use std::io;
 
 use anyhow::{Context, anyhow};
-use atproto_relay::config::{Config, HostEntry, Secret};
+use atproto_relay::api::Secret;
+use atproto_relay::config::Config;
 use atproto_relay::devnet::network::{Network, NetworkOptions};
 use atproto_relay::devnet::scratch::Scratch;
+use atproto_relay::dial::{Guard, PdsHost};
 use atproto_relay::relay::{Relay, StartError};
+use atproto_relay::{eventlog, identity};
 use clap::Args;
 use rustix::io::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -213,20 +216,26 @@ fn config(network: &Network, scratch: &Scratch, port: u16) -> anyhow::Result<Con
     let hosts = network
         .all_pds()
         .iter()
-        .map(|pds| HostEntry::parse(&pds.url()));
+        .map(|pds| PdsHost::parse(&pds.url(), &Guard::new(true)));
     Ok(Config {
         listen: ([127, 0, 0, 1], port).into(),
         metrics_listen: ([127, 0, 0, 1], 0).into(),
         admin_password: Some(Secret::new(ADMIN_PASSWORD)),
         data_dir: scratch.path().to_owned(),
-        plc_host: network
-            .plc_url()
-            .parse()
-            .context("the URL of the directory")?,
+        identity: identity::Settings {
+            plc_host: network
+                .plc_url()
+                .parse()
+                .context("the URL of the directory")?,
+            ..identity::Settings::default()
+        },
         hosts: hosts.collect::<Result<_, _>>()?,
         allow_private_hosts: true,
         // A demonstration must fill no disk.
-        log_max_bytes: 1 << 30,
+        log: eventlog::Settings {
+            max_bytes: 1 << 30,
+            ..eventlog::Settings::default()
+        },
         ..Config::default()
     })
 }

@@ -15,7 +15,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use url::Url;
 
-use atproto_relay::config::{AdminListen, Config, HostEntry, Loaded, Origin, SQLITE_FILE, Secret};
+use atproto_relay::api::Secret;
+use atproto_relay::config::{AdminListen, Config, Loaded, Origin, SQLITE_FILE};
+use atproto_relay::dial::{DomainPattern, Guard, PdsHost};
 use atproto_relay::discovery::{RemoteHost, pull_hosts};
 use atproto_relay::store::{NewHost, Store};
 
@@ -187,21 +189,20 @@ impl Outcome {
 }
 
 /// The host to add, or why it is not added: what the other relay does not hear from, we would not either.
-fn wanted(host: &RemoteHost, config: &Config) -> Result<HostEntry, Outcome> {
+fn wanted(host: &RemoteHost, config: &Config) -> Result<PdsHost, Outcome> {
     match host.status.as_deref() {
         Some("active" | "idle") | None => {}
         Some("banned") => return Err(Outcome::Skipped("banned there")),
         Some(_) => return Err(Outcome::Skipped("not active there")),
     }
-    let entry =
-        HostEntry::parse(&host.hostname).map_err(|_| Outcome::Skipped("not a host name"))?;
-    if !entry.is_public() && !config.allow_private_hosts {
-        return Err(Outcome::Skipped("not a public https host"));
-    }
-    if config.is_banned(&entry.hostname) {
+    let host = PdsHost::parse(&host.hostname, &Guard::new(true))
+        .map_err(|_| Outcome::Skipped("not a host name"))?;
+    host.check(&Guard::new(config.allow_private_hosts))
+        .map_err(|_| Outcome::Skipped("not a public https host"))?;
+    if config.is_banned(&host) {
         return Err(Outcome::Skipped("in banned_domains"));
     }
-    Ok(entry)
+    Ok(host)
 }
 
 async fn add_to_database(
@@ -232,7 +233,7 @@ async fn add_to_database(
     let mut outcomes = Vec::with_capacity(hosts.len());
     for host in hosts {
         outcomes.push(Some(match wanted(host, config) {
-            Ok(entry) => add_one(&store, entry, config).await?,
+            Ok(host) => add_one(&store, &host, config).await?,
             Err(skipped) => skipped,
         }));
         progress.step();
@@ -241,28 +242,28 @@ async fn add_to_database(
     Ok(outcomes)
 }
 
-async fn add_one(store: &Store, entry: HostEntry, config: &Config) -> Result<Outcome, Failure> {
-    if store
-        .is_domain_banned(&entry.hostname)
-        .await
-        .map_err(Failure::failed)?
-    {
+async fn add_one(store: &Store, host: &PdsHost, config: &Config) -> Result<Outcome, Failure> {
+    let bans = store.domain_bans().await.map_err(Failure::failed)?;
+    let mut patterns = bans
+        .iter()
+        .filter_map(|ban| DomainPattern::banned(ban).ok());
+    if patterns.any(|pattern| pattern.matches(host.domain())) {
         return Ok(Outcome::Skipped("its domain is banned"));
     }
     if store
-        .host_by_name(&entry.hostname)
+        .host_by_name(host.name())
         .await
         .map_err(Failure::failed)?
         .is_some()
     {
         return Ok(Outcome::Known);
     }
-    let limit = config.default_account_limit(&entry.hostname);
+    let limit = config.default_account_limit(host);
     let host = NewHost {
-        tls: entry.tls,
-        trusted: config.is_trusted(&entry.hostname),
+        hostname: host.name().to_owned(),
+        tls: host.tls(),
+        trusted: config.is_trusted(host),
         account_limit: i64::try_from(limit).unwrap_or(i64::MAX),
-        hostname: entry.hostname,
     };
     store.add_host(&host).await.map_err(Failure::failed)?;
     Ok(Outcome::Added)
@@ -377,11 +378,11 @@ impl Target {
         let mut outcomes = vec![None; hosts.len()];
         for (index, host) in hosts.iter().enumerate() {
             match wanted(host, config) {
-                Ok(entry) => {
+                Ok(wanted) => {
                     let (target, slots) = (self.clone(), Arc::clone(&slots));
                     requests.spawn(async move {
                         let _slot = slots.acquire_owned().await;
-                        (index, target.request_crawl(&entry).await)
+                        (index, target.request_crawl(&wanted).await)
                     });
                 }
                 Err(skipped) => {
@@ -402,11 +403,11 @@ impl Target {
         Ok(outcomes)
     }
 
-    async fn request_crawl(&self, host: &HostEntry) -> Result<Outcome, Failure> {
-        let hostname = if host.tls {
-            host.hostname.clone()
+    async fn request_crawl(&self, host: &PdsHost) -> Result<Outcome, Failure> {
+        let hostname = if host.tls() {
+            host.name().to_owned()
         } else {
-            host.to_string()
+            host.http_url()
         };
         let body = json!({ "hostname": hostname });
         let answer = self
@@ -453,8 +454,8 @@ fn causes(error: &dyn Error) -> String {
 /// The base URL of a relay; a bare name means https, a bare localhost http.
 fn relay_url(text: &str) -> Result<Url, Failure> {
     let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
-    let entry = HostEntry::parse(text).map_err(|error| usage(&error))?;
-    Url::parse(&entry.to_string()).map_err(|error| usage(&error))
+    let host = PdsHost::parse(text.trim(), &Guard::new(true)).map_err(|error| usage(&error))?;
+    Url::parse(&host.http_url()).map_err(|error| usage(&error))
 }
 
 fn lines(hosts: &[RemoteHost], outcomes: &[Option<Outcome>], as_json: bool) -> String {

@@ -9,18 +9,17 @@ use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, Message, Peek};
 use crate::atproto::key::VerifyingKey;
 use crate::atproto::tid::Tid;
-use crate::config::{DesyncLimits, Validation};
 use crate::hosts::Rule;
 use crate::hosts::{HostHandle, Received};
 use crate::identity::{Identity, PdsHost};
-use crate::store::{HostId, LocalStatus, UpstreamStatus};
-use crate::verify::Tuning;
+use crate::store::{HostId, LocalStatus, UpstreamStatus, Validation};
 use crate::verify::account::{Account, Mark, Tip};
 use crate::verify::judge::{
     Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting, bad_signature, judge,
     repo_state,
 };
 use crate::verify::rules::Chain;
+use crate::verify::{DesyncLimits, Tuning};
 
 /// The second the tests play in.
 const NOW: i64 = (NOW_US / 1_000_000) as i64;

@@ -14,16 +14,17 @@ use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, MAX_FRAME_BYTES, Message, Peek};
 use crate::atproto::key::PublicKey;
 use crate::clock::Clock;
-use crate::config::{DesyncLimits, Validation};
 use crate::eventlog::Append;
 use crate::hosts::Rule;
 use crate::hosts::{HostHandle, HostIndex, HostState, Received};
 use crate::identity::{Identity, PdsHost};
 use crate::pulse::Pulse;
-use crate::store::{AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus};
+use crate::store::{
+    AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus, Validation,
+};
 use crate::verify::judge::{NoIdentity, Question};
 use crate::verify::shard::{Answer, Command, Lookup, Outlets, Shard, Work};
-use crate::verify::{Options, Places, Settlement, Settlements, Tuning};
+use crate::verify::{DesyncLimits, Options, Places, Settlement, Settlements, Tuning};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const BREAKS_ALLOWED: u32 = 2;

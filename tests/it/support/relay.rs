@@ -3,10 +3,13 @@
 use atproto_relay::dial::plain_client;
 use std::time::Duration;
 
+use atproto_relay::api::Secret;
 use atproto_relay::atproto::frame::{self, Message};
-use atproto_relay::config::{Config, HostEntry, HostLimits, IdentityConfig, Rate, Secret};
+use atproto_relay::config::{Config, HostLimits, Rate};
 use atproto_relay::devnet::network::{Network, NetworkOptions};
+use atproto_relay::dial::{Guard, PdsHost};
 use atproto_relay::relay::Relay;
+use atproto_relay::{eventlog, identity};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::Value;
@@ -52,14 +55,16 @@ impl Bench {
             listen: ([127, 0, 0, 1], 0).into(),
             metrics_listen: ([127, 0, 0, 1], 0).into(),
             data_dir: folder.path().join("data"),
-            plc_host: network.plc_url().parse().unwrap(),
             hosts: network
                 .all_pds()
                 .iter()
-                .map(|pds| HostEntry::parse(&pds.url()).unwrap())
+                .map(|pds| PdsHost::parse(&pds.url(), &Guard::new(true)).unwrap())
                 .collect(),
             allow_private_hosts: true,
-            log_segment_bytes: 8 * 1024 * 1024,
+            log: eventlog::Settings {
+                segment_bytes: 8 * 1024 * 1024,
+                ..eventlog::Settings::default()
+            },
             admin_password: Some(Secret::new(PASSWORD)),
             host_limits: HostLimits {
                 per_second: UNLIMITED,
@@ -68,9 +73,10 @@ impl Bench {
                 bytes_per_hour: UNLIMITED,
                 ..HostLimits::default()
             },
-            identity: IdentityConfig {
+            identity: identity::Settings {
+                plc_host: network.plc_url().parse().unwrap(),
                 refresh_interval: Duration::ZERO,
-                ..IdentityConfig::default()
+                ..identity::Settings::default()
             },
             ..Config::default()
         };

@@ -28,8 +28,9 @@ use tokio::time::sleep;
 use url::Url;
 
 use atproto_relay::atproto::frame::Kind;
+use atproto_relay::clock::Clock;
 use atproto_relay::dial::Guard;
-use atproto_relay::identity::{Resolver, ResolverOptions};
+use atproto_relay::identity::{self, Resolver};
 
 use super::failure::Failure;
 use super::output::counted;
@@ -159,11 +160,11 @@ impl<'a> Reader<'a> {
     fn new(args: &'a FirehoseArgs) -> Reader<'a> {
         let guard = Guard::new(args.allow_private_hosts);
         let resolver = args.verify.then(|| {
-            Arc::new(Resolver::new(ResolverOptions {
-                plc_url: args.plc_host.clone(),
-                guard,
-                ..ResolverOptions::default()
-            }))
+            let settings = identity::Settings {
+                plc_host: args.plc_host.clone(),
+                ..identity::Settings::default()
+            };
+            Arc::new(Resolver::new(settings, guard, Clock::default()))
         });
         Reader {
             args,

@@ -1,32 +1,10 @@
-//! Values that must not reach a log: printing them prints a placeholder.
-//! They are not wiped from memory when dropped.
+//! The URL of the database, which may hold a password: printing it prints a placeholder in its place.
+//! It is not wiped from memory when dropped.
 
 use std::fmt;
 use std::path::Path;
 
 use url::Url;
-
-/// A password. `Debug` shows that there is one, not what it is; there is no `Display`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a secret value.
-    pub fn new(value: impl Into<String>) -> Secret {
-        Secret(value.into())
-    }
-
-    /// The value itself, for the one place that needs it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
 
 /// `sqlite:PATH` or `postgres://…`. Printed without the password.
 #[derive(Clone, PartialEq, Eq)]
@@ -120,7 +98,6 @@ mod tests {
 
     #[test]
     fn printing_shows_no_password() {
-        assert_eq!(format!("{:?}", Secret::new("hunter2")), "(secret)");
         for url in [
             "postgres://relay:hunter2@db/relay",
             "postgres://relay@db/relay?password=hunter2&sslmode=require",

@@ -13,7 +13,7 @@ pub struct Cidr {
 
 impl Cidr {
     /// Reads `10.0.0.0/8`, `2001:db8::/32`, or one address.
-    pub(super) fn parse(text: &str) -> Result<Cidr, String> {
+    pub fn parse(text: &str) -> Result<Cidr, String> {
         const FORM: &str = "must be addresses or networks, as in 192.0.2.7 or 10.0.0.0/8";
         let (address, length) = text
             .split_once('/')
@@ -55,7 +55,7 @@ impl Cidr {
     }
 
     /// Whether every address of its family is in it.
-    pub(super) fn is_everything(&self) -> bool {
+    pub fn is_everything(&self) -> bool {
         self.prefix == 0
     }
 
