@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use lru::LruCache;
+use prometheus::IntCounter;
 use reqwest::{Client, StatusCode};
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -17,7 +18,7 @@ use crate::atproto::did::Did;
 use crate::client::{KeyedLimits, Network, Permit};
 use crate::dial::{Guard, HostNameError, PdsHost, fetch, http_client, relay_mark};
 use crate::hosts::{AddError, HostHandle};
-use crate::telemetry::{Crawl, metrics};
+use crate::telemetry::room_metrics;
 use crate::upstream::Supervisor;
 
 /// Longest answer of `describeServer` that is read.
@@ -71,6 +72,24 @@ impl Default for Settings {
     }
 }
 
+room_metrics! {
+    /// The metrics of a crawler.
+    pub struct Metrics {
+        requests: [IntCounter; 3] = counters(
+            "relay_crawl_requests_total", "Requests for crawls of hosts, by what came of them",
+            "outcome", ["refused", "accepted", "limited"],
+        );
+    }
+}
+
+/// What came of a request for a crawl.
+#[derive(Clone, Copy)]
+enum Crawl {
+    Refused,
+    Accepted,
+    Limited,
+}
+
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requester {
@@ -116,6 +135,7 @@ struct Inner {
     guard: Guard,
     settings: RwLock<Settings>,
     upstream: Supervisor,
+    metrics: Metrics,
     client: Client,
     checks: KeyedLimits<Share>,
     failed: Mutex<LruCache<PdsHost, (Instant, CrawlError)>>,
@@ -189,12 +209,13 @@ struct ServerDescription {
 
 impl Crawler {
     /// A crawler that dials by the rules of `guard` and adds hosts to `upstream`.
-    pub fn new(settings: Settings, guard: Guard, upstream: Supervisor) -> Self {
+    pub fn new(settings: Settings, guard: Guard, upstream: Supervisor, metrics: Metrics) -> Self {
         let inner = Inner {
             client: http_client(&guard),
             guard,
             settings: RwLock::new(settings),
             upstream,
+            metrics,
             checks: KeyedLimits::default(),
             failed: Mutex::new(LruCache::new(MAX_REMEMBERED)),
             added: Mutex::default(),
@@ -237,7 +258,7 @@ impl Crawler {
                 }
             }
         };
-        metrics().crawl_requests(outcome).inc();
+        self.inner.metrics.requests[outcome as usize].inc();
         result
     }
 }

@@ -4,5 +4,5 @@
 mod crawl;
 mod pull;
 
-pub use crawl::{CrawlError, Crawler, Requester, Settings};
+pub use crawl::{CrawlError, Crawler, Metrics, Requester, Settings};
 pub use pull::{PullError, RemoteHost, pull_hosts};

@@ -30,6 +30,7 @@ mod inspect;
 mod listing;
 mod lock;
 mod mark;
+mod metrics;
 mod reader;
 mod rebuild;
 mod recovery;
@@ -53,6 +54,7 @@ pub use entry::{Entry, Origin};
 pub use faults::Faults;
 pub use group::Append;
 pub use inspect::{Event, Events, Fate, Folder, Summary};
+pub use metrics::Metrics;
 pub use reader::{Entries, Frames, Offer, ReadError, Reader};
 pub use repair::{Repair, Repaired, repair};
 pub use resume::{LastOffer, ResumeError};
@@ -60,6 +62,7 @@ pub use slots::{Slot, Slots};
 
 use lock::FolderLock;
 use mark::Mark;
+use metrics::as_gauge;
 use redaction::Redactions;
 use retention::Clock;
 use segment::{Segment, Writer};
@@ -67,6 +70,7 @@ use stretch::Stretches;
 use unreadable::Suspects;
 use upkeep::{Bells, Upkeep};
 
+use crate::clock;
 use crate::pulse::Pulse;
 
 /// Segments are not smaller, whatever the options say.
@@ -127,6 +131,7 @@ pub struct LogOptions {
     pub slots: Slots,
     /// Faults for tests; `None` in service.
     pub faults: Option<Arc<Faults>>,
+    pub metrics: Metrics,
 }
 
 impl LogOptions {
@@ -155,6 +160,7 @@ impl LogOptions {
             min_free,
             slots: Slots::default(),
             faults: None,
+            metrics: Metrics::default(),
         }
     }
 }
@@ -204,6 +210,12 @@ struct Limits {
 }
 
 impl Limits {
+    /// Shows the limits that alerts compare with.
+    fn show(&self, metrics: &Metrics) {
+        metrics.max_bytes.set(as_gauge(self.max_bytes));
+        metrics.window_seconds.set(as_gauge(self.window.as_secs()));
+    }
+
     fn of(settings: &Settings) -> Limits {
         Limits {
             group_window: settings.group_window,
@@ -344,6 +356,13 @@ impl EventLog {
             SystemTime::now(),
             recovered.last_event,
         );
+        let limits = Limits {
+            group_window: options.group_window,
+            window: options.window,
+            max_bytes: options.max_bytes,
+            min_free: options.min_free,
+        };
+        limits.show(&options.metrics);
         let shared = Arc::new(Shared {
             head: watch::Sender::new(recovered.writer.next_seq - 1),
             mark,
@@ -358,12 +377,7 @@ impl EventLog {
             stretches: Stretches::default(),
             pulse: Pulse::default(),
             bells,
-            limits: RwLock::new(Limits {
-                group_window: options.group_window,
-                window: options.window,
-                max_bytes: options.max_bytes,
-                min_free: options.min_free,
-            }),
+            limits: RwLock::new(limits),
             options,
             dir,
             _lock: lock,
@@ -481,8 +495,43 @@ impl EventLog {
     /// Applies window, budgets and group window of these settings; what is out of them goes at once. Segment size and
     /// durability stay as the log was opened with.
     pub fn apply(&self, settings: &Settings) {
-        *self.shared.limits.write() = Limits::of(settings);
+        let limits = Limits::of(settings);
+        limits.show(&self.shared.options.metrics);
+        *self.shared.limits.write() = limits;
         self.shared.bells.retention.ring();
+    }
+
+    /// Sets the gauges that are sampled without a look at the disk.
+    pub fn sample(&self) {
+        let metrics = &self.shared.options.metrics;
+        metrics.seq.set(as_gauge(self.head()));
+        metrics.oldest_seq.set(as_gauge(self.oldest().unwrap_or(0)));
+        metrics.bytes.set(as_gauge(self.bytes()));
+        let pending = self.redactions_pending();
+        metrics.redactions_pending.set(pending as i64);
+        let failing = self.health() != Health::Good;
+        metrics.failing.set(i64::from(failing));
+        for (view, position) in self.shared.options.slots.positions() {
+            let lag = (self.head() + 1).saturating_sub(position);
+            metrics.view_lag.with_label_values(&[view]).set(as_gauge(lag));
+        }
+    }
+
+    /// Sets the gauges that are sampled with a look at the disk.
+    pub fn sample_disk(&self) {
+        let metrics = &self.shared.options.metrics;
+        if let Ok(room) = self.disk() {
+            metrics.disk_bytes.set(as_gauge(room.total));
+            metrics.disk_free_bytes.set(as_gauge(room.free));
+            let min_free = self.min_free_bytes(room);
+            metrics.min_free_bytes.set(as_gauge(min_free));
+        }
+        let age = self
+            .oldest_time()
+            .map(|then| clock::system().saturating_sub(then));
+        metrics
+            .oldest_age_seconds
+            .set(as_gauge(age.unwrap_or_default().as_secs()));
     }
 
     /// Gives back the memory of frames that were read for several readers; the next ones read them again.

@@ -19,7 +19,6 @@ use super::segment::{Files, Segment, frames_path, index_path, read_frame};
 use super::{EventLog, LogError, Shared, rebuild, wire};
 use crate::atproto::did::Did;
 use crate::atproto::frame::{self, Kind, MAX_STORED_FRAME_BYTES};
-use crate::telemetry::metrics;
 
 /// File of the redactions that are not yet punched out: lines of seq, DID, checksum.
 const JOURNAL: &str = "redactions";
@@ -103,7 +102,8 @@ impl EventLog {
         if redactions.is_empty() {
             return Ok(());
         }
-        metrics().log_redactions.inc_by(redactions.len() as u64);
+        let count = redactions.len() as u64;
+        shared.options.metrics.redactions.inc_by(count);
         let path = &shared.redactions.path;
         let noted = shared.redactions.add(redactions);
         // Those who read anew leave the accounts out; what others have at hand is not given out any more.

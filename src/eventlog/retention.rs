@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::disk::Room;
+use super::metrics::Removal;
 use super::segment::{Segment, reserved_bytes};
 use super::{EventLog, Limits, MinFree, Shared, disk};
-use crate::telemetry::{Removal, metrics};
 
 /// A leap of the system's clock is what exceeds this; less is its being kept right.
 const LEAP: Duration = Duration::from_secs(5);
@@ -70,7 +70,7 @@ impl Shared {
                 _ if excess > 0 => Removal::Bytes,
                 _ => Removal::Room,
             };
-            metrics().segments_removed(reason).inc();
+            self.options.metrics.segments_removed[reason as usize].inc();
             // A reader that was in the middle of a frame may end it, where there is room for that.
             match lacking {
                 0 => oldest.remove()?,

@@ -15,7 +15,6 @@ use super::syncer::Syncer;
 use super::{Durability, EventLog, Health, LogError, is_lack_of_room, wire};
 use crate::atproto::frame::{self, MAX_FRAME_BYTES};
 use crate::pulse::Pulse;
-use crate::telemetry::metrics;
 
 /// Frames gathered for one write and one sync. Bounds memory; well above what one sync takes to do.
 const MAX_GROUP_BYTES: usize = 8 << 20;
@@ -216,7 +215,7 @@ impl<T: Send, B: FnMut(&[(u64, T)]), F: FnMut(Vec<(u64, T)>)> Worker<T, B, F> {
             }
             let start = self.writer().offset;
             self.group.push(event, length, start);
-            metrics().log_durable_lag.inc();
+            self.log.shared.options.metrics.durable_lag.inc();
             bytes += total as usize;
         }
         Ok(bytes)
@@ -250,10 +249,9 @@ impl<T: Send, B: FnMut(&[(u64, T)]), F: FnMut(Vec<(u64, T)>)> Worker<T, B, F> {
         }
         (self.before_publish)(self.group.payloads());
         self.log.shared.publish(self.group.next_seq() - 1);
-        metrics()
-            .log_write_seconds
-            .observe(began.elapsed().as_secs_f64());
-        metrics().log_durable_lag.sub(self.group.len() as i64);
+        let metrics = &self.log.shared.options.metrics;
+        metrics.write_seconds.observe(began.elapsed().as_secs_f64());
+        metrics.durable_lag.sub(self.group.len() as i64);
         let payloads = self.group.take();
         if let Durability::Interval(interval) = durability {
             self.unsynced.extend(payloads);
@@ -323,8 +321,8 @@ impl<T: Send, B: FnMut(&[(u64, T)]), F: FnMut(Vec<(u64, T)>)> Worker<T, B, F> {
         let mut pause = MIN_RETRY_PAUSE;
         let mut failing = false;
         while let Err(error) = work(self) {
-            metrics().log_write_errors.inc();
             let shared = &self.log.shared;
+            shared.options.metrics.write_errors.inc();
             shared
                 .lacks_room
                 .store(is_lack_of_room(&error), Ordering::Release);

@@ -2,6 +2,7 @@
 //! Whether an event agrees with an identity is decided elsewhere; handles are claims and are not looked up.
 
 mod cache;
+mod metrics;
 mod repo_status;
 mod resolver;
 mod sources;
@@ -10,6 +11,7 @@ use crate::atproto::did::Did;
 use crate::atproto::key::PublicKey;
 
 pub use crate::dial::PdsHost;
+pub use metrics::Metrics;
 pub use repo_status::{RepoStatus, RepoStatusError};
 pub use resolver::{Resolver, Settings};
 

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::cache::{Cache, Doubt, Flight, Lifetimes, Outcome, Step};
+use super::metrics::{Found, Method, Metrics};
 use super::sources::{Source, from_plc, from_web, identity};
 use super::{Identity, PdsHost, RepoStatus, RepoStatusError, Requester, ResolveError, repo_status};
 use crate::atproto::did::Did;
@@ -19,7 +20,6 @@ use crate::atproto::did_doc::DidDocument;
 use crate::bucket::Bucket;
 use crate::clock::Clock;
 use crate::dial::{Guard, directory_client, http_client};
-use crate::telemetry::{DirectoryOutcome, IdentityMethod, metrics};
 
 /// Inactive accounts that are remembered.
 const INACTIVE: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
@@ -85,6 +85,7 @@ struct Inner {
     plc_host: Url,
     guard: Guard,
     clock: Clock,
+    metrics: Metrics,
     directory: Client,
     hosts: Client,
     cache: Mutex<Cache>,
@@ -96,7 +97,7 @@ struct Inner {
 impl Resolver {
     /// A resolver with an empty cache, which dials the hosts of did:web and of accounts by the rules of `guard` and dates
     /// identities by `clock`.
-    pub fn new(settings: Settings, guard: Guard, clock: Clock) -> Self {
+    pub fn new(settings: Settings, guard: Guard, clock: Clock, metrics: Metrics) -> Self {
         let lifetimes = lifetimes(&settings);
         let entries = at_least_one(settings.cache_entries);
         let inner = Inner {
@@ -108,6 +109,7 @@ impl Resolver {
             plc_host: settings.plc_host,
             guard,
             clock,
+            metrics,
         };
         Self {
             inner: Arc::new(inner),
@@ -123,13 +125,13 @@ impl Resolver {
         let step = self.inner.cache().resolve(did, Instant::now());
         let outcome = match step {
             Step::Answer(outcome) => {
-                metrics().identity_cache_hits.inc();
+                self.inner.metrics.cache_hits.inc();
                 return outcome;
             }
             Step::Join(flight) => wait(flight.outcome).await,
             Step::Start(sender, flight) => self.start(did, sender, flight).await,
         };
-        metrics().identity_cache_misses.inc();
+        self.inner.metrics.cache_misses.inc();
         match outcome {
             Err(error) if error.is_temporary() => match self.cached(did) {
                 Some(stale) => Ok(stale),
@@ -181,7 +183,7 @@ impl Resolver {
         {
             return Ok(status.clone());
         }
-        metrics().status_lookups.inc();
+        self.inner.metrics.status_lookups.inc();
         let status = repo_status::ask(&self.inner.hosts, &self.inner.guard, pds, did).await?;
         let mut inactive = self.inner.inactive();
         if status.active {
@@ -205,6 +207,17 @@ impl Resolver {
     /// Lets the less recently used half of the cache go.
     pub fn shrink(&self) {
         self.inner.cache().halve();
+    }
+
+    /// Its metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Sets the gauges that are sampled.
+    pub fn sample(&self) {
+        let (entries, _) = self.sizes();
+        self.inner.metrics.cache_entries.set(entries as i64);
     }
 
     /// Identities in the cache, failures included, and look-ups under way.
@@ -257,11 +270,11 @@ impl Inner {
                     return Err(ResolveError::RateLimited);
                 }
                 let document = from_plc(&self.directory, &self.plc_host, did);
-                self.read(did, IdentityMethod::Plc, document).await
+                self.read(did, Method::Plc, document).await
             }
             Source::Web(host) => {
                 let document = from_web(&self.hosts, &self.guard, &host);
-                self.read(did, IdentityMethod::Web, document).await
+                self.read(did, Method::Web, document).await
             }
         };
         if let Err(error) = &found {
@@ -274,25 +287,23 @@ impl Inner {
     async fn read(
         &self,
         did: &Did,
-        method: IdentityMethod,
+        method: Method,
         document: impl Future<Output = Result<DidDocument, ResolveError>>,
     ) -> Outcome {
         let started = Instant::now();
         let document = document.await;
-        metrics()
+        self.metrics
             .lookup_seconds
             .observe(started.elapsed().as_secs_f64());
         let found = document
             .and_then(|document| identity(did, &document, &self.guard, self.clock.seconds()));
         let outcome = match &found {
-            Ok(_) => DirectoryOutcome::Found,
-            Err(ResolveError::NotFound | ResolveError::Tombstoned) => DirectoryOutcome::NotFound,
-            Err(ResolveError::Invalid(_)) => DirectoryOutcome::Invalid,
-            Err(ResolveError::Unavailable(_) | ResolveError::RateLimited) => {
-                DirectoryOutcome::Unavailable
-            }
+            Ok(_) => Found::Document,
+            Err(ResolveError::NotFound | ResolveError::Tombstoned) => Found::Nothing,
+            Err(ResolveError::Invalid(_)) => Found::Invalid,
+            Err(ResolveError::Unavailable(_) | ResolveError::RateLimited) => Found::NoAnswer,
         };
-        metrics().lookups(method, outcome).inc();
+        self.metrics.count_lookup(method, outcome);
         found.map(Arc::new)
     }
 

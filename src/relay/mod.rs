@@ -44,18 +44,19 @@ use crate::store::{ACCOUNTS_VIEW, HostId, NewHost, Store, StoreError, Writer};
 use crate::systemd::sockets::Given;
 use crate::systemd::store::DescriptorStore;
 use crate::systemd::watchdog::Part;
+use crate::telemetry::Registry;
 use crate::upstream::{Supervisor, UpstreamOptions};
 use crate::verify::{self, Alarm, Dependencies, Pipeline, Settlement};
 use crate::views::accounts::{LiveAccounts, ReplayError};
-use crate::{api, telemetry, views};
+use crate::{api, discovery, identity, store, telemetry, views};
 
 use durable::{Position, on_durable};
 use health::Examiner;
 use listeners::Listeners;
 use operations::Running;
 pub use recovery::RecoveryError;
+use vitals::Sampler;
 pub use vitals::Vitals;
-use vitals::{Sampler, as_gauge};
 
 /// Batches of accepted events that may wait for the sequencer.
 const LOG_QUEUE: usize = 64;
@@ -155,14 +156,18 @@ impl Relay {
         mut given: Given,
         descriptors: Option<DescriptorStore>,
     ) -> Result<Relay, StartError> {
+        let registry = Registry::default();
         let listeners = Listeners::open(&config, &mut given).await?;
-        show_settings(&config);
         let slots = Slots::default();
         // Nothing goes before the database says what it has.
         let slot = slots.open(ACCOUNTS_VIEW, 1);
-        let log = open_log(&config, slots).await?;
-        let store =
-            Store::open_with(config.database_url().expose(), config.database_connections).await?;
+        let log = open_log(&config, slots, eventlog::Metrics::register(&registry)).await?;
+        let store = Store::open_with(
+            config.database_url().expose(),
+            config.database_connections,
+            store::Metrics::register(&registry),
+        )
+        .await?;
         let hold = store.hold().await?;
         let log = recovery::above_the_database(log, &store).await?;
         let mut roster = open_roster(&log)?;
@@ -178,7 +183,12 @@ impl Relay {
             let failing = failing.clone();
             move |reason| fail(&failing, reason)
         });
-        let resolver = Resolver::new(config.identity.clone(), guard, clock);
+        let resolver = Resolver::new(
+            config.identity.clone(),
+            guard,
+            clock,
+            identity::Metrics::register(&registry),
+        );
         let dependencies = Dependencies {
             resolver: resolver.clone(),
             writer: writer.clone(),
@@ -230,7 +240,12 @@ impl Relay {
             log: log.clone(),
             hosts: hosts.clone(),
             pipeline: pipeline.clone(),
-            crawler: Crawler::new(config.discovery, guard, upstream.clone()),
+            crawler: Crawler::new(
+                config.discovery,
+                guard,
+                upstream.clone(),
+                discovery::Metrics::register(&registry),
+            ),
             upstream,
             firehose: firehose.clone(),
             resolver,
@@ -260,6 +275,7 @@ impl Relay {
             &state,
             &firehose,
             running.clone(),
+            registry,
             &leaving,
         );
         let (sampled, vitals) = watch::channel(Vitals::default());
@@ -471,6 +487,7 @@ fn serve(
     state: &api::State,
     firehose: &Firehose,
     running: Arc<Running>,
+    registry: Registry,
     leaving: &CancellationToken,
 ) -> TaskTracker {
     let servers = TaskTracker::new();
@@ -482,7 +499,7 @@ fn serve(
     for listener in listeners.public {
         serve(listener, public.clone());
     }
-    let metrics = telemetry::router(running);
+    let metrics = telemetry::router(running, registry);
     for listener in listeners.metrics {
         serve(listener, metrics.clone());
     }
@@ -504,7 +521,7 @@ fn serve(
 /// # Errors
 /// See [`StartError`]; where the log is not lost, nothing is changed.
 pub async fn abandon_log(config: &Config) -> Result<u64, StartError> {
-    let log = open_log(config, Slots::default()).await?;
+    let log = open_log(config, Slots::default(), eventlog::Metrics::default()).await?;
     let store = Store::open(config.database_url().expose()).await?;
     let _hold = store.hold().await?;
     Ok(recovery::abandon(log, &store).await?)
@@ -541,17 +558,12 @@ async fn replay(
     Ok(views::accounts::replay(log, store, roster, slot, as_added).await?)
 }
 
-/// Shows the limits that alerts compare with.
-fn show_settings(config: &Config) {
-    let metrics = telemetry::metrics();
-    metrics.log_max_bytes.set(as_gauge(config.log.max_bytes));
-    metrics
-        .log_window_seconds
-        .set(as_gauge(config.log.window.as_secs()));
-}
-
 /// Opens the log on a thread of its own: recovery reads files.
-async fn open_log(config: &Config, slots: Slots) -> Result<EventLog, StartError> {
+async fn open_log(
+    config: &Config,
+    slots: Slots,
+    metrics: eventlog::Metrics,
+) -> Result<EventLog, StartError> {
     let folder = |source| StartError::DataFolder {
         folder: config.data_dir.display().to_string(),
         source,
@@ -559,6 +571,7 @@ async fn open_log(config: &Config, slots: Slots) -> Result<EventLog, StartError>
     std::fs::create_dir_all(&config.data_dir).map_err(folder)?;
     let options = LogOptions {
         slots,
+        metrics,
         ..LogOptions::with(config.log_dir(), &config.log)
     };
     match task::spawn_blocking(move || EventLog::open(options)).await {

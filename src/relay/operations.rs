@@ -8,12 +8,12 @@ use tokio::sync::watch;
 use crate::api::{HostActivity, HostStanding, OperationError, Operations};
 use crate::atproto::did::Did;
 use crate::discovery::{CrawlError, Crawler, Requester};
-use crate::eventlog::{self, EventLog};
+use crate::eventlog::EventLog;
 use crate::firehose::{ConsumerInfo, Firehose};
 use crate::hosts::Hosts;
 use crate::identity::Resolver;
 use crate::store::{HostId, LocalStatus, RateOverrides, Store, Validation, Writer};
-use crate::telemetry::{Health, Metrics, Observed, raise_to};
+use crate::telemetry::{Health, Observed, metrics, raise_to};
 use crate::upstream::Supervisor;
 use crate::verify::{CommandError, Pipeline};
 
@@ -156,27 +156,11 @@ impl Observed for Running {
         Operations::health(self)
     }
 
-    fn sample(&self, metrics: &Metrics) {
-        metrics.log_seq.set(self.log.head() as i64);
-        metrics
-            .log_oldest_seq
-            .set(self.log.oldest().unwrap_or(0) as i64);
-        metrics.log_bytes.set(self.log.bytes() as i64);
-        metrics
-            .log_redactions_pending
-            .set(self.log.redactions_pending() as i64);
-        metrics
-            .log_failing
-            .set(i64::from(self.log.health() != eventlog::Health::Good));
-        for (view, position) in self.log.options().slots.positions() {
-            let lag = (self.log.head() + 1).saturating_sub(position);
-            metrics.view_lag(view).set(lag as i64);
-        }
-        let (entries, _) = self.resolver.sizes();
-        metrics.identity_cache_entries.set(entries as i64);
-        metrics
-            .store_failing
-            .set(i64::from(self.writer.trouble().is_some()));
+    fn sample(&self) {
+        self.log.sample();
+        self.resolver.sample();
+        self.writer.sample();
+        let metrics = metrics();
         let (slowest, median) = consumer_lag(&self.firehose.consumers().list(), self.log.head());
         metrics.consumer_lag_slowest.set(slowest as i64);
         metrics.consumer_lag_median.set(median as i64);

@@ -5,7 +5,7 @@
 
 use tracing::error;
 
-use super::{Relay, add_configured_host, firehose_options, policy, show_settings, tuning};
+use super::{Relay, add_configured_host, firehose_options, policy, tuning};
 use crate::config::{Config, Reload};
 use crate::dial::Guard;
 use crate::telemetry::{metrics, set_log_level};
@@ -30,7 +30,6 @@ impl Relay {
         let guard = Guard::new(self.config.allow_private_hosts);
         running.crawler.apply(&new.discovery);
         running.firehose.follow(&firehose_options(&new));
-        show_settings(&new);
         running.upstream.apply(policy(&new)).await;
         // Known hosts among them that wait for their next attempt are tried now.
         for entry in &new.hosts {

@@ -16,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 use super::operations::Running;
 use crate::atproto::frame::{self, Message};
 use crate::atproto::tid::Tid;
-use crate::clock;
 use crate::eventlog::{Entry, EventLog};
 use crate::hosts::{HostState, Hosts};
 use crate::telemetry::{Health, metrics};
@@ -132,19 +131,7 @@ struct Looked {
 
 fn look(log: &EventLog, before: u64) -> Looked {
     let head = log.head();
-    if let Ok(room) = log.disk() {
-        metrics().log_disk_bytes.set(as_gauge(room.total));
-        metrics().log_disk_free_bytes.set(as_gauge(room.free));
-        metrics()
-            .log_min_free_bytes
-            .set(as_gauge(log.min_free_bytes(room)));
-    }
-    let age = log
-        .oldest_time()
-        .map(|then| clock::system().saturating_sub(then));
-    metrics()
-        .log_oldest_age_seconds
-        .set(as_gauge(age.unwrap_or_default().as_secs()));
+    log.sample_disk();
     let from = (before + 1).max((head + 1).saturating_sub(SAMPLE));
     let mut bytes = 0;
     let events = log.entries(from).map_while(Result::ok);
@@ -169,9 +156,4 @@ fn lag(entry: &Entry, frame: &[u8]) -> Option<Duration> {
     };
     let signed = Tid::parse(commit.rev).ok()?.micros();
     Some(Duration::from_micros(entry.time_us.saturating_sub(signed)))
-}
-
-/// A number as a gauge takes it.
-pub(super) fn as_gauge(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -10,6 +10,7 @@ mod epoch;
 mod error;
 mod hold;
 mod hosts;
+mod metrics;
 mod outage;
 mod recent;
 mod record;
@@ -25,6 +26,7 @@ pub use apply::ACCOUNTS_VIEW;
 pub use database::MIN_CONNECTIONS;
 pub use error::StoreError;
 pub use hold::Hold;
+pub use metrics::Metrics;
 pub use rows::{
     AccountRow, AccountUpdate, Batch, DEFAULT_ACCOUNT_LIMIT, Heard, HostId, HostRow, KnownKey,
     NewHost, Page, RateOverrides, Renumbered, RepoState, TRUSTED_ACCOUNT_LIMIT,
@@ -39,7 +41,6 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::clock;
-use crate::telemetry::metrics;
 
 use database::{Database, Reader, reading};
 use outage::{Outage, may_be_away};
@@ -58,6 +59,7 @@ pub struct Store {
     reader: Reader,
     recent: Recent,
     outage: Arc<Outage>,
+    metrics: Metrics,
 }
 
 impl Store {
@@ -67,7 +69,7 @@ impl Store {
     /// # Errors
     /// Each way to fail has its variant, in words for the operator; none shows the password.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        Self::open_with(url, TOOL_CONNECTIONS).await
+        Self::open_with(url, TOOL_CONNECTIONS, Metrics::default()).await
     }
 
     /// As [`Store::open`], with so many connections at most (and five at least): three to write, to hold
@@ -75,12 +77,17 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub async fn open_with(url: &str, connections: u32) -> Result<Self, StoreError> {
+    pub async fn open_with(
+        url: &str,
+        connections: u32,
+        metrics: Metrics,
+    ) -> Result<Self, StoreError> {
         Ok(Self {
             database: Arc::new(Database::open(url, connections).await?),
             reader: Reader::Relay,
             recent: Recent::default(),
             outage: Arc::default(),
+            metrics,
         })
     }
 
@@ -128,11 +135,11 @@ impl Store {
         if may_be_away(&source)
             && let Some(cause) = self.outage.cause(&self.database).await
         {
-            self.outage.begin(&cause);
+            self.outage.begin(&cause, self.metrics.queue.get());
             return Err(cause);
         }
         if self.reader == Reader::Public && matches!(source, sqlx::Error::PoolTimedOut) {
-            metrics().store_reads_refused.inc();
+            self.metrics.reads_refused.inc();
             return Err(StoreError::Busy);
         }
         Err(StoreError::Query { doing, source })

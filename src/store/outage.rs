@@ -5,7 +5,6 @@ use parking_lot::Mutex;
 
 use super::database::Database;
 use super::error::StoreError;
-use crate::telemetry::metrics;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -56,12 +55,11 @@ impl Outage {
         self.cause(database).await
     }
 
-    /// Records that the database is unreachable, and logs it if the interval is over.
-    pub fn begin(&self, cause: &StoreError) {
+    /// Records that the database is unreachable while this many changes wait for it, and logs it if the interval is over.
+    pub fn begin(&self, cause: &StoreError, changes: i64) {
         let begins = !self.away.swap(true, Ordering::AcqRel);
         let due = self.is_due();
         if due && !begins {
-            let changes = metrics().store_queue.get();
             tracing::error!(
                 changes,
                 "the database is still away; changes and unknown accounts wait: {cause}"

@@ -9,7 +9,6 @@ use super::error::StoreError;
 use super::recent::Written;
 use super::rows::{AccountRow, AccountUpdate, Batch};
 use crate::atproto::did::Did;
-use crate::telemetry::metrics;
 use futures_util::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -98,6 +97,12 @@ impl Writer {
     /// Why changes wait, while they do.
     pub fn trouble(&self) -> Option<String> {
         self.trouble.borrow().clone()
+    }
+
+    /// Sets the gauges that are sampled.
+    pub fn sample(&self) {
+        let failing = self.trouble.borrow().is_some();
+        self.store.metrics.failing.set(i64::from(failing));
     }
 
     /// Lets readers see changes that will be handed over by [`Writer::send_blocking`]: of events that are in the log, and
@@ -269,7 +274,7 @@ impl Task {
     fn measure(&self) {
         let under_way = self.write.as_ref().map_or(0, |write| write.rows);
         let rows = self.pending.rows() + under_way;
-        metrics().store_queue.set(rows as i64);
+        self.store.metrics.queue.set(rows as i64);
     }
 
     fn take(&mut self, message: Message) {
@@ -394,11 +399,10 @@ async fn write_until_taken(
             result = store.apply_distinct(&batch) => result,
             () = time_over(stopping.clone()) => return Err(TimeOver),
         };
-        metrics()
-            .store_flush_seconds
-            .observe(started.elapsed().as_secs_f64());
+        let seconds = started.elapsed().as_secs_f64();
+        store.metrics.flush_seconds.observe(seconds);
         let Err(error) = attempt else { break };
-        metrics().store_flush_errors.inc();
+        store.metrics.flush_errors.inc();
         troubled.send_replace(Some(error.to_string()));
         store.complain("account states wait for the database; trying again", &error);
         failed = true;

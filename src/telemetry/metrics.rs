@@ -20,15 +20,6 @@ const EVENT_SECONDS: [f64; 19] = [
     0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.003, 0.005, 0.007_5, 0.01, 0.015, 0.025,
     0.05, 0.1, 0.25, 1.0, 5.0, 15.0, 30.0,
 ];
-/// From a page in the cache of a fast disk to a disk in trouble.
-const DISK_SECONDS: [f64; 14] = [
-    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0,
-];
-/// From a look-up at a directory next door to the time limit of one.
-const LOOKUP_SECONDS: [f64; 11] = [
-    0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0,
-];
-
 /// The metrics of this process.
 pub fn metrics() -> &'static Metrics {
     static METRICS: OnceLock<Metrics> = OnceLock::new();
@@ -38,15 +29,6 @@ pub fn metrics() -> &'static Metrics {
 /// Brings a counter up to a total that another room keeps. A total below the counter changes nothing.
 pub fn raise_to(counter: &IntCounter, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
-}
-
-/// How a DID is looked up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IdentityMethod {
-    /// At the PLC directory.
-    Plc,
-    /// At the host of a did:web.
-    Web,
 }
 
 /// What is looked up, and where.
@@ -63,41 +45,6 @@ pub enum LookupKind {
 impl LookupKind {
     /// All of them, in their order.
     pub const ALL: [Self; 3] = [Self::Directory, Self::Web, Self::Status];
-}
-
-/// What came of a look-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DirectoryOutcome {
-    /// A document.
-    Found,
-    /// No such DID, or a tombstone.
-    NotFound,
-    /// A document that cannot be used.
-    Invalid,
-    /// No answer, or an answer that says nothing about the DID.
-    Unavailable,
-}
-
-/// Why a segment of the log was removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Removal {
-    /// Its events are older than the replay window.
-    Age,
-    /// The log would have been larger than it may be.
-    Bytes,
-    /// Too little room was left on the file system.
-    Room,
-}
-
-/// What came of a request for a crawl.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Crawl {
-    /// The host was refused.
-    Refused,
-    /// The host is known, or was added.
-    Accepted,
-    /// The public, its sender or its domain asked for too many.
-    Limited,
 }
 
 /// Why a consumer was cut that neither closed nor fell out of the window.
@@ -124,8 +71,6 @@ pub struct Metrics {
     pub time_to_firehose: Histogram,
     /// Events forwarded although the account's chain broke.
     pub desynchronized: IntCounter,
-    /// Questions to PDSes whether an account is active.
-    pub status_lookups: IntCounter,
     /// Queue, parked events and resident accounts of each shard.
     pub shards: Shards,
     /// Accounts whose state was in memory.
@@ -154,45 +99,11 @@ pub struct Metrics {
     /// Hosts refused because they are relays.
     pub upstream_relays_refused: IntCounter,
 
-    /// Requests for crawls, by what came of them.
-    crawl_requests: [IntCounter; 3],
-
-    /// Identities found in the cache.
-    pub identity_cache_hits: IntCounter,
-    /// Identities not found in the cache.
-    pub identity_cache_misses: IntCounter,
-    lookups: [[IntCounter; 4]; 2],
     lookups_waiting: [IntGauge; LookupKind::ALL.len()],
-    /// Identities in memory, sampled.
-    pub identity_cache_entries: IntGauge,
-    /// Time of a look-up at a directory or did:web host, in seconds.
-    pub lookup_seconds: Histogram,
 
-    /// The last sequence number that is durable, sampled.
-    pub log_seq: IntGauge,
-    /// The oldest sequence number in the log, sampled.
-    pub log_oldest_seq: IntGauge,
-    /// Bytes of the log on disk, sampled.
-    pub log_bytes: IntGauge,
-    /// Redactions that were asked for.
-    pub log_redactions: IntCounter,
-    /// Accounts whose redaction holds and is not yet off the disk, sampled.
-    pub log_redactions_pending: IntGauge,
-    /// Bytes that the log may take.
-    pub log_max_bytes: IntGauge,
-    /// How long events are to stay in the log, in seconds.
-    pub log_window_seconds: IntGauge,
-    /// Age of the oldest event in the log in seconds, sampled.
-    pub log_oldest_age_seconds: IntGauge,
-    segments_removed: [IntCounter; 3],
-    /// Size of the log's file system in bytes, sampled.
-    pub log_disk_bytes: IntGauge,
-    /// Bytes of it that may still be written, sampled.
-    pub log_disk_free_bytes: IntGauge,
-    /// Bytes that the log leaves on its file system.
-    pub log_min_free_bytes: IntGauge,
     /// Steps of recovery at the start: events applied once more, segments looked through.
     pub recovery_steps: IntCounter,
+<<<<<<< HEAD
     /// 1 while the log cannot write and takes no events.
     pub log_failing: IntGauge,
     /// Events with a sequence number that are not yet durable.
@@ -214,6 +125,8 @@ pub struct Metrics {
 
     /// 1 while the database takes no changes, sampled.
     pub store_failing: IntGauge,
+=======
+>>>>>>> 86362e3 (telemetry: a registry for each relay; four rooms own their metrics)
 
     /// Consumers connected, sampled.
     pub consumers: IntGauge,
@@ -254,29 +167,10 @@ impl Metrics {
         let registry = Registry::new();
         let r = Registrar(&registry);
         r.process_and_build();
-        let lookups = r.counters(
-            "relay_identity_lookups_total",
-            "Look-ups of DIDs by method and outcome",
-            &["method", "outcome"],
-        );
         let lookups_waiting = r.gauges(
             "relay_lookups_waiting",
             "Look-ups that wait for the turn of the host whose event asks",
             &["kind"],
-        );
-        let lookups = ["plc", "web"].map(|method| {
-            ["found", "not_found", "invalid", "unavailable"]
-                .map(|outcome| lookups.with_label_values(&[method, outcome]))
-        });
-        let crawl_requests = r.counters(
-            "relay_crawl_requests_total",
-            "Requests for crawls of hosts, by what came of them",
-            &["outcome"],
-        );
-        let segments_removed = r.counters(
-            "relay_log_segments_removed_total",
-            "Segments of the log removed, by the reason",
-            &["reason"],
         );
         let upstream_memory = r.gauges(
             "relay_upstream_memory_bytes",
@@ -319,35 +213,9 @@ impl Metrics {
                 "How far the log is behind the hosts: the median, over the newest commits, of the time from signing to \
                  appending; grows while events are under way and none gets into the log",
             ),
-            identity_cache_entries: r
-                .gauge("relay_identity_cache_entries", "Identities in memory"),
-            log_max_bytes: r.gauge("relay_log_max_bytes", "Bytes that the log may take"),
-            log_window_seconds: r.gauge(
-                "relay_log_window_seconds",
-                "How long events are to stay in the log",
-            ),
-            log_oldest_age_seconds: r.gauge(
-                "relay_log_oldest_age_seconds",
-                "Age of the oldest event in the log",
-            ),
-            segments_removed: ["age", "bytes", "room"]
-                .map(|reason| segments_removed.with_label_values(&[reason])),
-            log_disk_bytes: r.gauge("relay_log_disk_bytes", "Size of the log's file system"),
-            log_disk_free_bytes: r.gauge(
-                "relay_log_disk_free_bytes",
-                "Bytes of the log's file system that may still be written",
-            ),
-            log_min_free_bytes: r.gauge(
-                "relay_log_min_free_bytes",
-                "Bytes that the log leaves on its file system",
-            ),
             recovery_steps: r.counter(
                 "relay_recovery_steps_total",
                 "Steps of recovery at the start: events applied once more, segments looked through",
-            ),
-            store_failing: r.gauge(
-                "relay_store_failing",
-                "1 while the database takes no changes",
             ),
             consumer_lag_slowest: consumer_lag.with_label_values(&["slowest"]),
             consumer_lag_median: consumer_lag.with_label_values(&["median"]),
@@ -381,8 +249,6 @@ impl Metrics {
                 stuck
             },
             problems: ProblemName::ALL.map(|name| problems.with_label_values(&[name.as_str()])),
-            crawl_requests: ["refused", "accepted", "limited"]
-                .map(|outcome| crawl_requests.with_label_values(&[outcome])),
             received: r.by_kind("relay_events_received_total", "Events received from hosts"),
             forwarded: r.by_kind(
                 "relay_events_forwarded_total",
@@ -401,10 +267,6 @@ impl Metrics {
             desynchronized: r.counter(
                 "relay_events_desynchronized_total",
                 "Events forwarded although the account's chain broke",
-            ),
-            status_lookups: r.counter(
-                "relay_status_lookups_total",
-                "Questions to PDSes whether an account is active",
             ),
             shards: Shards::new(&r),
             account_cache_hits: r.counter(
@@ -452,17 +314,9 @@ impl Metrics {
                 "relay_upstream_relays_refused_total",
                 "Hosts refused because they are relays",
             ),
-            identity_cache_hits: r.counter(
-                "relay_identity_cache_hits_total",
-                "Identities found in the cache",
-            ),
-            identity_cache_misses: r.counter(
-                "relay_identity_cache_misses_total",
-                "Identities not found in the cache",
-            ),
-            lookups,
             lookups_waiting: ["directory", "web", "status"]
                 .map(|kind| lookups_waiting.with_label_values(&[kind])),
+<<<<<<< HEAD
             lookup_seconds: r.histogram(
                 "relay_identity_lookup_seconds",
                 "Time of a look-up of a DID",
@@ -518,6 +372,8 @@ impl Metrics {
                 "relay_store_reads_refused_total",
                 "Public reads that found no free database connection in time",
             ),
+=======
+>>>>>>> 86362e3 (telemetry: a registry for each relay; four rooms own their metrics)
             consumers: r.gauge("relay_consumers", "Consumers of the firehose"),
             consumers_admitted: r.counter("relay_consumers_admitted_total", "Consumers admitted"),
             consumers_refused: r.counter(
@@ -573,11 +429,6 @@ impl Metrics {
         self.hosts.with_label_values(&[state])
     }
 
-    /// Requests for crawls.
-    pub fn crawl_requests(&self, outcome: Crawl) -> &IntCounter {
-        &self.crawl_requests[outcome as usize]
-    }
-
     /// Consumers that were cut.
     pub fn consumers_cut(&self, reason: Cut) -> &IntCounter {
         &self.consumers_cut[reason as usize]
@@ -588,6 +439,7 @@ impl Metrics {
         &self.handed_over[usize::from(kept)]
     }
 
+<<<<<<< HEAD
     /// Segments of the log that were removed.
     pub fn segments_removed(&self, reason: Removal) -> &IntCounter {
         &self.segments_removed[reason as usize]
@@ -598,6 +450,8 @@ impl Metrics {
         self.view_lag.with_label_values(&[view])
     }
 
+=======
+>>>>>>> 86362e3 (telemetry: a registry for each relay; four rooms own their metrics)
     /// Connections that are no consumers closed by a limit: an idle one that made room, or one too many from an address.
     pub fn http_connections_closed(&self, idle: bool) -> &IntCounter {
         &self.http_connections_closed[usize::from(idle)]
@@ -621,11 +475,6 @@ impl Metrics {
     /// 1 while the relay has a problem.
     pub fn problem(&self, name: ProblemName) -> &IntGauge {
         &self.problems[name as usize]
-    }
-
-    /// Look-ups of DIDs.
-    pub fn lookups(&self, method: IdentityMethod, outcome: DirectoryOutcome) -> &IntCounter {
-        &self.lookups[method as usize][outcome as usize]
     }
 
     /// All metrics in the text format of Prometheus.
@@ -781,9 +630,6 @@ mod tests {
         metrics.shards[0].parked.set(3);
         metrics.shards[MAX_SHARDS + 7].queue.set(1);
         metrics.hosts_in("connected").set(2);
-        metrics
-            .lookups(IdentityMethod::Web, DirectoryOutcome::Unavailable)
-            .inc();
         metrics.time_to_firehose.observe(0.004);
         let text = metrics.render().unwrap();
         for line in [
@@ -793,9 +639,7 @@ mod tests {
             "relay_events_dropped_total{rule=\"wrong_host\"} 0",
             "relay_shard_parked{shard=\"0\"} 3",
             "relay_hosts{state=\"connected\"} 2",
-            "relay_identity_lookups_total{method=\"web\",outcome=\"unavailable\"} 1",
             "relay_time_to_firehose_seconds_bucket{le=\"0.005\"} 1",
-            "relay_log_seq 0",
         ] {
             assert!(
                 text.contains(&format!("{line}\n")),

@@ -9,7 +9,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use super::health::{Health, Reader};
-use super::metrics::{Metrics, metrics};
+use super::metrics::metrics;
+use super::registry::Registry;
 
 /// The media type of Prometheus' text format.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -20,21 +21,31 @@ pub trait Observed: Send + Sync + 'static {
     fn health(&self) -> Arc<Health>;
 
     /// Sets the gauges that are sampled rather than counted.
-    fn sample(&self, metrics: &Metrics);
+    fn sample(&self);
 }
 
 /// The routes of the metrics listener.
-pub fn router(observed: Arc<dyn Observed>) -> Router {
+pub fn router(observed: Arc<dyn Observed>, registry: Registry) -> Router {
     Router::new()
         .route("/metrics", get(show_metrics))
         .route("/_health", get(show_health))
         .route("/xrpc/_health", get(show_health))
-        .with_state(observed)
+        .with_state(Shown { observed, registry })
 }
 
-async fn show_metrics(State(observed): State<Arc<dyn Observed>>) -> Response {
-    observed.sample(metrics());
-    match metrics().render() {
+/// What the listener shows.
+#[derive(Clone)]
+struct Shown {
+    observed: Arc<dyn Observed>,
+    registry: Registry,
+}
+
+async fn show_metrics(State(shown): State<Shown>) -> Response {
+    shown.observed.sample();
+    let text = metrics()
+        .render()
+        .and_then(|text| Ok(text + &shown.registry.render()?));
+    match text {
         Ok(text) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "the metrics cannot be written");
@@ -43,8 +54,8 @@ async fn show_metrics(State(observed): State<Arc<dyn Observed>>) -> Response {
     }
 }
 
-async fn show_health(State(observed): State<Arc<dyn Observed>>) -> Response {
-    observed.health().respond(Reader::Operator)
+async fn show_health(State(shown): State<Shown>) -> Response {
+    shown.observed.health().respond(Reader::Operator)
 }
 
 #[cfg(test)]
@@ -54,14 +65,28 @@ mod tests {
     use super::super::health::{Finding, Problem, ProblemName};
     use std::time::SystemTime;
 
-    struct Fixed(Health);
+    use prometheus::IntGauge;
+
+    struct Fixed {
+        health: Health,
+        sampled: IntGauge,
+    }
+
+    fn shown(health: Health) -> State<Shown> {
+        let registry = Registry::default();
+        let sampled = registry.gauge("sampled", "A gauge that is sampled");
+        State(Shown {
+            observed: Arc::new(Fixed { health, sampled }),
+            registry,
+        })
+    }
 
     impl Observed for Fixed {
         fn health(&self) -> Arc<Health> {
-            Arc::new(self.0.clone())
+            Arc::new(self.health.clone())
         }
-        fn sample(&self, metrics: &Metrics) {
-            metrics.log_bytes.set(4242);
+        fn sample(&self) {
+            self.sampled.set(4242);
         }
     }
 
@@ -74,28 +99,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_scrape_samples_first() {
-        let observed: Arc<dyn Observed> = Arc::new(Fixed(Health::default()));
-        let response = show_metrics(State(observed)).await;
+        let response = show_metrics(shown(Health::default())).await;
         assert_eq!(response.headers()[header::CONTENT_TYPE], TEXT_FORMAT);
-        assert!(body(response).await.contains("relay_log_bytes 4242\n"));
+        assert!(body(response).await.contains("sampled 4242\n"));
     }
 
     #[tokio::test]
     async fn health_is_a_status_code_and_reasons() {
-        let ok = show_health(State(
-            Arc::new(Fixed(Health::default())) as Arc<dyn Observed>
-        ))
-        .await;
+        let ok = show_health(shown(Health::default())).await;
         assert_eq!(ok.status(), StatusCode::OK);
         let problems = vec![Problem {
             name: ProblemName::Log,
             since: SystemTime::now(),
             finding: Finding::because("the log waits", "the disk of the log is full"),
         }];
-        let bad = show_health(State(
-            Arc::new(Fixed(Health { problems })) as Arc<dyn Observed>
-        ))
-        .await;
+        let bad = show_health(shown(Health { problems })).await;
         assert_eq!(bad.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(body(bad).await.contains("the disk of the log is full"));
     }

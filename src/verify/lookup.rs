@@ -406,7 +406,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::devnet::plc::Plc;
     use crate::dial::Guard;
-    use crate::identity::Settings;
+    use crate::identity::{Metrics, Settings};
     use crate::store::Store;
 
     /// Look-ups over a new database and a directory that knows nobody.
@@ -433,6 +433,7 @@ mod tests {
                     },
                     Guard::new(false),
                     Clock::default(),
+                    Metrics::default(),
                 ),
                 writer: Writer::spawn(store),
                 shards: vec![shard.downgrade()],

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use atproto_relay::dial::Guard;
-use atproto_relay::discovery::{CrawlError, Crawler, PullError, Requester, Settings, pull_hosts};
+use atproto_relay::discovery::{
+    CrawlError, Crawler, Metrics, PullError, Requester, Settings, pull_hosts,
+};
 use atproto_relay::hosts::{Hosts, HostsOptions};
 use atproto_relay::store::{HostStatus, Store};
 use atproto_relay::upstream::{Supervisor, UpstreamOptions};
@@ -116,7 +118,7 @@ impl Relay {
             pipeline,
         );
         Self {
-            crawler: Crawler::new(settings, guard, upstream.clone()),
+            crawler: Crawler::new(settings, guard, upstream.clone(), Metrics::default()),
             hosts,
             upstream,
             store,

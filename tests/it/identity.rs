@@ -9,7 +9,7 @@ use atproto_relay::atproto::did::Did;
 use atproto_relay::clock::Clock;
 use atproto_relay::dial::Guard;
 use atproto_relay::identity::{
-    Identity, RepoStatusError, Requester, ResolveError, Resolver, Settings,
+    Identity, Metrics, RepoStatusError, Requester, ResolveError, Resolver, Settings,
 };
 use axum::Router;
 use axum::extract::{Path, Query, State};
@@ -88,7 +88,12 @@ impl Server {
 }
 
 fn resolver(settings: Settings) -> Resolver {
-    Resolver::new(settings, Guard::new(true), Clock::default())
+    Resolver::new(
+        settings,
+        Guard::new(true),
+        Clock::default(),
+        Metrics::default(),
+    )
 }
 
 async fn answer(State(server): State<Server>, what: String) -> Response {
@@ -369,10 +374,12 @@ async fn unusable_documents_are_refused() {
 #[tokio::test]
 async fn a_pds_that_may_not_be_dialled_is_no_pds() {
     let server = Server::start().await;
-    let resolver = resolver(Settings {
-        guard: Guard::new(false),
-        ..server.settings()
-    });
+    let resolver = Resolver::new(
+        server.settings(),
+        Guard::new(false),
+        Clock::default(),
+        Metrics::default(),
+    );
     for (account, endpoint) in [
         (ALICE, "https://127.0.0.1"),
         (BOB, "http://pds.example.com"),
@@ -399,7 +406,12 @@ async fn a_did_web_is_read_from_its_host() {
     let identity = server.resolver().resolve(&web).await.unwrap();
     assert_eq!(identity.pds.as_ref().unwrap().name(), "pds.example.com");
 
-    let public = Resolver::new(server.settings(), Guard::new(false), Clock::default());
+    let public = Resolver::new(
+        server.settings(),
+        Guard::new(false),
+        Clock::default(),
+        Metrics::default(),
+    );
     assert!(matches!(
         public.resolve(&web).await,
         Err(ResolveError::Invalid(_))

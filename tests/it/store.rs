@@ -9,7 +9,8 @@ use atproto_relay::atproto::tid::Tid;
 use atproto_relay::dial::DomainPattern;
 use atproto_relay::store::{
     AccountRow, AccountUpdate, Batch, Heard, HostId, HostRow, HostStatus, KnownKey, LocalStatus,
-    NewHost, RateOverrides, RepoState, Store, StoreError, UpstreamStatus, Validation, Writer,
+    Metrics, NewHost, RateOverrides, RepoState, Store, StoreError, UpstreamStatus, Validation,
+    Writer,
 };
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -1337,7 +1338,9 @@ fn public_reads_take_no_connection_from_the_relay_and_all_stay_within_their_numb
     runtime.block_on(async {
         for (connections, public) in [(5, 1), (9, 3), (12, 4)] {
             let url = server.database().await;
-            let store = Store::open_with(&url, connections).await.unwrap();
+            let store = Store::open_with(&url, connections, Metrics::default())
+                .await
+                .unwrap();
             let _hold = store.hold().await.unwrap();
             let host = host_with_limit(&store, "pds.example.com", 100).await.id;
             store.apply(&batch(vec![created(1, host)])).await.unwrap();

@@ -19,9 +19,7 @@ use super::operations::Running;
 use super::vitals::count_hosts;
 use crate::clock::Clock;
 use crate::eventlog;
-use crate::telemetry::{
-    Change, DirectoryOutcome, Finding, Health, IdentityMethod, ProblemName, Watch, metrics,
-};
+use crate::telemetry::{Change, Finding, Health, ProblemName, Watch, metrics};
 
 use directory::Directory;
 use losses::Losses;
@@ -184,12 +182,8 @@ impl Examiner {
     }
 
     fn directory(&mut self, now: Instant) -> Option<Finding> {
-        let count = |outcome| metrics().lookups(IdentityMethod::Plc, outcome).get();
-        let answered = count(DirectoryOutcome::Found)
-            + count(DirectoryOutcome::NotFound)
-            + count(DirectoryOutcome::Invalid);
-        self.directory
-            .look(answered, count(DirectoryOutcome::Unavailable), now)
+        let (answered, unanswered) = self.running.resolver.metrics().directory_lookups();
+        self.directory.look(answered, unanswered, now)
     }
 
     fn consumers_cut(&self) -> Option<Finding> {

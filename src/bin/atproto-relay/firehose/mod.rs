@@ -164,7 +164,8 @@ impl<'a> Reader<'a> {
                 plc_host: args.plc_host.clone(),
                 ..identity::Settings::default()
             };
-            Arc::new(Resolver::new(settings, guard, Clock::default()))
+            let metrics = identity::Metrics::default();
+            Arc::new(Resolver::new(settings, guard, Clock::default(), metrics))
         });
         Reader {
             args,
