@@ -11,11 +11,12 @@ use super::kinds::{
 };
 use super::source::Raw;
 use super::units::{KIB, MB, MIB, TIB};
-use super::{Config, MAX_GROUP_WINDOW, MAX_SHARDS, MIN_SEGMENT_BYTES};
+use super::{Config, MAX_GROUP_WINDOW, MIN_SEGMENT_BYTES};
 use crate::dial::DomainPattern;
 use crate::eventlog::Durability;
 use crate::store::{MIN_CONNECTIONS, Validation};
 use crate::telemetry::LogFormat;
+use crate::verify::MAX_SHARDS;
 
 /// Headings of `--help` and of the configuration page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -333,7 +334,7 @@ fn access() -> Vec<Setting> {
         Setting::new(
             "validation",
             choice("MODE", Validation::ALL, Validation::as_str),
-            field!(validation),
+            field!(verify.validation),
             "strict",
             "How commits are checked: strict; ratchet (strict for a host after its first sync 1.1 commit); lenient (missing prevData and prev are accepted)",
         )
@@ -399,7 +400,7 @@ fn domains_and_crawls() -> Vec<Setting> {
         Setting::new(
             "trusted_domains",
             domains(DomainPattern::trusted),
-            field!(trusted_domains),
+            field!(host_settings.trusted_domains),
             "*.host.bsky.network",
             "Hosts with the account quota limits.trusted_accounts: a name, or *.DOMAIN for all its subdomains. Repeat it for more",
         )
@@ -408,7 +409,7 @@ fn domains_and_crawls() -> Vec<Setting> {
         Setting::new(
             "banned_domains",
             domains(DomainPattern::banned),
-            field!(banned_domains),
+            field!(host_settings.banned_domains),
             "none",
             "Domain that is never subscribed to, subdomains included. Repeat it for more",
         )
@@ -464,7 +465,7 @@ fn event_limits() -> Vec<Setting> {
         Setting::new(
             "limits.accounts",
             count(0..),
-            field!(host_limits.accounts),
+            field!(host_settings.limits.accounts),
             "100",
             "Maximum active accounts of a host. Accounts above it are throttled until the limit is raised",
         )
@@ -476,7 +477,7 @@ fn event_limits() -> Vec<Setting> {
         Setting::new(
             "limits.trusted_accounts",
             count(0..),
-            field!(host_limits.trusted_accounts),
+            field!(host_settings.limits.trusted_accounts),
             "10000000",
             "Maximum active accounts of a host of trusted_domains",
         )
@@ -484,7 +485,7 @@ fn event_limits() -> Vec<Setting> {
         Setting::new(
             "limits.events_per_second",
             positive_rate(),
-            field!(host_limits.per_second.base),
+            field!(host_settings.limits.per_second.base),
             "50",
             "Maximum events per second from a host. Above it the relay reads the socket more slowly and drops nothing",
         )
@@ -492,7 +493,7 @@ fn event_limits() -> Vec<Setting> {
         Setting::new(
             "limits.events_per_second_per_account",
             rate(),
-            field!(host_limits.per_second.per_account),
+            field!(host_settings.limits.per_second.per_account),
             "0.001",
             "Events per second added to the limit for each account of the host",
         )
@@ -500,7 +501,7 @@ fn event_limits() -> Vec<Setting> {
         Setting::new(
             "limits.events_per_hour",
             positive_rate(),
-            field!(host_limits.per_hour.base),
+            field!(host_settings.limits.per_hour.base),
             "2500",
             "Maximum events per hour from a host",
         )
@@ -508,7 +509,7 @@ fn event_limits() -> Vec<Setting> {
         Setting::new(
             "limits.events_per_hour_per_account",
             rate(),
-            field!(host_limits.per_hour.per_account),
+            field!(host_settings.limits.per_hour.per_account),
             "1",
             "Events per hour added to the limit for each account of the host",
         )
@@ -516,7 +517,7 @@ fn event_limits() -> Vec<Setting> {
         Setting::new(
             "limits.events_per_day",
             positive_rate(),
-            field!(host_limits.per_day.base),
+            field!(host_settings.limits.per_day.base),
             "20000",
             "Maximum events in 24 hours from a host",
         )
@@ -524,7 +525,7 @@ fn event_limits() -> Vec<Setting> {
         Setting::new(
             "limits.events_per_day_per_account",
             rate(),
-            field!(host_limits.per_day.per_account),
+            field!(host_settings.limits.per_day.per_account),
             "10",
             "Events in 24 hours added to the limit for each account of the host",
         )
@@ -537,7 +538,7 @@ fn other_limits() -> Vec<Setting> {
         Setting::new(
             "limits.account_event_bytes",
             size(0..),
-            field!(account_event_bytes),
+            field!(verify.account_event_bytes),
             "8KiB",
             "Maximum size of an #identity or #account event. Larger ones are dropped",
         )
@@ -545,7 +546,7 @@ fn other_limits() -> Vec<Setting> {
         Setting::new(
             "limits.bytes_per_hour",
             size(0..),
-            field!(host_limits.bytes_per_hour.base),
+            field!(host_settings.limits.bytes_per_hour.base),
             "200MB",
             "Maximum bytes per hour from a host. Above it the relay reads the socket more slowly and drops nothing",
         )
@@ -553,7 +554,7 @@ fn other_limits() -> Vec<Setting> {
         Setting::new(
             "limits.bytes_per_hour_per_account",
             size(0..),
-            field!(host_limits.bytes_per_hour.per_account),
+            field!(host_settings.limits.bytes_per_hour.per_account),
             "100kB",
             "Bytes per hour added to the limit for each account of the host",
         )
@@ -561,7 +562,7 @@ fn other_limits() -> Vec<Setting> {
         Setting::new(
             "limits.pings_per_second",
             count(1..=u64::from(u32::MAX)),
-            field!(host_limits.others_per_second),
+            field!(host_settings.limits.others_per_second),
             "20",
             "Maximum pings, pongs and text messages per second from a host. Above it the relay reads the socket more slowly, events included",
         )
@@ -569,14 +570,14 @@ fn other_limits() -> Vec<Setting> {
         Setting::new(
             "limits.message_time",
             positive_time(),
-            field!(message_time),
+            field!(upstream.message_time),
             "30s",
             "Maximum time from the first byte of a host's message to its last. After it the relay closes the connection",
         ),
         Setting::new(
             "desync.limit",
             count(0..=u64::from(u32::MAX)),
-            field!(desync.limit),
+            field!(verify.desync.limit),
             "100",
             "Maximum breaks in an account's chain of commits within desync.period. After one more the account is desynchronized",
         )
@@ -584,7 +585,7 @@ fn other_limits() -> Vec<Setting> {
         Setting::new(
             "desync.period",
             positive_time(),
-            field!(desync.period),
+            field!(verify.desync.period),
             "24h",
             "Time over which breaks in an account's chain of commits are counted",
         )
@@ -658,14 +659,14 @@ fn identities() -> Vec<Setting> {
         Setting::new(
             "identity.directory_lookups",
             count(1..=10_000),
-            field!(lookups.directory),
+            field!(verify.places.directory),
             "64",
             "Maximum concurrent requests to the PLC directory. Hosts whose events need them share them",
         ),
         Setting::new(
             "identity.host_lookups",
             count(1..=10_000),
-            field!(lookups.hosts),
+            field!(verify.places.hosts),
             "128",
             "Maximum concurrent requests for did:web documents, and as many for account statuses. Hosts whose events need them share them",
         ),
@@ -689,35 +690,35 @@ fn machine() -> Vec<Setting> {
         Setting::new(
             "shards",
             count(1..=MAX_SHARDS as u64),
-            field!(shards),
+            field!(verify.shards),
             "one per core",
             "Number of threads that verify events",
         ),
         Setting::new(
             "account_cache",
             size(MIB..),
-            field!(account_cache_bytes),
+            field!(verify.account_bytes),
             "512MiB",
             "Memory for the state of accounts. State that does not fit is read from the database",
         ),
         Setting::new(
             "memory.per_host",
             size(16 * KIB..=5 * MB),
-            field!(memory.per_host),
+            field!(host_settings.memory.per_host),
             "64KiB",
             "Memory reserved for the in-flight events of each host, and as much again for an incomplete message",
         ),
         Setting::new(
             "memory.shared",
             size(32 * MIB..=TIB),
-            field!(memory.shared),
+            field!(host_settings.memory.shared),
             "256MiB",
             "Memory that hosts borrow for what does not fit into memory.per_host. Half of it is closed to hosts that hold it for long and to long frames of new hosts",
         ),
         Setting::new(
             "memory.parked",
             size(MIB..=TIB),
-            field!(memory.parked),
+            field!(host_settings.memory.parked),
             "256MiB",
             "Memory for events that wait for a look-up, in equal parts for all hosts. Each host also has memory.per_host for them",
         ),

@@ -16,7 +16,7 @@ use super::memory::Memory;
 use super::progress::{InFlightLimits, Progress, RecoveredHost};
 use super::rate::{Cost, EventRates, RateWindows};
 use super::rule::Rule;
-use crate::config::HostLimits;
+use super::settings::HostLimits;
 use crate::dial::PdsHost;
 use crate::store::{HostId, HostRow, HostStatus, RateOverrides, Validation};
 
@@ -405,7 +405,7 @@ impl HostHandle {
 /// The rates of a host: the reference relay's formula with its account quota for n, overridden where the operator did.
 fn event_rates(account_limit: i64, overrides: &RateOverrides, general: &HostLimits) -> EventRates {
     let accounts = account_limit.max(0) as u64;
-    let rate = |set: Option<u32>, rule: crate::config::Rate| match set {
+    let rate = |set: Option<u32>, rule: super::settings::Rate| match set {
         Some(set) => u64::from(set),
         None => rule.for_accounts(accounts) as u64,
     };
@@ -445,7 +445,7 @@ impl HostHandle {
             PdsHost::parse(&row.hostname, &guard).expect("a hostname"),
             RecoveredHost::default(),
             InFlightLimits::default(),
-            Memory::new(crate::config::MemoryLimits::default()),
+            Memory::new(super::memory::MemoryLimits::default()),
             &HostLimits::default(),
         )
     }

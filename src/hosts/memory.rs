@@ -10,8 +10,36 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::config::MemoryLimits;
 use crate::telemetry::metrics;
+
+/// How much memory the frames of hosts may take, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryLimits {
+    /// For each host: of events on their way, and once more of a message whose end has not come.
+    pub per_host: usize,
+    /// For all hosts together: what does not fit into their own shares.
+    pub shared: usize,
+    /// For all hosts together, in equal parts: events that wait for a look-up.
+    pub parked: usize,
+}
+
+impl Default for MemoryLimits {
+    fn default() -> MemoryLimits {
+        MemoryLimits {
+            per_host: 64 * 1024,
+            shared: 256 * 1024 * 1024,
+            parked: 256 * 1024 * 1024,
+        }
+    }
+}
+
+impl MemoryLimits {
+    /// The most that frames of so many hosts take, whatever the hosts send.
+    pub fn bound(&self, hosts: usize) -> usize {
+        // Of events on their way, of a message that is not whole, and of events that are parked.
+        3 * hosts * self.per_host + self.shared + self.parked
+    }
+}
 
 /// A loan that is held longer than this is no loan for a moment: events pass in milliseconds, and a long frame of an
 /// ordinary line in a second.

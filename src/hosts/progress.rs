@@ -545,8 +545,8 @@ impl Drop for InFlight {
 mod tests {
     use futures_util::FutureExt;
 
+    use super::super::memory::MemoryLimits;
     use super::*;
-    use crate::config::MemoryLimits;
 
     fn durable<const N: usize>(events: [(i64, u64); N]) -> BTreeMap<i64, Durable> {
         let of_one = |(seq, log_seq)| {

@@ -13,9 +13,9 @@ use super::index::HostIndex;
 use super::memory::{Memory, MemoryUse};
 use super::progress::{InFlightLimits, RecoveredHost};
 use super::rule::Rule;
+use super::settings::{HostLimits, Settings};
 use super::statuses::StatusWriter;
 use crate::atproto::did::Did;
-use crate::config::{HostLimits, MemoryLimits};
 use crate::dial::{DomainPattern, Guard, PdsHost};
 use crate::store::{
     HostId, HostRow, HostStatus, NewHost, RateOverrides, Store, StoreError, Validation,
@@ -27,34 +27,20 @@ use crate::telemetry::metrics;
 pub struct HostsOptions {
     /// The rules for dialling: a host whose name they refuse is left out.
     pub guard: Guard,
-    /// What may change while hosts are connected.
-    pub policy: Policy,
+    /// What an operator sets.
+    pub settings: Settings,
     /// In-flight events of one host.
     pub in_flight: InFlightLimits,
-    /// Memory for the in-flight events of all hosts.
-    pub memory: MemoryLimits,
 }
 
 impl Default for HostsOptions {
     fn default() -> Self {
         Self {
             guard: Guard::new(false),
-            policy: Policy::default(),
+            settings: Settings::default(),
             in_flight: InFlightLimits::default(),
-            memory: MemoryLimits::default(),
         }
     }
-}
-
-/// The part of [`HostsOptions`] that may change while hosts are connected.
-#[derive(Clone, Debug, Default)]
-pub struct Policy {
-    /// Quotas and rates of hosts without their own.
-    pub limits: HostLimits,
-    /// Hosts that get the trusted quota.
-    pub trusted_domains: Vec<DomainPattern>,
-    /// Domains that are banned by configuration, beside those in the database.
-    pub banned_domains: Vec<DomainPattern>,
 }
 
 /// Why a host was not added.
@@ -102,15 +88,16 @@ impl Hosts {
     ) -> Result<Self, StoreError> {
         metrics().register_rules(Rule::ALL.iter().map(|rule| rule.name()));
         let rows = store.hosts().await?;
-        let Policy {
+        let Settings {
             limits,
             trusted_domains,
             banned_domains,
-        } = options.policy;
+            memory,
+        } = options.settings;
         let inner = Inner {
             guard: options.guard,
             in_flight: options.in_flight,
-            memory: Memory::new(options.memory),
+            memory: Memory::new(memory),
             index: HostIndex::default(),
             limits: RwLock::new(limits),
             trusted_domains: RwLock::new(trusted_domains),
@@ -197,18 +184,18 @@ impl Hosts {
         self.inner.is_trusted(host)
     }
 
-    /// Applies another policy: rates count for the next event of each host, quotas and trust for new hosts.
-    pub(crate) fn apply(&self, policy: Policy) {
-        let Policy {
-            limits,
-            trusted_domains,
-            banned_domains,
-        } = policy;
-        *self.inner.limits.write() = limits;
-        *self.inner.trusted_domains.write() = trusted_domains;
-        self.inner.bans.set_configured(banned_domains);
+    /// Applies other settings, all but the memory: rates count for the next event of each host, quotas and trust for new
+    /// hosts.
+    pub(crate) fn apply(&self, settings: &Settings) {
+        *self.inner.limits.write() = settings.limits;
+        self.inner
+            .trusted_domains
+            .write()
+            .clone_from(&settings.trusted_domains);
+        let banned = settings.banned_domains.clone();
+        self.inner.bans.set_configured(banned);
         for host in self.list() {
-            host.apply_limits(&limits);
+            host.apply_limits(&settings.limits);
         }
     }
 

@@ -148,7 +148,8 @@ mod tests {
             ("[::1]:2583", "[::1]"),
             ("[::1]", "[::1]"),
         ] {
-            assert_eq!(Name::new(hostname, true).domain(), domain);
+            let host = Name::new(hostname, true).host().unwrap();
+            assert_eq!(host.domain(), domain);
         }
     }
 

@@ -37,7 +37,7 @@ use crate::discovery::Crawler;
 use crate::eventlog::{self, EventLog, LogError, LogOptions, Slot, Slots};
 use crate::firehose::{self, Firehose, FirehoseOptions};
 use crate::hosts::roster::{Name, Roster};
-use crate::hosts::{AddError, Hosts, HostsOptions, Policy, RecoveredHost};
+use crate::hosts::{AddError, Hosts, HostsOptions, RecoveredHost};
 use crate::http::{self, Listener, ServerOptions};
 use crate::identity::Resolver;
 use crate::store::{ACCOUNTS_VIEW, HostId, NewHost, Store, StoreError, Writer};
@@ -175,7 +175,16 @@ impl Relay {
 
         let clock = Clock::after(log.newest_at_open());
         let guard = Guard::new(config.allow_private_hosts);
-        let hosts = Hosts::load(hosts_options(&config, guard), store.clone(), recovered).await?;
+        let hosts = Hosts::load(
+            HostsOptions {
+                guard,
+                settings: config.host_settings.clone(),
+                ..HostsOptions::default()
+            },
+            store.clone(),
+            recovered,
+        )
+        .await?;
         let writer = Writer::spawn(store.clone());
         let (to_log, from_shards) = sync_mpsc::sync_channel(LOG_QUEUE);
         let (failing, failed) = watch::channel(None);
@@ -197,8 +206,11 @@ impl Relay {
             alarm: alarm.clone(),
             head: log.head(),
         };
-        let (pipeline, shards) = Pipeline::start(pipeline_options(&config, clock), dependencies)
-            .map_err(StartError::Thread)?;
+        let (pipeline, shards) = Pipeline::start(
+            verify::Options::with(&config.verify, &config.identity, clock),
+            dependencies,
+        )
+        .map_err(StartError::Thread)?;
         let unfinished = Unfinished(Some(pipeline.clone()));
         let position = Position::new(log.head());
         let accounts = LiveAccounts::new(writer.clone());
@@ -217,7 +229,7 @@ impl Relay {
             settle,
         )?;
         let upstream = Supervisor::new(
-            upstream_options(&config, guard),
+            UpstreamOptions::with(config.upstream, guard),
             hosts.clone(),
             store.clone(),
             pipeline.clone(),
@@ -546,10 +558,10 @@ async fn replay(
 ) -> Result<HashMap<HostId, RecoveredHost>, RecoveryError> {
     let as_added = |name: &Name| {
         let host = name.host();
-        let limit = host.as_ref().map_or(config.host_limits.accounts, |host| {
-            config.default_account_limit(host)
-        });
-        let trusted = host.is_some_and(|host| config.is_trusted(&host));
+        let settings = &config.host_settings;
+        let limit = host.as_ref();
+        let limit = limit.map_or(settings.limits.accounts, |host| settings.account_limit(host));
+        let trusted = host.is_some_and(|host| settings.is_trusted(&host));
         NewHost {
             account_limit: i64::try_from(limit).unwrap_or(i64::MAX),
             ..NewHost::new(&name.hostname, name.tls, trusted)
@@ -577,52 +589,6 @@ async fn open_log(
     match task::spawn_blocking(move || EventLog::open(options)).await {
         Ok(log) => Ok(log?),
         Err(failure) => Err(StartError::Thread(io::Error::other(failure))),
-    }
-}
-
-fn pipeline_options(config: &Config, clock: Clock) -> verify::Options {
-    let shards = config.shards.max(1);
-    verify::Options {
-        shards,
-        account_bytes: usize::try_from(config.account_cache_bytes).unwrap_or(usize::MAX),
-        tuning: tuning(config),
-        places: config.lookups,
-        clock,
-    }
-}
-
-fn tuning(config: &Config) -> verify::Tuning {
-    verify::Tuning {
-        identity_ttl: config.identity.ttl,
-        status_interval: config.identity.refresh_interval,
-        validation: config.validation,
-        desync: config.desync,
-        account_event_bytes: usize::try_from(config.account_event_bytes).unwrap_or(usize::MAX),
-    }
-}
-
-fn hosts_options(config: &Config, guard: Guard) -> HostsOptions {
-    HostsOptions {
-        guard,
-        policy: policy(config),
-        memory: config.memory,
-        ..HostsOptions::default()
-    }
-}
-
-fn upstream_options(config: &Config, guard: Guard) -> UpstreamOptions {
-    UpstreamOptions {
-        guard,
-        message_timeout: config.message_time,
-        ..UpstreamOptions::default()
-    }
-}
-
-fn policy(config: &Config) -> Policy {
-    Policy {
-        limits: config.host_limits,
-        trusted_domains: config.trusted_domains.clone(),
-        banned_domains: config.banned_domains.clone(),
     }
 }
 

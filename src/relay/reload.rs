@@ -5,7 +5,7 @@
 
 use tracing::error;
 
-use super::{Relay, add_configured_host, firehose_options, policy, tuning};
+use super::{Relay, add_configured_host, firehose_options};
 use crate::config::{Config, Reload};
 use crate::dial::Guard;
 use crate::telemetry::{metrics, set_log_level};
@@ -25,12 +25,12 @@ impl Relay {
         self.trusted_proxies.apply(new.trusted_proxies.clone());
         let running = &self.running;
         running.log.apply(&new.log);
-        running.pipeline.follow(tuning(&new));
+        running.pipeline.apply(&new.verify, &new.identity);
         running.resolver.apply(&new.identity);
         let guard = Guard::new(self.config.allow_private_hosts);
         running.crawler.apply(&new.discovery);
         running.firehose.follow(&firehose_options(&new));
-        running.upstream.apply(policy(&new)).await;
+        running.upstream.apply(&new.host_settings).await;
         // Known hosts among them that wait for their next attempt are tried now.
         for entry in &new.hosts {
             if let Err(failure) = add_configured_host(entry, guard, &running.upstream).await {

@@ -13,7 +13,7 @@ use prometheus::{
 };
 
 use super::health::ProblemName;
-use crate::config::MAX_SHARDS;
+use crate::verify::MAX_SHARDS;
 
 /// From 50 µs, below which nothing verified can be, to 30 s, over which an event was parked.
 const EVENT_SECONDS: [f64; 19] = [
@@ -103,30 +103,6 @@ pub struct Metrics {
 
     /// Steps of recovery at the start: events applied once more, segments looked through.
     pub recovery_steps: IntCounter,
-<<<<<<< HEAD
-    /// 1 while the log cannot write and takes no events.
-    pub log_failing: IntGauge,
-    /// Events with a sequence number that are not yet durable.
-    pub log_durable_lag: IntGauge,
-    view_lag: IntGaugeVec,
-    /// Time of one write with its fdatasync, in seconds.
-    pub log_write_seconds: Histogram,
-    /// Writes of the log that failed and were repeated.
-    pub log_write_errors: IntCounter,
-
-    /// Updates that wait to be written to the database, sampled.
-    pub store_queue: IntGauge,
-    /// Time of one batch in the database, in seconds.
-    pub store_flush_seconds: Histogram,
-    /// Batches that failed in the database and were repeated.
-    pub store_flush_errors: IntCounter,
-    /// Public reads that found no free connection in time.
-    pub store_reads_refused: IntCounter,
-
-    /// 1 while the database takes no changes, sampled.
-    pub store_failing: IntGauge,
-=======
->>>>>>> 86362e3 (telemetry: a registry for each relay; four rooms own their metrics)
 
     /// Consumers connected, sampled.
     pub consumers: IntGauge,
@@ -316,64 +292,6 @@ impl Metrics {
             ),
             lookups_waiting: ["directory", "web", "status"]
                 .map(|kind| lookups_waiting.with_label_values(&[kind])),
-<<<<<<< HEAD
-            lookup_seconds: r.histogram(
-                "relay_identity_lookup_seconds",
-                "Time of a look-up of a DID",
-                &LOOKUP_SECONDS,
-            ),
-            log_seq: r.gauge("relay_log_seq", "Last durable sequence number"),
-            log_oldest_seq: r.gauge("relay_log_oldest_seq", "Oldest sequence number in the log"),
-            log_bytes: r.gauge("relay_log_bytes", "Bytes of the log on disk"),
-            log_redactions: r.counter(
-                "relay_log_redactions_total",
-                "Accounts whose events were taken out of the log, at each deletion or takedown that had any",
-            ),
-            log_redactions_pending: r.gauge(
-                "relay_log_redactions_pending",
-                "Accounts whose events are not served any more and are not yet off the disk",
-            ),
-            log_failing: r.gauge(
-                "relay_log_failing",
-                "1 while the log cannot be written and takes no events",
-            ),
-            log_durable_lag: r.gauge(
-                "relay_log_durable_lag_events",
-                "Events with a sequence number that are not yet durable",
-            ),
-            view_lag: r.gauges(
-                "relay_view_lag_events",
-                "Events that the log has and a view of it has not stored",
-                &["view"],
-            ),
-            log_write_seconds: r.histogram(
-                "relay_log_write_seconds",
-                "Time of one write to the log with its fdatasync",
-                &DISK_SECONDS,
-            ),
-            log_write_errors: r.counter(
-                "relay_log_write_errors_total",
-                "Writes of the log that failed and were repeated",
-            ),
-            store_queue: r.gauge(
-                "relay_store_queue",
-                "Updates that wait to be written to the database",
-            ),
-            store_flush_seconds: r.histogram(
-                "relay_store_flush_seconds",
-                "Time of one batch in the database",
-                &DISK_SECONDS,
-            ),
-            store_flush_errors: r.counter(
-                "relay_store_flush_errors_total",
-                "Batches that failed in the database and were repeated",
-            ),
-            store_reads_refused: r.counter(
-                "relay_store_reads_refused_total",
-                "Public reads that found no free database connection in time",
-            ),
-=======
->>>>>>> 86362e3 (telemetry: a registry for each relay; four rooms own their metrics)
             consumers: r.gauge("relay_consumers", "Consumers of the firehose"),
             consumers_admitted: r.counter("relay_consumers_admitted_total", "Consumers admitted"),
             consumers_refused: r.counter(
@@ -439,19 +357,6 @@ impl Metrics {
         &self.handed_over[usize::from(kept)]
     }
 
-<<<<<<< HEAD
-    /// Segments of the log that were removed.
-    pub fn segments_removed(&self, reason: Removal) -> &IntCounter {
-        &self.segments_removed[reason as usize]
-    }
-
-    /// Events that the log has and this view of it has not stored, sampled.
-    pub fn view_lag(&self, view: &str) -> IntGauge {
-        self.view_lag.with_label_values(&[view])
-    }
-
-=======
->>>>>>> 86362e3 (telemetry: a registry for each relay; four rooms own their metrics)
     /// Connections that are no consumers closed by a limit: an idle one that made room, or one too many from an address.
     pub fn http_connections_closed(&self, idle: bool) -> &IntCounter {
         &self.http_connections_closed[usize::from(idle)]

@@ -14,4 +14,4 @@ mod socket;
 mod supervisor;
 
 pub use backoff::Backoff;
-pub use supervisor::{Supervisor, UpstreamOptions};
+pub use supervisor::{Settings, Supervisor, UpstreamOptions};

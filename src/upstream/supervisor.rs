@@ -16,7 +16,8 @@ use super::housekeeping;
 use super::runner::Runner;
 use super::shared::{Shared, Times};
 use crate::dial::{Guard, PdsHost};
-use crate::hosts::{AddError, HostHandle, HostState, Hosts, Policy};
+use crate::hosts;
+use crate::hosts::{AddError, HostHandle, HostState, Hosts};
 use crate::store::{HostId, HostStatus, Store, StoreError};
 use crate::verify::Pipeline;
 
@@ -26,7 +27,22 @@ const MIN_REQUESTED_INTERVAL: Duration = Duration::from_secs(30);
 /// Longest wait for the connections to close when the relay stops.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Settings of the connections.
+/// What an operator sets for the connections. A change needs a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Longest time from the first byte of a host's message to its last.
+    pub message_time: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            message_time: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Options of the connections.
 #[derive(Clone, Debug)]
 pub struct UpstreamOptions {
     /// The rules for dialling.
@@ -55,9 +71,20 @@ impl Default for UpstreamOptions {
             handshake_timeout: Duration::from_secs(15),
             ping_interval: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(90),
-            message_timeout: Duration::from_secs(30),
+            message_timeout: Settings::default().message_time,
             refused_pause: Duration::from_secs(24 * 60 * 60),
             handshakes: 256,
+        }
+    }
+}
+
+impl UpstreamOptions {
+    /// These settings, and connections by the rules of `guard`.
+    pub fn with(settings: Settings, guard: Guard) -> Self {
+        Self {
+            guard,
+            message_timeout: settings.message_time,
+            ..Self::default()
         }
     }
 }
@@ -194,10 +221,10 @@ impl Supervisor {
         Ok(was_banned)
     }
 
-    /// Applies another policy: rates count for the next event of each host, quotas and trust for new hosts, and hosts of
+    /// Applies other settings of hosts: rates count for the next event of each host, quotas and trust for new hosts, and hosts of
     /// domains that are now banned are disconnected, those of domains that no longer are, connected.
-    pub async fn apply(&self, policy: Policy) {
-        self.inner.hosts.apply(policy);
+    pub async fn apply(&self, settings: &hosts::Settings) {
+        self.inner.hosts.apply(settings);
         self.close_banned().await;
         self.connect_idle();
     }

@@ -24,7 +24,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, UnboundedSender};
@@ -34,7 +34,7 @@ use crate::atproto::did::Did;
 use crate::clock::Clock;
 use crate::eventlog::Append;
 use crate::hosts::{HostIndex, Received, Settled};
-use crate::identity::Resolver;
+use crate::identity::{self, Resolver};
 use crate::pulse::Pulse;
 use crate::store::{AccountUpdate, LocalStatus, Validation, Writer};
 use crate::telemetry::metrics;
@@ -50,7 +50,41 @@ pub use shard::{Redaction, Settlement};
 use lookup::Lookups;
 use shard::{Command, Outlets, Shard, Work};
 
-/// Settings of the pipeline.
+/// More shards than this are a typing error, not a machine.
+pub const MAX_SHARDS: usize = 1024;
+
+/// What an operator sets for the pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Threads that verify. A change needs a restart.
+    pub shards: usize,
+    /// Memory for the accounts that all shards together keep, in bytes. A change needs a restart.
+    pub account_bytes: usize,
+    /// Look-ups at a time. A change needs a restart.
+    pub places: Places,
+    /// How strictly commits are checked where the host has no setting of its own.
+    pub validation: Validation,
+    /// How often an account may break its chain before it is desynchronized.
+    pub desync: DesyncLimits,
+    /// Largest `#identity` or `#account` frame, in bytes.
+    pub account_event_bytes: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            shards: thread::available_parallelism().map_or(1, |n| n.get().min(MAX_SHARDS)),
+            account_bytes: 512 << 20,
+            places: Places::default(),
+            validation: Validation::Strict,
+            desync: DesyncLimits::default(),
+            // The longest DID (2,048 bytes) and handle (253), and as much again for fields that are to come.
+            account_event_bytes: 8 << 10,
+        }
+    }
+}
+
+/// Options of the pipeline.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Threads that verify.
@@ -63,6 +97,19 @@ pub struct Options {
     pub places: Places,
     /// The time that revs and identities are held against.
     pub clock: Clock,
+}
+
+impl Options {
+    /// These settings, with identities that are used as long as those of the resolver.
+    pub fn with(settings: &Settings, identity: &identity::Settings, clock: Clock) -> Self {
+        Self {
+            shards: settings.shards.max(1),
+            account_bytes: settings.account_bytes,
+            tuning: Tuning::of(settings, identity),
+            places: settings.places,
+            clock,
+        }
+    }
 }
 
 /// What of [`Options`] may change while the pipeline runs.
@@ -78,6 +125,18 @@ pub struct Tuning {
     pub desync: DesyncLimits,
     /// Largest `#identity` or `#account` frame, in bytes.
     pub account_event_bytes: usize,
+}
+
+impl Tuning {
+    fn of(settings: &Settings, identity: &identity::Settings) -> Self {
+        Self {
+            identity_ttl: identity.ttl,
+            status_interval: identity.refresh_interval,
+            validation: settings.validation,
+            desync: settings.desync,
+            account_event_bytes: settings.account_event_bytes,
+        }
+    }
 }
 
 /// Dependencies of the pipeline.
@@ -246,9 +305,10 @@ impl Pipeline {
         &self.pulses
     }
 
-    /// Follows other settings, from the next event of each shard on.
-    pub fn follow(&self, tuning: Tuning) {
-        self.tell_all(|| Work::Follow(tuning));
+    /// Applies other settings, from the next event of each shard on.
+    pub fn apply(&self, settings: &Settings, identity: &identity::Settings) {
+        let tuning = Tuning::of(settings, identity);
+        self.tell_all(|| Work::Apply(tuning));
     }
 
     /// Lets go of a part of the accounts in memory.

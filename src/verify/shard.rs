@@ -52,7 +52,7 @@ pub(super) enum Work {
         answer: Answer,
     },
     /// Other settings from now on.
-    Follow(Tuning),
+    Apply(Tuning),
     /// Memory is short.
     Shrink,
     /// Nothing: it goes the way of an event, and proves that the way is free.
@@ -308,7 +308,7 @@ impl Shard {
                     self.resume(&did, lane);
                 }
             }
-            Work::Follow(tuning) => self.at.tuning = tuning,
+            Work::Apply(tuning) => self.at.tuning = tuning,
             Work::Shrink => self.residents.let_some_go(),
             Work::Nothing => self.pass_on = true,
             Work::Stop => {}

@@ -241,7 +241,7 @@ async fn the_answer_of_a_host_outlives_its_event_before() {
 /// A quota of [`QUOTA`] on every host but the last one of the network, which the relay does not know.
 async fn with_quota(pds: usize) -> Bench {
     Bench::start_with(pds, |config, _| {
-        config.host_limits.accounts = QUOTA as u64;
+        config.host_settings.limits.accounts = QUOTA as u64;
         config.hosts.pop();
     })
     .await
@@ -354,8 +354,8 @@ async fn a_move_and_a_deletion_are_held_against_the_quota() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_edited_does_not_leave() {
     let bench = Bench::start_with(1, |config, _| {
-        config.account_event_bytes = 10_000_000;
-        config.host_limits.accounts = 1;
+        config.verify.account_event_bytes = 10_000_000;
+        config.host_settings.limits.accounts = 1;
     })
     .await;
     let pds = bench.network.pds(0);

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use atproto_relay::atproto::frame;
-use atproto_relay::config::MemoryLimits;
 use atproto_relay::devnet::load::{ProcessOptions, RelayProcess, unlimited};
 use atproto_relay::devnet::network::{Network, NetworkOptions};
 use atproto_relay::devnet::pds::Pds;
 use atproto_relay::devnet::scrape::Samples;
+use atproto_relay::hosts::MemoryLimits;
 use futures_util::StreamExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -103,7 +103,7 @@ fn flag_wins_over_environment_over_file_over_default() {
         loaded.origin("listen"),
         Origin::Environment("RELAY_LISTEN".into())
     );
-    assert_eq!(loaded.config.validation, Validation::Ratchet);
+    assert_eq!(loaded.config.verify.validation, Validation::Ratchet);
     let path = case.flags.config.clone().unwrap();
     assert_eq!(loaded.origin("validation"), Origin::File { path, line: 3 });
     assert_eq!(loaded.origin("plc_host"), Origin::Default);
@@ -177,7 +177,7 @@ fn tables_and_dotted_keys_are_the_same() {
     );
     assert_eq!(table.config(), dotted.config());
     assert_eq!(table.config().log.durability, Durability::INTERVAL);
-    assert_eq!(table.config().host_limits.accounts, 5);
+    assert_eq!(table.config().host_settings.limits.accounts, 5);
 }
 
 #[test]
@@ -200,11 +200,11 @@ fn the_reference_relays_names_are_known() {
     assert_eq!(config.database_url().expose(), "postgres://relay@db/relay");
     assert_eq!(config.listen.to_string(), "[::]:2470");
     assert_eq!(config.log.window, Duration::from_secs(48 * 3600));
-    assert_eq!(config.host_limits.accounts, 7);
+    assert_eq!(config.host_settings.limits.accounts, 7);
     let host = |name: &str| PdsHost::parse(name, &Guard::new(false)).unwrap();
-    let trusted = |name: &str| config.is_trusted(&host(name));
+    let trusted = |name: &str| config.host_settings.is_trusted(&host(name));
     assert!(trusted("a.host.bsky.network") && trusted("pds.example.com"));
-    assert_eq!(config.validation, Validation::Lenient);
+    assert_eq!(config.verify.validation, Validation::Lenient);
     assert!(!config.discovery.public_requests);
     assert_eq!(config.admin_password.unwrap().expose(), "hunter2");
     assert_eq!(

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atproto_relay::atproto::frame::{self, Peek};
-use atproto_relay::config::{Config, HostLimits, Rate};
+use atproto_relay::config::Config;
 use atproto_relay::devnet::check::{Ledger, Origin, Verdict, Watcher, WatcherOptions};
 use atproto_relay::devnet::replay::{Capture, DocumentStyle, Moment, Replay};
 use atproto_relay::devnet::scrape::Samples;
 use atproto_relay::devnet::timestamp::Timestamp;
 use atproto_relay::dial::{Guard, PdsHost};
+use atproto_relay::hosts::{HostLimits, Rate, Settings};
 use atproto_relay::relay::Relay;
 use atproto_relay::{eventlog, identity};
 use futures_util::StreamExt;
@@ -65,12 +66,15 @@ fn config(folder: &Path, replay: &Replay) -> Config {
             max_bytes: 1 << 30,
             ..eventlog::Settings::default()
         },
-        host_limits: HostLimits {
-            per_second: unlimited,
-            per_hour: unlimited,
-            per_day: unlimited,
-            bytes_per_hour: unlimited,
-            ..HostLimits::default()
+        host_settings: Settings {
+            limits: HostLimits {
+                per_second: unlimited,
+                per_hour: unlimited,
+                per_day: unlimited,
+                bytes_per_hour: unlimited,
+                ..HostLimits::default()
+            },
+            ..Settings::default()
         },
         ..Config::default()
     }

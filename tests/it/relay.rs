@@ -250,7 +250,7 @@ async fn a_raised_quota_releases_the_oldest_throttled_accounts_first() {
     for database in databases().await {
         let bench = Bench::start_with(1, |config, _| {
             config.database_url = database;
-            config.host_limits.accounts = 2;
+            config.host_settings.limits.accounts = 2;
         })
         .await;
         let mut accounts = Vec::new();
@@ -465,8 +465,9 @@ async fn a_reload_changes_rates_bans_and_rules_under_connected_hosts() {
     let bench = Bench::start(1).await;
     let host = bench.relay.hosts().list().remove(0);
     let mut config = bench.config.clone();
-    config.host_limits.per_second.base = 7.0;
-    config.banned_domains = vec![DomainPattern::banned(host.host().domain()).unwrap()];
+    config.host_settings.limits.per_second.base = 7.0;
+    config.host_settings.banned_domains =
+        vec![DomainPattern::banned(host.host().domain()).unwrap()];
     let reload = bench.relay.reload(config.clone()).await;
     let keys: Vec<_> = reload.applied.iter().map(|change| change.key).collect();
     assert_eq!(keys, ["banned_domains", "limits.events_per_second"]);
@@ -474,8 +475,8 @@ async fn a_reload_changes_rates_bans_and_rules_under_connected_hosts() {
     assert_eq!(host.event_rates().per_second, 7);
     assert_eq!(host.state(), HostState::Banned);
 
-    config.banned_domains.clear();
-    config.desync.limit = 0;
+    config.host_settings.banned_domains.clear();
+    config.verify.desync.limit = 0;
     config.log.window = Duration::from_secs(1);
     config.log.max_bytes = 64 << 20;
     config.admin_password = None;

@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::Kind;
-use atproto_relay::config::{HostLimits, MemoryLimits};
 use atproto_relay::dial::DomainPattern;
 use atproto_relay::dial::{Guard, PdsHost};
 use atproto_relay::hosts::{
-    AddError, Durable, HostHandle, HostState, Hosts, HostsOptions, InFlightLimits, Policy,
-    Received, RecoveredHost, Rule, Settled,
+    AddError, Durable, HostHandle, HostLimits, HostState, Hosts, HostsOptions, InFlightLimits,
+    MemoryLimits, Received, RecoveredHost, Rule, Settings, Settled,
 };
 use atproto_relay::store::{HostStatus, NewHost, RateOverrides, Store};
 use atproto_relay::upstream::{Backoff, Supervisor, UpstreamOptions};
@@ -826,12 +825,12 @@ async fn pings_and_texts_hold_up_their_own_host() {
         others_per_second: 10,
         ..HostLimits::default()
     };
-    let policy = Policy {
+    let settings = Settings {
         limits,
-        ..Policy::default()
+        ..Settings::default()
     };
     let mut relay = Relay::start_with(HostsOptions {
-        policy,
+        settings,
         ..hosts_options()
     })
     .await;
@@ -1022,7 +1021,10 @@ async fn a_ban_is_answered_while_the_host_waits_for_memory() {
         ..MemoryLimits::default()
     };
     let mut relay = Relay::start_with(HostsOptions {
-        memory,
+        settings: Settings {
+            memory,
+            ..Settings::default()
+        },
         ..hosts_options()
     })
     .await;
@@ -1279,9 +1281,9 @@ async fn banned_hosts_and_domains_are_not_dialled_at_the_start() {
     let banned_domains = vec![DomainPattern::banned("localhost").unwrap()];
     let relay = Relay::start_on(
         HostsOptions {
-            policy: Policy {
+            settings: Settings {
                 banned_domains,
-                ..Policy::default()
+                ..Settings::default()
             },
             ..hosts_options()
         },
@@ -1365,9 +1367,9 @@ async fn going_down_closes_connections_and_moves_no_cursor_past_what_was_given_u
 async fn quotas_follow_trust_and_can_be_changed() {
     let trusted_domains = vec![DomainPattern::trusted("localhost").unwrap()];
     let relay = Relay::start_with(HostsOptions {
-        policy: Policy {
+        settings: Settings {
             trusted_domains,
-            ..Policy::default()
+            ..Settings::default()
         },
         ..hosts_options()
     })

@@ -199,7 +199,7 @@ fn wanted(host: &RemoteHost, config: &Config) -> Result<PdsHost, Outcome> {
         .map_err(|_| Outcome::Skipped("not a host name"))?;
     host.check(&Guard::new(config.allow_private_hosts))
         .map_err(|_| Outcome::Skipped("not a public https host"))?;
-    if config.is_banned(&host) {
+    if config.host_settings.is_banned(&host) {
         return Err(Outcome::Skipped("in banned_domains"));
     }
     Ok(host)
@@ -258,11 +258,11 @@ async fn add_one(store: &Store, host: &PdsHost, config: &Config) -> Result<Outco
     {
         return Ok(Outcome::Known);
     }
-    let limit = config.default_account_limit(host);
+    let limit = config.host_settings.account_limit(host);
     let host = NewHost {
         hostname: host.name().to_owned(),
         tls: host.tls(),
-        trusted: config.is_trusted(host),
+        trusted: config.host_settings.is_trusted(host),
         account_limit: i64::try_from(limit).unwrap_or(i64::MAX),
     };
     store.add_host(&host).await.map_err(Failure::failed)?;

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use atproto_relay::api::Secret;
 use atproto_relay::atproto::frame::{self, Message};
-use atproto_relay::config::{Config, HostLimits, Rate};
+use atproto_relay::config::Config;
 use atproto_relay::devnet::network::{Network, NetworkOptions};
 use atproto_relay::dial::{Guard, PdsHost};
+use atproto_relay::hosts::{HostLimits, Rate, Settings};
 use atproto_relay::relay::Relay;
 use atproto_relay::{eventlog, identity};
 use bytes::Bytes;
@@ -66,12 +67,15 @@ impl Bench {
                 ..eventlog::Settings::default()
             },
             admin_password: Some(Secret::new(PASSWORD)),
-            host_limits: HostLimits {
-                per_second: UNLIMITED,
-                per_hour: UNLIMITED,
-                per_day: UNLIMITED,
-                bytes_per_hour: UNLIMITED,
-                ..HostLimits::default()
+            host_settings: Settings {
+                limits: HostLimits {
+                    per_second: UNLIMITED,
+                    per_hour: UNLIMITED,
+                    per_day: UNLIMITED,
+                    bytes_per_hour: UNLIMITED,
+                    ..HostLimits::default()
+                },
+                ..Settings::default()
             },
             identity: identity::Settings {
                 plc_host: network.plc_url().parse().unwrap(),
