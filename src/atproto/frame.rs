@@ -99,6 +99,18 @@ impl Kind {
         }
     }
 
+    /// `commit` and so on.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        &self.as_str()[1..]
+    }
+
+    /// Its place in [`Kind::ALL`].
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize - 1
+    }
+
     /// The body's field that names the account.
     const fn did_field(self) -> &'static str {
         match self {

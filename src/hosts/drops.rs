@@ -5,7 +5,6 @@ use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use super::rule::Rule;
-use crate::telemetry::metrics;
 
 /// Minimum interval between two log lines of one kind about one host.
 pub(super) const REPORT_INTERVAL: Duration = Duration::from_secs(60);
@@ -55,7 +54,6 @@ pub(crate) struct DropSummary {
 
 impl DropCounts {
     pub(super) fn count(&mut self, rule: Rule, did: &str, seq: Option<i64>, reason: &dyn Display) {
-        metrics().dropped(rule.name()).inc();
         let example = || Example {
             did: shortened(did),
             seq,

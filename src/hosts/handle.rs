@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::contact::{Contact, ContactChange, ContactHistory};
 use super::drops::{DropCounts, DropSummary, Drops};
 use super::memory::Memory;
+use super::metrics::Metrics;
 use super::progress::{InFlightLimits, Progress, RecoveredHost};
 use super::rate::{Cost, EventRates, RateWindows};
 use super::rule::Rule;
@@ -88,6 +89,7 @@ pub struct HostHandle {
     attempted: Mutex<Option<Instant>>,
     contacts: Mutex<ContactHistory>,
     dropped: Mutex<DropCounts>,
+    metrics: Arc<Metrics>,
     /// Wakes a task that waits for the host's limits or for its next attempt.
     wake: Notify,
 }
@@ -120,6 +122,7 @@ impl HostHandle {
         in_flight: InFlightLimits,
         memory: Arc<Memory>,
         general: &HostLimits,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let settings = Settings {
             account_limit: row.account_limit,
@@ -148,6 +151,7 @@ impl HostHandle {
             attempted: Mutex::new(None),
             contacts: Mutex::default(),
             dropped: Mutex::default(),
+            metrics,
             wake: Notify::new(),
         }
     }
@@ -248,6 +252,7 @@ impl HostHandle {
 
     /// Counts a dropped event: the one place where that is done. `did` and `reason` may be text of the host.
     pub fn count_drop(&self, rule: Rule, did: &str, seq: Option<i64>, reason: &dyn Display) {
+        self.metrics.dropped[rule as usize].inc();
         self.dropped.lock().count(rule, did, seq, reason);
         let rule = rule.name();
         // Most drops are of verification: its log target shows all. Text is escaped by the log's format.
@@ -445,8 +450,9 @@ impl HostHandle {
             PdsHost::parse(&row.hostname, &guard).expect("a hostname"),
             RecoveredHost::default(),
             InFlightLimits::default(),
-            Memory::new(super::memory::MemoryLimits::default()),
+            Memory::new(super::memory::MemoryLimits::default(), Arc::default()),
             &HostLimits::default(),
+            Arc::default(),
         )
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::telemetry::metrics;
+use super::metrics::Metrics;
 
 /// How much memory the frames of hosts may take, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +111,7 @@ pub struct Memory {
     hosts: AtomicUsize,
     parked: AtomicUsize,
     shared: Mutex<Shared>,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
@@ -133,7 +134,7 @@ struct Waiter {
 }
 
 impl Memory {
-    pub(super) fn new(limits: MemoryLimits) -> Arc<Self> {
+    pub(super) fn new(limits: MemoryLimits, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             limits,
             hosts: AtomicUsize::new(0),
@@ -144,6 +145,7 @@ impl Memory {
                 tickets: 0,
                 short_since: None,
             }),
+            metrics,
         })
     }
 
@@ -196,7 +198,7 @@ impl Memory {
             shared.short_since.get_or_insert_with(Instant::now);
             waiting
         };
-        metrics().upstream_memory_waits.inc();
+        self.metrics.memory_waits.inc();
         match waiting.await {
             Ok(loan) => loan,
             Err(_) => std::future::pending().await,
@@ -374,11 +376,12 @@ mod tests {
     use super::*;
 
     fn memory(shared: usize) -> Arc<Memory> {
-        Memory::new(MemoryLimits {
+        let limits = MemoryLimits {
             per_host: 10,
             shared,
             parked: 1_000,
-        })
+        };
+        Memory::new(limits, Arc::default())
     }
 
     const MIB: usize = 1024 * 1024;

@@ -565,7 +565,7 @@ mod tests {
     }
 
     fn recovered(recovered: RecoveredHost, limits: InFlightLimits) -> Arc<Progress> {
-        let memory = Memory::new(MemoryLimits::default());
+        let memory = Memory::new(MemoryLimits::default(), Arc::default());
         Arc::new(Progress::new(recovered, limits, memory))
     }
 
@@ -709,11 +709,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_frame_is_under_way_alone_and_parked_ones_give_back_what_others_need() {
-        let memory = Memory::new(MemoryLimits {
+        let limits = MemoryLimits {
             per_host: 100_000,
             shared: 2_000_000,
             parked: 500_000,
-        });
+        };
+        let memory = Memory::new(limits, Arc::default());
         let limits = InFlightLimits {
             bytes: 600_000,
             ..InFlightLimits::default()
@@ -756,11 +757,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_host_that_held_a_loan_for_long_comes_after_all_others() {
-        let memory = Memory::new(MemoryLimits {
+        let limits = MemoryLimits {
             per_host: 100,
             shared: 2_000,
             parked: 500,
-        });
+        };
+        let memory = Memory::new(limits, Arc::default());
         let host = || {
             let limits = InFlightLimits::default();
             let recovered = RecoveredHost::default();

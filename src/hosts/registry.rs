@@ -11,8 +11,8 @@ use super::checkpoint::{self, Checkpoint, Checkpoints};
 use super::handle::HostHandle;
 use super::index::HostIndex;
 use super::memory::{Memory, MemoryUse};
+use super::metrics::Metrics;
 use super::progress::{InFlightLimits, RecoveredHost};
-use super::rule::Rule;
 use super::settings::{HostLimits, Settings};
 use super::statuses::StatusWriter;
 use crate::atproto::did::Did;
@@ -20,7 +20,6 @@ use crate::dial::{DomainPattern, Guard, PdsHost};
 use crate::store::{
     HostId, HostRow, HostStatus, NewHost, RateOverrides, Store, StoreError, Validation,
 };
-use crate::telemetry::metrics;
 
 /// Settings of the registry.
 #[derive(Clone, Debug)]
@@ -31,6 +30,7 @@ pub struct HostsOptions {
     pub settings: Settings,
     /// In-flight events of one host.
     pub in_flight: InFlightLimits,
+    pub metrics: Metrics,
 }
 
 impl Default for HostsOptions {
@@ -39,6 +39,7 @@ impl Default for HostsOptions {
             guard: Guard::new(false),
             settings: Settings::default(),
             in_flight: InFlightLimits::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -64,6 +65,7 @@ struct Inner {
     guard: Guard,
     in_flight: InFlightLimits,
     memory: Arc<Memory>,
+    metrics: Arc<Metrics>,
     store: Store,
     index: HostIndex,
     limits: RwLock<HostLimits>,
@@ -86,7 +88,7 @@ impl Hosts {
         store: Store,
         recovered: HashMap<HostId, RecoveredHost>,
     ) -> Result<Self, StoreError> {
-        metrics().register_rules(Rule::ALL.iter().map(|rule| rule.name()));
+        let metrics = Arc::new(options.metrics);
         let rows = store.hosts().await?;
         let Settings {
             limits,
@@ -97,7 +99,8 @@ impl Hosts {
         let inner = Inner {
             guard: options.guard,
             in_flight: options.in_flight,
-            memory: Memory::new(memory),
+            memory: Memory::new(memory, metrics.clone()),
+            metrics,
             index: HostIndex::default(),
             limits: RwLock::new(limits),
             trusted_domains: RwLock::new(trusted_domains),
@@ -138,6 +141,12 @@ impl Hosts {
     /// The number of known hosts.
     pub fn count(&self) -> usize {
         self.inner.index.count()
+    }
+
+    /// Sets the gauges that are sampled.
+    pub(crate) fn sample(&self) {
+        let states = self.inner.index.states();
+        self.inner.metrics.sample(&states, self.memory());
     }
 
     /// How much of the memory for hosts' frames is in use.
@@ -320,7 +329,15 @@ impl Inner {
             self.memory.add_host();
             let memory = self.memory.clone();
             let limits = self.limits.read();
-            HostHandle::new(row, host, recovered, self.in_flight, memory, &limits)
+            HostHandle::new(
+                row,
+                host,
+                recovered,
+                self.in_flight,
+                memory,
+                &limits,
+                self.metrics.clone(),
+            )
         }))
     }
 }

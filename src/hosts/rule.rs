@@ -188,5 +188,8 @@ mod tests {
         let names: std::collections::HashSet<_> =
             Rule::ALL.iter().map(|rule| rule.name()).collect();
         assert_eq!(names.len(), Rule::ALL.len());
+        // They index the counters.
+        let places = Rule::ALL.iter().map(|rule| *rule as usize);
+        assert!(places.eq(0..Rule::ALL.len()));
     }
 }

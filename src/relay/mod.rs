@@ -48,7 +48,7 @@ use crate::telemetry::Registry;
 use crate::upstream::{Supervisor, UpstreamOptions};
 use crate::verify::{self, Alarm, Dependencies, Pipeline, Settlement};
 use crate::views::accounts::{LiveAccounts, ReplayError};
-use crate::{api, discovery, identity, store, telemetry, views};
+use crate::{api, discovery, hosts, identity, store, telemetry, upstream, views};
 
 use durable::{Position, on_durable};
 use health::Examiner;
@@ -156,7 +156,7 @@ impl Relay {
         mut given: Given,
         descriptors: Option<DescriptorStore>,
     ) -> Result<Relay, StartError> {
-        let registry = Registry::default();
+        let registry = Registry::of_process();
         let listeners = Listeners::open(&config, &mut given).await?;
         let slots = Slots::default();
         // Nothing goes before the database says what it has.
@@ -179,6 +179,7 @@ impl Relay {
             HostsOptions {
                 guard,
                 settings: config.host_settings.clone(),
+                metrics: hosts::Metrics::register(&registry),
                 ..HostsOptions::default()
             },
             store.clone(),
@@ -205,6 +206,7 @@ impl Relay {
             hosts: hosts.index().clone(),
             alarm: alarm.clone(),
             head: log.head(),
+            metrics: verify::Metrics::register(&registry),
         };
         let (pipeline, shards) = Pipeline::start(
             verify::Options::with(&config.verify, &config.identity, clock),
@@ -229,7 +231,11 @@ impl Relay {
             settle,
         )?;
         let upstream = Supervisor::new(
-            UpstreamOptions::with(config.upstream, guard),
+            UpstreamOptions::with(
+                config.upstream,
+                guard,
+                upstream::Metrics::register(&registry),
+            ),
             hosts.clone(),
             store.clone(),
             pipeline.clone(),

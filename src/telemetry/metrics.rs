@@ -3,23 +3,15 @@
 //! Labels are bounded: kinds, rules, states and shards, never a host, an account or an address.
 //! The handles belong to the process, so two relays in one process (tests) add up.
 
-use std::ops::Index;
 use std::sync::OnceLock;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use super::health::ProblemName;
-use crate::verify::MAX_SHARDS;
 
-/// From 50 µs, below which nothing verified can be, to 30 s, over which an event was parked.
-const EVENT_SECONDS: [f64; 19] = [
-    0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.003, 0.005, 0.007_5, 0.01, 0.015, 0.025,
-    0.05, 0.1, 0.25, 1.0, 5.0, 15.0, 30.0,
-];
 /// The metrics of this process.
 pub fn metrics() -> &'static Metrics {
     static METRICS: OnceLock<Metrics> = OnceLock::new();
@@ -29,22 +21,6 @@ pub fn metrics() -> &'static Metrics {
 /// Brings a counter up to a total that another room keeps. A total below the counter changes nothing.
 pub fn raise_to(counter: &IntCounter, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
-}
-
-/// What is looked up, and where.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LookupKind {
-    /// A did:plc at the directory.
-    Directory,
-    /// A did:web at its host.
-    Web,
-    /// The status of an account at its PDS.
-    Status,
-}
-
-impl LookupKind {
-    /// All of them, in their order.
-    pub const ALL: [Self; 3] = [Self::Directory, Self::Web, Self::Status];
 }
 
 /// Why a consumer was cut that neither closed nor fell out of the window.
@@ -62,44 +38,8 @@ pub enum Cut {
 pub struct Metrics {
     registry: Registry,
 
-    received: ByKind,
-    forwarded: ByKind,
-    dropped: IntCounterVec,
     /// How far the log is behind the hosts, in seconds, sampled.
     pub lag_seconds: Gauge,
-    /// From the arrival of an event's last byte to its being visible to consumers, in seconds.
-    pub time_to_firehose: Histogram,
-    /// Events forwarded although the account's chain broke.
-    pub desynchronized: IntCounter,
-    /// Queue, parked events and resident accounts of each shard.
-    pub shards: Shards,
-    /// Accounts whose state was in memory.
-    pub account_cache_hits: IntCounter,
-    /// Accounts whose state was read from the database.
-    pub account_cache_misses: IntCounter,
-
-    /// Hosts in each state, sampled.
-    hosts: IntGaugeVec,
-    /// Connections to hosts that ended.
-    pub upstream_disconnects: IntCounter,
-    /// Gaps: events that a host no longer had when we came back.
-    pub upstream_gaps: IntCounter,
-    /// Hosts that answered FutureCursor to the cursor they gave us.
-    pub upstream_future_cursors: IntCounter,
-    /// Times a host's socket was held back by a rate limit.
-    pub upstream_held_back: IntCounter,
-    /// Times a host's socket waited for memory that all hosts share.
-    pub upstream_memory_waits: IntCounter,
-    /// Memory of hosts' frames, sampled: on their way in the hosts' own shares, borrowed, parked for a look-up.
-    pub upstream_memory: [IntGauge; 3],
-    /// Frames with an unknown op or type, ignored.
-    pub upstream_ignored: IntCounter,
-    /// Events a host sent again that were durable already.
-    pub upstream_already_durable: IntCounter,
-    /// Hosts refused because they are relays.
-    pub upstream_relays_refused: IntCounter,
-
-    lookups_waiting: [IntGauge; LookupKind::ALL.len()],
 
     /// Steps of recovery at the start: events applied once more, segments looked through.
     pub recovery_steps: IntCounter,
@@ -142,17 +82,6 @@ impl Metrics {
     fn new() -> Metrics {
         let registry = Registry::new();
         let r = Registrar(&registry);
-        r.process_and_build();
-        let lookups_waiting = r.gauges(
-            "relay_lookups_waiting",
-            "Look-ups that wait for the turn of the host whose event asks",
-            &["kind"],
-        );
-        let upstream_memory = r.gauges(
-            "relay_upstream_memory_bytes",
-            "Memory that frames of hosts take between their sockets and the log, by whose it is",
-            &["part"],
-        );
         let handed_over = r.counters(
             "relay_consumers_handed_over_total",
             "Consumers of the former process, by what became of them",
@@ -225,73 +154,6 @@ impl Metrics {
                 stuck
             },
             problems: ProblemName::ALL.map(|name| problems.with_label_values(&[name.as_str()])),
-            received: r.by_kind("relay_events_received_total", "Events received from hosts"),
-            forwarded: r.by_kind(
-                "relay_events_forwarded_total",
-                "Events that reached the firehose",
-            ),
-            dropped: r.counters(
-                "relay_events_dropped_total",
-                "Events dropped, by the rule they broke",
-                &["rule"],
-            ),
-            time_to_firehose: r.histogram(
-                "relay_time_to_firehose_seconds",
-                "From an event's arrival to its being visible to consumers",
-                &EVENT_SECONDS,
-            ),
-            desynchronized: r.counter(
-                "relay_events_desynchronized_total",
-                "Events forwarded although the account's chain broke",
-            ),
-            shards: Shards::new(&r),
-            account_cache_hits: r.counter(
-                "relay_account_cache_hits_total",
-                "Accounts whose state was in memory",
-            ),
-            account_cache_misses: r.counter(
-                "relay_account_cache_misses_total",
-                "Accounts whose state was read from the database",
-            ),
-            hosts: r.gauges(
-                "relay_hosts",
-                "Hosts by the state of their connection",
-                &["state"],
-            ),
-            upstream_disconnects: r.counter(
-                "relay_upstream_disconnects_total",
-                "Connections to hosts that ended",
-            ),
-            upstream_gaps: r.counter(
-                "relay_upstream_gaps_total",
-                "Times a host no longer had all events since our cursor",
-            ),
-            upstream_future_cursors: r.counter(
-                "relay_upstream_future_cursors_total",
-                "Times a host called our cursor one from the future",
-            ),
-            upstream_held_back: r.counter(
-                "relay_upstream_held_back_total",
-                "Times a host's socket was held back by a rate limit",
-            ),
-            upstream_memory_waits: r.counter(
-                "relay_upstream_memory_waits_total",
-                "Times a host's socket waited for memory that all hosts share",
-            ),
-            upstream_memory: ["own", "shared", "parked"]
-                .map(|part| upstream_memory.with_label_values(&[part])),
-            upstream_ignored: r
-                .counter("relay_upstream_ignored_total", "Frames of an unknown type"),
-            upstream_already_durable: r.counter(
-                "relay_upstream_already_durable_total",
-                "Events sent again that the log had already",
-            ),
-            upstream_relays_refused: r.counter(
-                "relay_upstream_relays_refused_total",
-                "Hosts refused because they are relays",
-            ),
-            lookups_waiting: ["directory", "web", "status"]
-                .map(|kind| lookups_waiting.with_label_values(&[kind])),
             consumers: r.gauge("relay_consumers", "Consumers of the firehose"),
             consumers_admitted: r.counter("relay_consumers_admitted_total", "Consumers admitted"),
             consumers_refused: r.counter(
@@ -320,33 +182,6 @@ impl Metrics {
         }
     }
 
-    /// Events received, by the kind's name (`#commit`, `#sync`, `#identity`, `#account`).
-    pub fn events_received(&self, kind: &str) -> &IntCounter {
-        self.received.get(kind)
-    }
-
-    /// Events that reached the firehose, by the kind's name.
-    pub fn events_forwarded(&self, kind: &str) -> &IntCounter {
-        self.forwarded.get(kind)
-    }
-
-    /// Events dropped under a rule. The name is `'static`, so that no text from the network becomes a label.
-    pub fn dropped(&self, rule: &'static str) -> IntCounter {
-        self.dropped.with_label_values(&[rule])
-    }
-
-    /// Makes the counters of these rules, so that they are shown before anything was dropped.
-    pub fn register_rules(&self, rules: impl IntoIterator<Item = &'static str>) {
-        for rule in rules {
-            self.dropped(rule);
-        }
-    }
-
-    /// Hosts in one state, sampled. States are words of the program, never of the network.
-    pub fn hosts_in(&self, state: &'static str) -> IntGauge {
-        self.hosts.with_label_values(&[state])
-    }
-
     /// Consumers that were cut.
     pub fn consumers_cut(&self, reason: Cut) -> &IntCounter {
         &self.consumers_cut[reason as usize]
@@ -372,11 +207,6 @@ impl Metrics {
         self.stuck.with_label_values(&[part])
     }
 
-    /// Look-ups of this kind that wait for their turn.
-    pub fn lookups_waiting(&self, kind: LookupKind) -> &IntGauge {
-        &self.lookups_waiting[kind as usize]
-    }
-
     /// 1 while the relay has a problem.
     pub fn problem(&self, name: ProblemName) -> &IntGauge {
         &self.problems[name as usize]
@@ -385,76 +215,6 @@ impl Metrics {
     /// All metrics in the text format of Prometheus.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
-    }
-}
-
-/// One counter for each kind of event.
-struct ByKind([IntCounter; 5]);
-
-impl ByKind {
-    const NAMES: [&str; 5] = ["#commit", "#sync", "#identity", "#account", "other"];
-
-    fn get(&self, kind: &str) -> &IntCounter {
-        let index = Self::NAMES.iter().position(|name| *name == kind);
-        &self.0[index.unwrap_or(Self::NAMES.len() - 1)]
-    }
-}
-
-/// What a shard says about itself after each round.
-pub struct ShardGauges {
-    /// Events in its inbox.
-    pub queue: IntGauge,
-    /// Events that wait for a look-up.
-    pub parked: IntGauge,
-    /// Accounts whose state is in its memory.
-    pub residents: IntGauge,
-}
-
-/// The gauges of each shard, made when the shard first asks for them.
-pub struct Shards {
-    queue: IntGaugeVec,
-    parked: IntGaugeVec,
-    residents: IntGaugeVec,
-    made: Box<[OnceLock<ShardGauges>]>,
-}
-
-impl Shards {
-    fn new(r: &Registrar<'_>) -> Shards {
-        Shards {
-            queue: r.gauges(
-                "relay_shard_queue",
-                "Events in the inbox of a shard",
-                &["shard"],
-            ),
-            parked: r.gauges(
-                "relay_shard_parked",
-                "Events of a shard that wait for a look-up",
-                &["shard"],
-            ),
-            residents: r.gauges(
-                "relay_shard_residents",
-                "Accounts in the memory of a shard",
-                &["shard"],
-            ),
-            made: (0..MAX_SHARDS).map(|_| OnceLock::new()).collect(),
-        }
-    }
-}
-
-impl Index<usize> for Shards {
-    type Output = ShardGauges;
-
-    /// The gauges of a shard; shards beyond [`MAX_SHARDS`] share the last ones.
-    fn index(&self, shard: usize) -> &ShardGauges {
-        let shard = shard.min(MAX_SHARDS - 1);
-        self.made[shard].get_or_init(|| {
-            let label = shard.to_string();
-            ShardGauges {
-                queue: self.queue.with_label_values(&[&label]),
-                parked: self.parked.with_label_values(&[&label]),
-                residents: self.residents.with_label_values(&[&label]),
-            }
-        })
     }
 }
 
@@ -479,13 +239,6 @@ impl Registrar<'_> {
         self.add(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
-    fn by_kind(&self, name: &str, help: &str) -> ByKind {
-        let counters = self.counters(name, help, &["kind"]);
-        ByKind(
-            ByKind::NAMES.map(|kind| counters.with_label_values(&[kind.trim_start_matches('#')])),
-        )
-    }
-
     fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::new(name, help))
     }
@@ -497,63 +250,11 @@ impl Registrar<'_> {
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels))
     }
-
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-        self.add(Histogram::with_opts(options))
-    }
-
-    fn process_and_build(&self) {
-        #[cfg(target_os = "linux")]
-        {
-            let process = prometheus::process_collector::ProcessCollector::for_self();
-            self.0
-                .register(Box::new(process))
-                .expect("the process metrics have names of their own");
-        }
-        self.gauges(
-            "relay_build_info",
-            "Always 1; the version is the label",
-            &["version"],
-        )
-        .with_label_values(&[env!("CARGO_PKG_VERSION")])
-        .set(1);
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn metrics_are_registered_once_and_rendered() {
-        let metrics = Metrics::new();
-        metrics.events_received("#commit").inc();
-        metrics.events_received("#new-kind").inc();
-        metrics.register_rules(["signature", "wrong_host"]);
-        metrics.dropped("signature").inc();
-        metrics.shards[0].parked.set(3);
-        metrics.shards[MAX_SHARDS + 7].queue.set(1);
-        metrics.hosts_in("connected").set(2);
-        metrics.time_to_firehose.observe(0.004);
-        let text = metrics.render().unwrap();
-        for line in [
-            "relay_events_received_total{kind=\"commit\"} 1",
-            "relay_events_received_total{kind=\"other\"} 1",
-            "relay_events_dropped_total{rule=\"signature\"} 1",
-            "relay_events_dropped_total{rule=\"wrong_host\"} 0",
-            "relay_shard_parked{shard=\"0\"} 3",
-            "relay_hosts{state=\"connected\"} 2",
-            "relay_time_to_firehose_seconds_bucket{le=\"0.005\"} 1",
-        ] {
-            assert!(
-                text.contains(&format!("{line}\n")),
-                "{line} is not in\n{text}"
-            );
-        }
-        assert!(text.contains("relay_build_info{version="));
-        assert!(cfg!(not(target_os = "linux")) || text.contains("process_resident_memory_bytes"));
-    }
 
     #[test]
     fn a_counter_follows_a_total_and_never_falls() {

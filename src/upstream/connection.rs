@@ -26,7 +26,6 @@ use crate::atproto::did::Did;
 use crate::dial::{PRODUCT, client_config, relay_mark};
 use crate::hosts::{Contact, Cost, HostHandle, HostState, Received, Room, Rule};
 use crate::store::{Batch, HostStatus};
-use crate::telemetry::metrics;
 use crate::verify::Pipeline;
 
 type Socket = socket::Socket<MaybeTlsStream<TcpStream>>;
@@ -263,7 +262,7 @@ impl Connection<'_> {
             }
         }
         if held {
-            metrics().upstream_held_back.inc();
+            self.shared.metrics.held_back.inc();
             self.host.set_state(HostState::Connected);
         }
         Ok(())
@@ -281,7 +280,7 @@ impl Connection<'_> {
             Ok(Incoming::Error { error, message }) => {
                 return Err(End::ErrorFrame { error, message });
             }
-            Ok(Incoming::Unknown) => metrics().upstream_ignored.inc(),
+            Ok(Incoming::Unknown) => self.shared.metrics.ignored.inc(),
             Err(error) if error.is_malformed() => return Err(End::Malformed(error)),
             Err(error) => {
                 self.host.count_drop(Rule::FrameFields, "", None, &error);
@@ -324,13 +323,13 @@ impl Connection<'_> {
         self.last = Some(event.seq);
         self.taken += 1;
         self.host.count_event(event.seq);
-        metrics().events_received(event.kind.as_str()).inc();
+        self.shared.metrics.received[event.kind.index()].inc();
         if self.host.status() != HostStatus::Active {
             self.host.set_status(HostStatus::Active);
         }
         let progress = self.host.progress();
         if progress.settle_if_durable(event.seq) {
-            metrics().upstream_already_durable.inc();
+            self.shared.metrics.already_durable.inc();
             return Ok(());
         }
         if progress.cursor().is_none() && event.seq > 0 {
@@ -397,7 +396,7 @@ impl Connection<'_> {
                 "host numbers its events anew"
             );
         }
-        metrics().upstream_gaps.inc();
+        self.shared.metrics.gaps.inc();
         self.host.add_gap();
     }
 
@@ -413,7 +412,7 @@ impl Connection<'_> {
                     "host no longer has all events since our cursor"
                 );
             }
-            metrics().upstream_gaps.inc();
+            self.shared.metrics.gaps.inc();
             self.host.add_gap();
         }
     }

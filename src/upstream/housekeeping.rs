@@ -8,8 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::host_log::HostLog;
 use super::shared::Shared;
-use crate::hosts::{HostHandle, Hosts};
-use crate::telemetry::metrics;
+use crate::hosts::HostHandle;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -19,22 +18,11 @@ pub(super) async fn run(shared: Arc<Shared>, cancel: CancellationToken) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while cancel.run_until_cancelled(ticks.tick()).await.is_some() {
         shared.hosts.write_changed_statuses().await;
-        set_gauges(&shared.hosts);
+        shared.hosts.sample();
         for host in shared.hosts.list() {
             write_log(&host, &shared.log);
         }
         shared.log.suppressed();
-    }
-}
-
-fn set_gauges(hosts: &Hosts) {
-    for (state, count) in hosts.index().states() {
-        metrics().hosts_in(state.as_str()).set(count as i64);
-    }
-    let memory = hosts.memory();
-    let parts = [memory.own, memory.shared, memory.parked];
-    for (gauge, bytes) in metrics().upstream_memory.iter().zip(parts) {
-        gauge.set(bytes as i64);
     }
 }
 

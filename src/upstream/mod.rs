@@ -8,10 +8,12 @@ mod end;
 mod host_log;
 mod housekeeping;
 mod incoming;
+mod metrics;
 mod runner;
 mod shared;
 mod socket;
 mod supervisor;
 
 pub use backoff::Backoff;
+pub use metrics::Metrics;
 pub use supervisor::{Settings, Supervisor, UpstreamOptions};

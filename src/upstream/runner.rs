@@ -11,7 +11,6 @@ use super::end::End;
 use super::shared::Shared;
 use crate::hosts::{Contact, HostHandle, HostState, Rule};
 use crate::store::HostStatus;
-use crate::telemetry::metrics;
 use crate::verify::Pipeline;
 
 /// A connection that lasted this long was a good one, even if nothing happened on it.
@@ -105,7 +104,7 @@ impl Runner {
             self.failures = 0;
         }
         self.failures = self.failures.saturating_add(1);
-        metrics().upstream_disconnects.inc();
+        self.shared.metrics.disconnects.inc();
         match end {
             End::TooLarge => self.host.count_drop(Rule::FrameTooLarge, "", None, end),
             End::Malformed(_) => self.host.count_drop(Rule::Frame, "", None, end),
@@ -134,12 +133,12 @@ impl Runner {
         if self.shared.log.may_warn() {
             tracing::warn!(host = self.host.name(), cursor = self.cursor, reason = %end, "host is taken up live: its cursor is of no use");
         }
-        metrics().upstream_gaps.inc();
+        self.shared.metrics.gaps.inc();
         self.host.add_gap();
         self.cursor = None;
         self.stuck = 0;
         if refused {
-            metrics().upstream_future_cursors.inc();
+            self.shared.metrics.future_cursors.inc();
             self.host.set_status(HostStatus::Idle);
             // After a crash before its first event it is resumed from its beginning: live would be a second gap.
             self.shared.renumber(&self.host, 0, &self.cancel).await?;
@@ -174,7 +173,7 @@ impl Runner {
 
     /// A host that is a relay is not dialled for a day: a proxy may have named it wrongly, so it is tried again.
     fn refuse(&mut self) {
-        metrics().upstream_relays_refused.inc();
+        self.shared.metrics.relays_refused.inc();
         self.host.set_status(HostStatus::Offline);
         self.host.set_state(HostState::Refused);
     }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::end::End;
 use super::host_log::HostLog;
+use super::metrics::Metrics;
 use crate::dial::Guard;
 use crate::hosts::{HostHandle, Hosts};
 use crate::store::Store;
@@ -38,6 +39,7 @@ pub(super) struct Shared {
     /// How long a host that is a relay is not dialled.
     pub(super) refused_pause: Duration,
     pub(super) log: HostLog,
+    pub(super) metrics: Metrics,
     /// Bounds concurrent handshakes, so that a start with thousands of hosts is no burst.
     pub(super) handshakes: Semaphore,
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::host_log::HostLog;
 use super::housekeeping;
+use super::metrics::Metrics;
 use super::runner::Runner;
 use super::shared::{Shared, Times};
 use crate::dial::{Guard, PdsHost};
@@ -61,6 +62,7 @@ pub struct UpstreamOptions {
     pub refused_pause: Duration,
     /// Concurrent handshakes.
     pub handshakes: usize,
+    pub metrics: Metrics,
 }
 
 impl Default for UpstreamOptions {
@@ -74,15 +76,17 @@ impl Default for UpstreamOptions {
             message_timeout: Settings::default().message_time,
             refused_pause: Duration::from_secs(24 * 60 * 60),
             handshakes: 256,
+            metrics: Metrics::default(),
         }
     }
 }
 
 impl UpstreamOptions {
     /// These settings, and connections by the rules of `guard`.
-    pub fn with(settings: Settings, guard: Guard) -> Self {
+    pub fn with(settings: Settings, guard: Guard, metrics: Metrics) -> Self {
         Self {
             guard,
+            metrics,
             message_timeout: settings.message_time,
             ..Self::default()
         }
@@ -130,6 +134,7 @@ impl Supervisor {
             },
             refused_pause: options.refused_pause,
             log: HostLog::default(),
+            metrics: options.metrics,
             handshakes: Semaphore::new(options.handshakes.max(1)),
         };
         let inner = Inner {

@@ -14,11 +14,11 @@ use crate::atproto::did::Did;
 use crate::hosts::HostHandle;
 use crate::identity::{Identity, RepoStatusError, Requester, ResolveError, Resolver};
 use crate::store::{HostId, UpstreamStatus, Writer};
-use crate::telemetry::{LookupKind, metrics};
 
 use super::Settlements;
 use super::alarm::{Alarm, Watched};
 use super::judge::{NoIdentity, Question};
+use super::metrics::Metrics;
 use super::shard::{Answer, Lookup, Work};
 use super::turns::{Turn, Turns};
 
@@ -57,6 +57,22 @@ impl Default for Places {
     }
 }
 
+/// What is looked up, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LookupKind {
+    /// A did:plc at the directory.
+    Directory,
+    /// A did:web at its host.
+    Web,
+    /// The status of an account at its PDS.
+    Status,
+}
+
+impl LookupKind {
+    /// All of them, in their order.
+    const ALL: [Self; 3] = [Self::Directory, Self::Web, Self::Status];
+}
+
 /// Answers questions until the shards are gone.
 pub(super) struct Lookups {
     pub resolver: Resolver,
@@ -69,6 +85,7 @@ pub(super) struct Lookups {
     pub alarm: Alarm,
     /// Look-ups under way at a time.
     pub places: Places,
+    pub metrics: Metrics,
 }
 
 /// What waits, and what is under way.
@@ -157,7 +174,7 @@ impl Lookups {
                 desk.running
                     .spawn(self.clone().look_up(kind, turn, look_up));
             }
-            metrics().lookups_waiting(kind).set(turns.waiting() as i64);
+            self.metrics.lookups_waiting[kind as usize].set(turns.waiting() as i64);
         }
     }
 
@@ -406,7 +423,7 @@ mod tests {
     use crate::clock::Clock;
     use crate::devnet::plc::Plc;
     use crate::dial::Guard;
-    use crate::identity::{Metrics, Settings};
+    use crate::identity::{self, Settings};
     use crate::store::Store;
 
     /// Look-ups over a new database and a directory that knows nobody.
@@ -433,7 +450,7 @@ mod tests {
                     },
                     Guard::new(false),
                     Clock::default(),
-                    Metrics::default(),
+                    identity::Metrics::default(),
                 ),
                 writer: Writer::spawn(store),
                 shards: vec![shard.downgrade()],
@@ -443,6 +460,7 @@ mod tests {
                     directory: 1,
                     hosts: 1,
                 },
+                metrics: Metrics::default(),
             });
             Self {
                 lookups,

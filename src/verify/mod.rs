@@ -8,6 +8,7 @@ pub mod account;
 mod alarm;
 mod judge;
 mod lookup;
+mod metrics;
 mod policy;
 #[cfg(any(test, feature = "devnet"))]
 mod recording;
@@ -37,12 +38,12 @@ use crate::hosts::{HostIndex, Received, Settled};
 use crate::identity::{self, Resolver};
 use crate::pulse::Pulse;
 use crate::store::{AccountUpdate, LocalStatus, Validation, Writer};
-use crate::telemetry::metrics;
 use crate::views::accounts::LiveAccounts;
 
 pub use account::DesyncLimits;
 pub use alarm::{Alarm, Watched};
 pub use lookup::Places;
+pub use metrics::Metrics;
 #[cfg(any(test, feature = "devnet"))]
 pub use recording::Recording;
 pub use shard::{Redaction, Settlement};
@@ -153,6 +154,7 @@ pub struct Dependencies {
     pub alarm: Alarm,
     /// The last sequence number of the log.
     pub head: u64,
+    pub metrics: Metrics,
 }
 
 /// Up to where what the shards accepted is in the log, and known to the store's writer. Clones share it.
@@ -204,6 +206,7 @@ pub struct Pipeline {
     shards: Arc<[UnboundedSender<Work>]>,
     settled: Settlements,
     pulses: Arc<[Pulse]>,
+    metrics: Metrics,
 }
 
 impl Pipeline {
@@ -235,6 +238,7 @@ impl Pipeline {
                 hosts: dependencies.hosts.clone(),
                 settled: settled.clone(),
                 pulse,
+                metrics: dependencies.metrics.clone(),
             };
             let shard = Shard::new(index, options, inbox, outlets);
             let thread = std::thread::Builder::new().name(format!("shard-{index}"));
@@ -252,6 +256,7 @@ impl Pipeline {
             settled: settled.clone(),
             alarm: dependencies.alarm,
             places: options.places,
+            metrics: dependencies.metrics.clone(),
         };
         tokio::spawn(Arc::new(answers).run(questions));
         Ok((
@@ -259,6 +264,7 @@ impl Pipeline {
                 shards: senders.into(),
                 settled,
                 pulses,
+                metrics: dependencies.metrics,
             },
             threads,
         ))
@@ -337,6 +343,7 @@ impl Pipeline {
             pulse,
             settled: self.settled.clone(),
             accounts,
+            metrics: self.metrics.clone(),
         }
     }
 
@@ -356,6 +363,7 @@ pub struct Settler {
     settled: Settlements,
     accounts: LiveAccounts,
     pulse: Pulse,
+    metrics: Metrics,
 }
 
 impl Settler {
@@ -390,8 +398,8 @@ impl Settler {
                 }),
                 None => shard::answer(settlement.reply),
             }
-            metrics().events_forwarded(settlement.kind.as_str()).inc();
-            metrics()
+            self.metrics.forwarded[settlement.kind.index()].inc();
+            self.metrics
                 .time_to_firehose
                 .observe(settlement.received.elapsed().as_secs_f64());
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::shard::Work;
-use super::{Pipeline, Settlements};
+use super::{Metrics, Pipeline, Settlements};
 use crate::hosts::Received;
 use crate::pulse::Pulse;
 
@@ -36,6 +36,7 @@ impl Pipeline {
             shards: Arc::new([sender]),
             settled: Settlements::new(1, 0),
             pulses: Arc::new([Pulse::default()]),
+            metrics: Metrics::default(),
         };
         (pipeline, Recording(events))
     }

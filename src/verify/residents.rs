@@ -7,7 +7,6 @@ use lru::LruCache;
 
 use crate::atproto::did::Did;
 use crate::store::AccountRow;
-use crate::telemetry::metrics;
 
 use super::account::Account;
 use super::slab::{Namer, Slab};
@@ -88,17 +87,6 @@ impl Residents {
     /// The account, if it is in use: it is from [`Residents::get`] to [`Residents::shrink`].
     pub fn peek(&self, did: &Did) -> Option<&Account> {
         self.in_use.peek(did)
-    }
-
-    /// As [`Residents::get`], at the arrival of an event: counts whether its account is resident.
-    pub fn enter(&mut self, did: &Did) -> Option<&mut Account> {
-        let account = self.get(did);
-        if account.is_some() {
-            metrics().account_cache_hits.inc();
-        } else {
-            metrics().account_cache_misses.inc();
-        }
-        account
     }
 
     /// Takes in what SQL says of an account (`None`: nothing). Of one that is resident only what is missing is taken,

@@ -25,11 +25,11 @@ use crate::pulse::Pulse;
 use crate::store::{
     AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus, combined_status,
 };
-use crate::telemetry::metrics;
 
 use super::judge::{
     self, Candidate, Circumstances, Finding, NoIdentity, Obstacle, Question, Waiting,
 };
+use super::metrics::{Metrics, ShardGauges};
 use super::policy::{self, AccountForm, Move};
 use super::residents::Residents;
 use super::rules::Chain;
@@ -157,6 +157,7 @@ pub(super) struct Outlets {
     pub settled: Settlements,
     /// Beats after each round.
     pub pulse: Pulse,
+    pub metrics: Metrics,
 }
 
 struct Event {
@@ -206,6 +207,7 @@ impl Item {
 
 pub(super) struct Shard {
     index: usize,
+    gauges: ShardGauges,
     clock: Clock,
     inbox: UnboundedReceiver<Work>,
     outlets: Outlets,
@@ -234,6 +236,7 @@ impl Shard {
     ) -> Self {
         Self {
             index,
+            gauges: outlets.metrics.shard(index),
             clock: options.clock,
             inbox,
             outlets,
@@ -275,10 +278,9 @@ impl Shard {
             let parked = &self.parked;
             self.residents
                 .shrink(settled, |did| parked.contains_key(did));
-            let gauge = &metrics().shards[self.index];
-            gauge.queue.set(self.inbox.len() as i64);
-            gauge.parked.set(self.parked_items as i64);
-            gauge.residents.set(self.residents.len() as i64);
+            self.gauges.queue.set(self.inbox.len() as i64);
+            self.gauges.parked.set(self.parked_items as i64);
+            self.gauges.residents.set(self.residents.len() as i64);
             self.outlets.pulse.beat();
         }
     }
@@ -287,7 +289,11 @@ impl Shard {
         match work {
             Work::Event(received) => {
                 let did = received.did.clone();
-                self.residents.enter(&did);
+                let metrics = &self.outlets.metrics;
+                match self.residents.get(&did) {
+                    Some(_) => metrics.account_cache_hits.inc(),
+                    None => metrics.account_cache_misses.inc(),
+                }
                 self.arrive(
                     did,
                     Item::Event(Event {
@@ -564,7 +570,7 @@ impl Shard {
             account.asked_identity_at = now;
         }
         if candidate.chain == Chain::Broken {
-            metrics().desynchronized.inc();
+            self.outlets.metrics.desynchronized.inc();
         }
         let mut announce = policy::follow_chain(account, candidate.chain, is_sync, now, desync);
         let update = AccountUpdate {

@@ -24,7 +24,7 @@ use crate::store::{
 };
 use crate::verify::judge::{NoIdentity, Question};
 use crate::verify::shard::{Answer, Command, Lookup, Outlets, Shard, Work};
-use crate::verify::{DesyncLimits, Options, Places, Settlement, Settlements, Tuning};
+use crate::verify::{DesyncLimits, Metrics, Options, Places, Settlement, Settlements, Tuning};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const BREAKS_ALLOWED: u32 = 2;
@@ -55,6 +55,7 @@ impl Bench {
             hosts: HostIndex::default(),
             settled: Settlements::new(1, 0),
             pulse: Pulse::default(),
+            metrics: Metrics::default(),
         };
         let options = Options {
             shards: 1,
