@@ -1,5 +1,6 @@
 //! The configuration from its outside: which source wins, and what a mistake is told.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -109,9 +110,14 @@ fn flag_wins_over_environment_over_file_over_default() {
     assert_eq!(loaded.origin("plc_host"), Origin::Default);
 }
 
-#[test]
-fn every_setting_is_read_from_file_environment_and_flag() {
-    let samples = |key: &str| match key {
+/// What such a setting's file has is tested on its own.
+fn in_file(setting: &Setting) -> bool {
+    setting.secret.is_some_and(|secret| secret.in_file)
+}
+
+/// A value of each setting that is not its default: as in the file, and as a flag or a variable has it.
+fn sample(key: &str) -> (&'static str, &'static str) {
+    match key {
         "data_dir" => ("\"/srv/relay\"", "/srv/relay"),
         "listen" => ("\"[::]:99\"", "[::]:99"),
         "metrics_listen" => ("\"127.0.0.1:98\"", "127.0.0.1:98"),
@@ -145,11 +151,13 @@ fn every_setting_is_read_from_file_environment_and_flag() {
         "log_level" => ("\"debug\"", "debug"),
         "log_format" => ("\"json\"", "json"),
         _ => ("7", "7"),
-    };
-    // What a file has is tested below.
-    let in_file = |setting: &Setting| setting.secret.is_some_and(|secret| secret.in_file);
+    }
+}
+
+#[test]
+fn every_setting_is_read_from_file_environment_and_flag() {
     for setting in settings().iter().filter(|setting| !in_file(setting)) {
-        let (in_file, as_text) = samples(setting.key);
+        let (in_file, as_text) = sample(setting.key);
         let default = (setting.show)(&Config::default());
         let name = setting.variables[0].name();
         let from_file = Case::new()
@@ -166,6 +174,102 @@ fn every_setting_is_read_from_file_environment_and_flag() {
             .config();
         assert_eq!(shown, from_file, "{}", setting.key);
     }
+}
+
+/// The settings of each room, as the relay gives them to it at its start and at a reload.
+fn rooms(config: &Config) -> BTreeMap<&'static str, String> {
+    // Without `..`: a field that belongs to no room does not compile.
+    let Config {
+        listen,
+        metrics_listen,
+        admin_listen,
+        trusted_proxies,
+        data_dir,
+        database_url,
+        database_connections,
+        hosts,
+        allow_private_hosts,
+        admin_password,
+        verify,
+        discovery,
+        host_settings,
+        upstream,
+        log,
+        max_consumers,
+        max_consumers_per_ip,
+        max_consumer_input,
+        identity,
+        log_format,
+        log_level,
+    } = config;
+    let firehose = (max_consumers, max_consumers_per_ip, max_consumer_input);
+    BTreeMap::from([
+        (
+            "listeners",
+            format!("{:?}", (listen, metrics_listen, admin_listen)),
+        ),
+        ("client", format!("{trusted_proxies:?}")),
+        (
+            "store",
+            format!("{:?}", (database_url, database_connections)),
+        ),
+        ("data folder", format!("{data_dir:?}")),
+        ("configured hosts", format!("{hosts:?}")),
+        ("dial", format!("{allow_private_hosts:?}")),
+        ("api", format!("{admin_password:?}")),
+        ("verify", format!("{verify:?}")),
+        ("discovery", format!("{discovery:?}")),
+        ("hosts", format!("{host_settings:?}")),
+        ("upstream", format!("{upstream:?}")),
+        ("eventlog", format!("{log:?}")),
+        ("firehose", format!("{firehose:?}")),
+        ("identity", format!("{identity:?}")),
+        ("telemetry", format!("{:?}", (log_format, log_level))),
+    ])
+}
+
+#[test]
+fn every_setting_changes_the_settings_of_its_room() {
+    let room = |key: &str| match key {
+        "listen" | "metrics_listen" | "admin_listen" => "listeners",
+        "trusted_proxies" => "client",
+        "database_url" | "database_connections" => "store",
+        "data_dir" => "data folder",
+        "hosts" => "configured hosts",
+        "allow_private_hosts" => "dial",
+        "admin_password_file" => "api",
+        "validation" | "shards" | "account_cache" | "limits.account_event_bytes" => "verify",
+        "identity.directory_lookups" | "identity.host_lookups" => "verify",
+        "trusted_domains" | "banned_domains" => "hosts",
+        "request_crawl" | "max_crawl_checks" => "discovery",
+        "replay_window" => "eventlog",
+        "limits.message_time" => "upstream",
+        "log_level" | "log_format" => "telemetry",
+        key if key.starts_with("log.") => "eventlog",
+        key if key.starts_with("new_hosts_per_day") => "discovery",
+        key if key.starts_with("limits.") || key.starts_with("memory.") => "hosts",
+        key if key.starts_with("desync.") => "verify",
+        key if key.starts_with("max_consumer") => "firehose",
+        key if key.starts_with("identity.") || key == "plc_host" => "identity",
+        key => panic!("{key} is a setting of no room"),
+    };
+    let default = rooms(&Config::default());
+    let mut changed = BTreeSet::new();
+    for setting in settings() {
+        let case = Case::new();
+        let password = case.write("password", "hunter2");
+        let case = if in_file(setting) {
+            case.password_file(&password)
+        } else {
+            case.flag(setting.key, &[sample(setting.key).1])
+        };
+        let with = rooms(&case.config());
+        let differ = |name: &&&str| with[**name] != default[**name];
+        let differing: Vec<_> = default.keys().filter(differ).collect();
+        assert_eq!(differing, [&room(setting.key)], "{}", setting.key);
+        changed.insert(room(setting.key));
+    }
+    assert!(changed.iter().eq(default.keys()), "{changed:?}");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use crate::support::postgres;
 use crate::support::relay as support;
 use atproto_relay::dial::plain_client;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::relay::Bench;
 use atproto_relay::atproto::car::Car;
@@ -14,6 +14,7 @@ use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Peek};
 use atproto_relay::config::DatabaseUrl;
 use atproto_relay::devnet::pds::Write;
+use atproto_relay::devnet::scrape::Samples;
 use atproto_relay::dial::{DomainPattern, Guard, PdsHost};
 use atproto_relay::hosts::HostState;
 use bytes::Bytes;
@@ -458,6 +459,30 @@ async fn a_log_whose_database_is_gone_goes_on_counting() {
     assert_dense(&events);
     assert_eq!(of(&events, &bob), ["identity", "account", "commit", "sync"]);
     bench.relay.shutdown().await;
+}
+
+/// Each relay has metrics of its own, also where two run in one process.
+#[tokio::test]
+async fn two_relays_in_one_process_do_not_add_up() {
+    let (busy, quiet) = (Bench::start(1).await, Bench::start(1).await);
+    create(&busy, 0, "alice");
+    let scrape = async |bench: &Bench| {
+        let url = format!("http://{}/metrics", bench.relay.metrics_addr());
+        Samples::scrape(&url).await.unwrap()
+    };
+    let counters = [
+        "relay_events_received_total",
+        "relay_events_forwarded_total",
+    ];
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while scrape(&busy).await.sum(counters[1]) == 0.0 {
+        assert!(Instant::now() < deadline, "nothing is forwarded");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (busy, quiet) = (scrape(&busy).await, scrape(&quiet).await);
+    for name in counters.into_iter().chain(["relay_log_seq"]) {
+        assert!(busy.sum(name) > 0.0 && quiet.sum(name) == 0.0, "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
