@@ -6,6 +6,7 @@
 mod durable;
 mod health;
 mod listeners;
+mod metrics;
 mod operations;
 mod recovery;
 mod reload;
@@ -53,6 +54,7 @@ use crate::{api, discovery, hosts, identity, store, telemetry, upstream, views};
 use durable::{Position, on_durable};
 use health::Examiner;
 use listeners::Listeners;
+pub use metrics::Metrics;
 use operations::Running;
 pub use recovery::RecoveryError;
 use vitals::Sampler;
@@ -270,6 +272,7 @@ impl Relay {
             store: store.clone(),
             writer: writer.clone(),
             health,
+            metrics: Metrics::register(&registry),
         });
         let Listeners {
             public_addr,
@@ -349,6 +352,11 @@ impl Relay {
         &self.running.hosts
     }
 
+    /// The metrics of the relay as a whole.
+    pub fn metrics(&self) -> &Metrics {
+        &self.running.metrics
+    }
+
     /// The event log, for a status line.
     pub fn log(&self) -> &EventLog {
         &self.running.log
@@ -369,12 +377,14 @@ impl Relay {
     /// # Errors
     /// The system gives no sockets.
     pub fn parts(&self) -> io::Result<Vec<Part>> {
+        let [shards, sequencer, runtime] = &self.running.metrics.stuck;
         let pulses = self.running.pipeline.pulses().iter().cloned().enumerate();
         let mut parts: Vec<Part> = pulses
             .map(|(index, pulse)| {
                 let pipeline = self.running.pipeline.clone();
                 Part {
                     kind: "shards",
+                    stuck: shards.clone(),
                     name: format!("shard {index}"),
                     pulse,
                     nudge: Box::new(move || pipeline.nudge(index)),
@@ -383,12 +393,13 @@ impl Relay {
             .collect();
         parts.push(Part {
             kind: "sequencer",
+            stuck: sequencer.clone(),
             name: "the event log's sequencer".into(),
             pulse: self.running.log.pulse().clone(),
             // The shards hand on what they are given.
             nudge: Box::new(|| {}),
         });
-        parts.push(Part::runtime()?);
+        parts.push(Part::runtime(runtime.clone())?);
         Ok(parts)
     }
 

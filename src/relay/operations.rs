@@ -17,6 +17,8 @@ use crate::telemetry::{Health, Observed, metrics, raise_to};
 use crate::upstream::Supervisor;
 use crate::verify::{CommandError, Pipeline};
 
+use super::metrics::Metrics;
+
 /// The parts that requests ask for.
 pub(super) struct Running {
     pub log: EventLog,
@@ -29,6 +31,7 @@ pub(super) struct Running {
     pub store: Store,
     pub writer: Writer,
     pub health: watch::Receiver<Arc<Health>>,
+    pub metrics: Metrics,
 }
 
 impl From<CommandError> for OperationError {

@@ -8,7 +8,7 @@ use tracing::error;
 use super::{Relay, add_configured_host, firehose_options};
 use crate::config::{Config, Reload};
 use crate::dial::Guard;
-use crate::telemetry::{metrics, set_log_level};
+use crate::telemetry::set_log_level;
 
 impl Relay {
     /// Applies what of `new` can be applied, and says what cannot, one line for each setting.
@@ -20,7 +20,8 @@ impl Relay {
             error!("{failure}");
         }
         reload.tell();
-        metrics().restart_needed.set(reload.waiting.len() as i64);
+        let waiting = reload.waiting.len() as i64;
+        self.running.metrics.restart_needed.set(waiting);
         self.admin_password.apply(new.admin_password.clone());
         self.trusted_proxies.apply(new.trusted_proxies.clone());
         let running = &self.running;

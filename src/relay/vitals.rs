@@ -18,7 +18,7 @@ use crate::atproto::frame::{self, Message};
 use crate::atproto::tid::Tid;
 use crate::eventlog::{Entry, EventLog};
 use crate::hosts::{HostState, Hosts};
-use crate::telemetry::{Health, metrics};
+use crate::telemetry::Health;
 
 /// How often.
 const EVERY: Duration = Duration::from_secs(5);
@@ -93,7 +93,7 @@ impl Sampler {
                 None if events == 0 => before + passed,
                 None => before,
             };
-            metrics().lag_seconds.set(lag.as_secs_f64());
+            self.0.metrics.lag_seconds.set(lag.as_secs_f64());
             let (connected, known) = count_hosts(hosts);
             vitals.send_replace(Vitals {
                 connected,

@@ -10,11 +10,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use prometheus::IntGauge;
 use tokio::io::AsyncReadExt as _;
 
 use super::notify;
 use crate::pulse::Pulse;
-use crate::telemetry::metrics;
 
 /// Time of the first check after the parts were given a task: most have completed it by then. The interval doubles with
 /// each check, up to this share of the period.
@@ -23,8 +23,10 @@ const CHECKS_IN_PERIOD: u32 = 20;
 
 /// A part of the relay that must make progress.
 pub struct Part {
-    /// The label of its metric; several parts may share one.
+    /// Its kind; several parts can share one, and have one gauge then.
     pub kind: &'static str,
+    /// 1 while a part of this kind shows no progress.
+    pub stuck: IntGauge,
     /// Its name in the log.
     pub name: String,
     /// Its rounds.
@@ -39,7 +41,7 @@ impl Part {
     ///
     /// # Errors
     /// The system gives no sockets.
-    pub fn runtime() -> io::Result<Part> {
+    pub fn runtime(stuck: IntGauge) -> io::Result<Part> {
         let (near, far) = UnixStream::pair()?;
         near.set_nonblocking(true)?;
         far.set_nonblocking(true)?;
@@ -59,6 +61,7 @@ impl Part {
         };
         Ok(Part {
             kind: "runtime",
+            stuck,
             name: "the runtime".into(),
             pulse,
             nudge: Box::new(nudge),
@@ -192,7 +195,7 @@ impl Round {
     fn show(&self, open: &[(&Part, u64)]) {
         for part in &self.parts {
             let stuck = open.iter().any(|(other, _)| other.kind == part.kind);
-            metrics().stuck(part.kind).set(i64::from(stuck));
+            part.stuck.set(i64::from(stuck));
         }
     }
 
@@ -220,6 +223,7 @@ mod tests {
         let (beating, works) = (pulse.clone(), works.clone());
         Part {
             kind: "shards",
+            stuck: IntGauge::new("stuck", "of a test").unwrap(),
             name: "a part".into(),
             pulse,
             nudge: Box::new(move || {
@@ -282,7 +286,9 @@ mod tests {
             .enable_all()
             .build()
             .unwrap();
-        let part = runtime.block_on(async { Part::runtime() }).unwrap();
+        let part = runtime
+            .block_on(async { Part::runtime(IntGauge::new("stuck", "of a test").unwrap()) })
+            .unwrap();
         let pulse = part.pulse.clone();
         let (_watchdog, pinged) = watch(vec![part]);
         assert!(pinged.recv_timeout(PERIOD * 3).is_err(), "nobody drives it");

@@ -1,16 +1,10 @@
-//! All metrics of the relay, as handles resolved once: counting is one atomic addition.
-//!
-//! Labels are bounded: kinds, rules, states and shards, never a host, an account or an address.
-//! The handles belong to the process, so two relays in one process (tests) add up.
+//! Metrics of the rooms that have none of their own yet. They belong to the process, so two relays in one process
+//! (tests) add up.
 
 use std::sync::OnceLock;
 
 use prometheus::core::Collector;
-use prometheus::{
-    Gauge, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
-
-use super::health::ProblemName;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 /// The metrics of this process.
 pub fn metrics() -> &'static Metrics {
@@ -38,9 +32,6 @@ pub enum Cut {
 pub struct Metrics {
     registry: Registry,
 
-    /// How far the log is behind the hosts, in seconds, sampled.
-    pub lag_seconds: Gauge,
-
     /// Steps of recovery at the start: events applied once more, segments looked through.
     pub recovery_steps: IntCounter,
 
@@ -66,16 +57,6 @@ pub struct Metrics {
     pub consumer_bytes: IntCounter,
 
     http_connections_closed: [IntCounter; 2],
-
-    reloads: [IntCounter; 2],
-    /// 1 where the last reload of the configuration was refused.
-    pub reload_failed: IntGauge,
-    /// Settings whose new value waits for a restart.
-    pub restart_needed: IntGauge,
-    /// Times the caches shrank because the system ran short of memory.
-    pub memory_pressure: IntCounter,
-    stuck: IntGaugeVec,
-    problems: [IntGauge; ProblemName::ALL.len()],
 }
 
 impl Metrics {
@@ -97,27 +78,12 @@ impl Metrics {
             "Connections that are no consumers closed by a limit: idle ones that made room, those too many from an address",
             &["reason"],
         );
-        let reloads = r.counters(
-            "relay_config_reloads_total",
-            "Reloads of the configuration, by what came of them",
-            &["outcome"],
-        );
-        let problems = r.gauges(
-            "relay_problem",
-            "1 while the relay has a problem, by its name in /_health",
-            &["name"],
-        );
         let consumer_lag = r.gauges(
             "relay_consumer_lag_events",
             "Events between a consumer's position and the end of the log",
             &["of"],
         );
         Metrics {
-            lag_seconds: r.float_gauge(
-                "relay_lag_seconds",
-                "How far the log is behind the hosts: the median, over the newest commits, of the time from signing to \
-                 appending; grows while events are under way and none gets into the log",
-            ),
             recovery_steps: r.counter(
                 "relay_recovery_steps_total",
                 "Steps of recovery at the start: events applied once more, segments looked through",
@@ -128,32 +94,6 @@ impl Metrics {
                 .map(|outcome| handed_over.with_label_values(&[outcome])),
             http_connections_closed: ["address", "idle"]
                 .map(|reason| http_connections_closed.with_label_values(&[reason])),
-            reloads: ["refused", "applied"].map(|outcome| reloads.with_label_values(&[outcome])),
-            reload_failed: r.gauge(
-                "relay_config_reload_failed",
-                "1 where the last reload of the configuration was refused",
-            ),
-            restart_needed: r.gauge(
-                "relay_config_restart_needed",
-                "Settings whose new value waits for a restart",
-            ),
-            memory_pressure: r.counter(
-                "relay_memory_pressure_total",
-                "Times the caches shrank because the system ran short of memory",
-            ),
-            stuck: {
-                let stuck = r.gauges(
-                    "relay_watchdog_stuck",
-                    "1 while a part shows no progress",
-                    &["part"],
-                );
-                // Shown from the start, so that an alert can tell 0 from nothing.
-                for part in ["shards", "sequencer", "runtime"] {
-                    stuck.with_label_values(&[part]);
-                }
-                stuck
-            },
-            problems: ProblemName::ALL.map(|name| problems.with_label_values(&[name.as_str()])),
             consumers: r.gauge("relay_consumers", "Consumers of the firehose"),
             consumers_admitted: r.counter("relay_consumers_admitted_total", "Consumers admitted"),
             consumers_refused: r.counter(
@@ -197,21 +137,6 @@ impl Metrics {
         &self.http_connections_closed[usize::from(idle)]
     }
 
-    /// Reloads of the configuration, applied or refused.
-    pub fn reloads(&self, applied: bool) -> &IntCounter {
-        &self.reloads[usize::from(applied)]
-    }
-
-    /// 1 while a kind of parts shows no progress.
-    pub fn stuck(&self, part: &'static str) -> IntGauge {
-        self.stuck.with_label_values(&[part])
-    }
-
-    /// 1 while the relay has a problem.
-    pub fn problem(&self, name: ProblemName) -> &IntGauge {
-        &self.problems[name as usize]
-    }
-
     /// All metrics in the text format of Prometheus.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
@@ -241,10 +166,6 @@ impl Registrar<'_> {
 
     fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::new(name, help))
-    }
-
-    fn float_gauge(&self, name: &str, help: &str) -> Gauge {
-        self.add(Gauge::new(name, help))
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {

@@ -157,8 +157,7 @@ async fn serve(
 /// Reads the configuration again, and applies what of it can be applied. One that is wrong changes nothing.
 async fn reload(args: &ConfigArgs, relay: &Relay) {
     let loaded = args.load();
-    metrics().reloads(loaded.is_ok()).inc();
-    metrics().reload_failed.set(i64::from(loaded.is_err()));
+    relay.metrics().count_reload(loaded.is_ok());
     let Loaded {
         config, warnings, ..
     } = match loaded {
@@ -182,10 +181,11 @@ async fn reload(args: &ConfigArgs, relay: &Relay) {
 /// Lets the caches shrink when systemd says that memory is short.
 fn watch_memory(relay: &Relay) {
     let shrink = relay.shrinker();
+    let told = relay.metrics().memory_pressure.clone();
     let watched = pressure::watch(move || {
         shrink();
         pressure::give_back();
-        metrics().memory_pressure.inc();
+        told.inc();
         tracing::info!("memory is short: the caches shrink");
     });
     if let Err(error) = watched {

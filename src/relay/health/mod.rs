@@ -15,11 +15,12 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::metrics::Metrics;
 use super::operations::Running;
 use super::vitals::count_hosts;
 use crate::clock::Clock;
 use crate::eventlog;
-use crate::telemetry::{Change, Finding, Health, ProblemName, Watch, metrics};
+use crate::telemetry::{Change, Finding, Health, ProblemName, Watch};
 
 use directory::Directory;
 use losses::Losses;
@@ -61,6 +62,7 @@ pub(super) struct Examiner {
 
 impl Examiner {
     pub fn new(running: Arc<Running>, clock: Clock) -> Self {
+        let pressures_told = running.metrics.memory_pressure.get();
         Self {
             running,
             clock,
@@ -68,7 +70,7 @@ impl Examiner {
             directory: Directory::default(),
             losses: Losses::default(),
             pressures: Vec::new(),
-            pressures_told: metrics().memory_pressure.get(),
+            pressures_told,
         }
     }
 
@@ -85,7 +87,7 @@ impl Examiner {
             for (name, finding) in self.findings(database, disk) {
                 let now = Instant::now();
                 if let Some(change) = self.watch.observe(name, finding, now, SystemTime::now()) {
-                    tell(&change);
+                    tell(&change, &self.running.metrics);
                 }
             }
             health.send_replace(Arc::new(self.watch.health()));
@@ -142,7 +144,7 @@ impl Examiner {
     }
 
     fn memory(&mut self, now: Instant) -> Option<Finding> {
-        let told = metrics().memory_pressure.get();
+        let told = self.running.metrics.memory_pressure.get();
         if told > self.pressures_told {
             self.pressures.push(now);
             self.pressures_told = told;
@@ -256,11 +258,11 @@ where
 }
 
 /// The line of a change, and its metric.
-fn tell(change: &Change) {
+fn tell(change: &Change, metrics: &Metrics) {
     match change {
         Change::Started(problem) => {
             let name = problem.name;
-            metrics().problem(name).set(1);
+            metrics.problems[name as usize].set(1);
             let (what, to_do) = (problem.finding.full(), name.what_to_do());
             if name.is_outage() {
                 error!(problem = name.as_str(), "{what}; {to_do}");
@@ -269,7 +271,7 @@ fn tell(change: &Change) {
             }
         }
         Change::Ended(name, lasted) => {
-            metrics().problem(*name).set(0);
+            metrics.problems[*name as usize].set(0);
             info!(
                 problem = name.as_str(),
                 seconds = lasted.as_secs(),
