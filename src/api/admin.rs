@@ -10,6 +10,7 @@ use super::operations::{HostActivity, OperationError};
 use super::sync::current;
 use crate::atproto::datetime;
 use crate::atproto::did::Did;
+use crate::dial::is_dns_name;
 use crate::discovery::Requester;
 use crate::firehose::ConsumerInfo;
 use crate::store::{HostRow, HostStatus, LocalStatus, RateOverrides, Validation};
@@ -23,9 +24,6 @@ use std::time::UNIX_EPOCH;
 
 /// Accounts of one page of the takedown list (the reference relay's).
 const TAKEDOWNS_PAGE: u32 = 500;
-
-/// Longest DNS name.
-const MAX_DOMAIN_BYTES: usize = 253;
 
 /// What the reference relay answers to every change: the word, not the value.
 #[derive(Serialize)]
@@ -565,15 +563,7 @@ impl DomainName {
             .trim_start_matches("*.")
             .trim_end_matches('.')
             .to_ascii_lowercase();
-        let label_fits = |label: &str| {
-            (1..=63).contains(&label.len())
-                && label
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-        };
-        if domain.len() > MAX_DOMAIN_BYTES || !domain.split('.').all(label_fits) {
+        if !is_dns_name(&domain) {
             return Err(ApiError::invalid(format!(
                 "{} is not a domain",
                 quoted(&self.domain)

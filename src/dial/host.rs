@@ -215,7 +215,7 @@ fn check_name(name: &str, guard: &Guard) -> Result<(), HostNameError> {
 }
 
 /// A DNS name: at most 253 bytes of labels.
-pub(super) fn is_dns_name(name: &str) -> bool {
+pub fn is_dns_name(name: &str) -> bool {
     name.len() <= MAX_NAME && name.split('.').all(is_label)
 }
 
