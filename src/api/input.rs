@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use crate::atproto::did::Did;
-use crate::dial::{Guard, PdsHost};
+use crate::dial::{Guard, HostName};
 use crate::store::HostId;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -107,7 +107,7 @@ pub(super) fn parse_did(text: &str) -> Result<Did, ApiError> {
 /// A host, written as a name or a URL, as the store knows it: `host` or `host:port`, lower case.
 /// Only known hosts are looked for, so private ones may be named as well.
 pub(super) fn parse_hostname(text: &str) -> Result<String, ApiError> {
-    PdsHost::parse(text.trim(), &Guard::new(true))
+    HostName::parse(text.trim(), &Guard::new(true))
         .map(|host| host.name().to_owned())
         .map_err(|error| ApiError::invalid(error.to_string()))
 }

@@ -14,7 +14,7 @@ use super::units::{format_bytes, format_duration, parse_bytes, parse_duration};
 use super::{AdminListen, DatabaseUrl};
 use crate::api::Secret;
 use crate::client::Cidr;
-use crate::dial::{DomainPattern, Guard, PdsHost};
+use crate::dial::{DomainPattern, Guard, HostName};
 use crate::eventlog::MinFree;
 
 /// What stands for no value.
@@ -356,13 +356,13 @@ fn list<T: Display + 'static>(
 }
 
 /// Hosts. Whether they may be dialled depends on another setting and is checked when all are read.
-pub(super) fn hosts() -> Kind<Vec<PdsHost>> {
+pub(super) fn hosts() -> Kind<Vec<HostName>> {
     let read = |text: &str| {
-        PdsHost::parse(text, &Guard::new(true))
+        HostName::parse(text, &Guard::new(true))
             .map_err(|error| format!("has an entry that cannot be used: {error}"))
     };
     Kind {
-        write: Box::new(|hosts| in_brackets(hosts.iter().map(PdsHost::http_url))),
+        write: Box::new(|hosts| in_brackets(hosts.iter().map(HostName::http_url))),
         ..list("HOST", move |raw| each(raw, read))
     }
 }

@@ -13,7 +13,7 @@ use super::settings::{Setting, Variable, settings};
 use super::source::{Environment, Raw, read_file};
 use super::{AdminListen, Config};
 use crate::api::nearest;
-use crate::dial::{Guard, PdsHost};
+use crate::dial::{Guard, HostName};
 
 /// What the names of our variables begin with.
 const PREFIX: &str = "RELAY_";
@@ -228,7 +228,7 @@ impl Merge {
             Err(ConfigError::Contradiction { origin, problem })
         };
         let private =
-            |host: &&PdsHost| host.check(&Guard::new(config.allow_private_hosts)).is_err();
+            |host: &&HostName| host.check(&Guard::new(config.allow_private_hosts)).is_err();
         if let Some(host) = config.hosts.iter().find(private) {
             return contradiction(
                 "hosts",

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::api::Secret;
 use crate::client::Cidr;
-use crate::dial::PdsHost;
+use crate::dial::HostName;
 use crate::telemetry::LogFormat;
 use crate::{discovery, eventlog, hosts, identity, upstream, verify};
 
@@ -64,7 +64,7 @@ pub struct Config {
     /// Most connections the relay opens to PostgreSQL.
     pub database_connections: u32,
     /// Hosts to subscribe to from the start, added to those in the database.
-    pub hosts: Vec<PdsHost>,
+    pub hosts: Vec<HostName>,
     /// Allow loopback and private addresses, plain http and ports other than 80 and 443.
     pub allow_private_hosts: bool,
     /// Password of the admin API (user `admin`); `None` turns the admin API off.

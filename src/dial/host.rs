@@ -14,7 +14,7 @@ const MAX_NAME: usize = 253;
 
 /// Top-level names that never lead to a public host (RFC 6761, RFC 6762, RFC 7686, RFC 8375, RFC 9476, ICANN on
 /// `.internal`).
-pub const RESERVED_TOP_LEVEL: [&str; 9] = [
+const RESERVED_TOP_LEVEL: [&str; 9] = [
     "localhost",
     "local",
     "internal",
@@ -29,7 +29,7 @@ pub const RESERVED_TOP_LEVEL: [&str; 9] = [
 /// A host that serves repositories: lower-case name without a trailing dot, a port only where it is not the scheme's
 /// own, and whether it speaks TLS. Two spellings of one host are equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PdsHost {
+pub struct HostName {
     name: Arc<str>,
     tls: bool,
 }
@@ -59,7 +59,7 @@ pub enum HostNameError {
     Port(u16),
 }
 
-impl PdsHost {
+impl HostName {
     /// Reads a bare name (`pds.example.com`, `host:port`) or a URL, under the rules of `guard`.
     /// A bare name means TLS, except that this machine (`localhost`, a loopback address), where it is allowed, means
     /// plain text.
@@ -93,7 +93,7 @@ impl PdsHost {
     /// The host of a URL that has nothing beside scheme, host and port (a lone `/` is nothing).
     ///
     /// # Errors
-    /// As [`PdsHost::parse`].
+    /// As [`HostName::parse`].
     pub fn from_url(url: &Url, guard: &Guard) -> Result<Self, HostNameError> {
         let tls = match url.scheme() {
             "https" | "wss" => true,
@@ -123,7 +123,7 @@ impl PdsHost {
     /// A host as the store holds it: name and TLS flag, checked again.
     ///
     /// # Errors
-    /// As [`PdsHost::parse`]: rules may have become stricter since the row was written.
+    /// As [`HostName::parse`]: rules may have become stricter since the row was written.
     pub fn from_parts(name: &str, tls: bool, guard: &Guard) -> Result<Self, HostNameError> {
         let scheme = if tls { "https" } else { "http" };
         Self::parse(&format!("{scheme}://{name}"), guard)
@@ -132,7 +132,7 @@ impl PdsHost {
     /// Whether the host may be dialled under the rules of `guard`.
     ///
     /// # Errors
-    /// As [`PdsHost::parse`].
+    /// As [`HostName::parse`].
     pub fn check(&self, guard: &Guard) -> Result<(), HostNameError> {
         Self::from_parts(&self.name, self.tls, guard).map(drop)
     }
@@ -178,7 +178,7 @@ impl PdsHost {
     }
 }
 
-impl fmt::Display for PdsHost {
+impl fmt::Display for HostName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
     }
@@ -269,7 +269,7 @@ mod tests {
             "wss://PDS.example.com.",
         ] {
             let host =
-                PdsHost::parse(text, &guard).unwrap_or_else(|error| panic!("{text}: {error}"));
+                HostName::parse(text, &guard).unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(
                 (host.name(), host.tls(), host.port()),
                 ("pds.example.com", true, 443),
@@ -288,7 +288,7 @@ mod tests {
             ("https://localhost:2583", true),
             ("10.0.0.1:2583", true),
         ] {
-            let host = PdsHost::parse(text, &guard).unwrap();
+            let host = HostName::parse(text, &guard).unwrap();
             assert_eq!(host.tls(), tls, "{text}");
         }
     }
@@ -328,7 +328,7 @@ mod tests {
             ("pds.example.com:80", |e| matches!(e, E::Port(80))),
         ];
         for (text, expected) in cases {
-            let error = PdsHost::parse(text, &guard).expect_err(text);
+            let error = HostName::parse(text, &guard).expect_err(text);
             assert!(expected(&error), "{text}: {error:?}");
         }
     }
@@ -337,7 +337,7 @@ mod tests {
     fn private_hosts_are_named_with_their_port_when_allowed() {
         let guard = Guard::new(true);
         let parse = |text: &str| {
-            PdsHost::parse(text, &guard).unwrap_or_else(|error| panic!("{text}: {error}"))
+            HostName::parse(text, &guard).unwrap_or_else(|error| panic!("{text}: {error}"))
         };
         for (text, name, tls, domain, port) in [
             ("localhost:2583", "localhost:2583", false, "localhost", 2583),
@@ -369,7 +369,7 @@ mod tests {
                 "{text}"
             );
             assert_eq!(
-                PdsHost::from_parts(host.name(), host.tls(), &guard).unwrap(),
+                HostName::from_parts(host.name(), host.tls(), &guard).unwrap(),
                 host
             );
         }

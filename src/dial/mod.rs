@@ -12,7 +12,7 @@ mod tls;
 pub use address::is_public;
 pub use domain::DomainPattern;
 pub use guard::{DialError, Guard};
-pub use host::{HostNameError, PdsHost, is_dns_name};
+pub use host::{HostName, HostNameError, is_dns_name};
 pub use http::{
     FetchError, Fetched, directory_client, fetch, get, http_client, plain_client,
     plain_client_builder, relay_mark,

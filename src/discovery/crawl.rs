@@ -16,7 +16,7 @@ use url::Url;
 
 use crate::atproto::did::Did;
 use crate::client::{KeyedLimits, Network, Permit};
-use crate::dial::{Guard, HostNameError, PdsHost, fetch, http_client, relay_mark};
+use crate::dial::{Guard, HostName, HostNameError, fetch, http_client, relay_mark};
 use crate::hosts::{AddError, HostHandle};
 use crate::telemetry::room_metrics;
 use crate::upstream::Supervisor;
@@ -107,13 +107,13 @@ pub enum CrawlError {
     Name(#[from] HostNameError),
     /// The host, or a domain above it, is banned.
     #[error("{0} is banned")]
-    Banned(PdsHost),
+    Banned(HostName),
     /// It does not answer as a PDS.
     #[error("{host} does not answer com.atproto.server.describeServer as a PDS: {reason}")]
-    NotAPds { host: PdsHost, reason: String },
+    NotAPds { host: HostName, reason: String },
     /// It is a relay itself.
     #[error("{0} is a relay, not a PDS")]
-    IsRelay(PdsHost),
+    IsRelay(HostName),
     /// The public may not add hosts here.
     #[error("this relay takes new hosts from its operator only")]
     Closed,
@@ -138,14 +138,14 @@ struct Inner {
     metrics: Metrics,
     client: Client,
     checks: KeyedLimits<Share>,
-    failed: Mutex<LruCache<PdsHost, (Instant, CrawlError)>>,
+    failed: Mutex<LruCache<HostName, (Instant, CrawlError)>>,
     /// The public's new hosts of the last day, the oldest first.
     added: Mutex<Vec<Added>>,
 }
 
 /// A new host of the public.
 struct Added {
-    host: PdsHost,
+    host: HostName,
     at: Instant,
     /// Whose share of the day it is of.
     shares: Vec<Share>,
@@ -164,7 +164,7 @@ impl Share {
     /// The shares that a request of the public is of, with what each may have.
     fn of(
         from: IpAddr,
-        host: &PdsHost,
+        host: &HostName,
         public: u32,
         client: u32,
         domain: u32,
@@ -266,7 +266,7 @@ impl Crawler {
 impl Inner {
     async fn request(&self, hostname: &str, by: Requester) -> Result<Arc<HostHandle>, CrawlError> {
         let settings = self.settings();
-        let host = PdsHost::parse(hostname, &self.guard)?;
+        let host = HostName::parse(hostname, &self.guard)?;
         if self.upstream.hosts().is_banned(&host) {
             return Err(CrawlError::Banned(host));
         }
@@ -294,7 +294,7 @@ impl Inner {
     /// Whether a check of an unknown host is to be made at all; it has its place for so long.
     fn admit(
         &self,
-        host: &PdsHost,
+        host: &HostName,
         by: Requester,
         settings: &Settings,
     ) -> Result<Permit<Share>, CrawlError> {
@@ -311,7 +311,7 @@ impl Inner {
 
     fn admit_public(
         &self,
-        host: &PdsHost,
+        host: &HostName,
         from: IpAddr,
         settings: &Settings,
     ) -> Result<(), CrawlError> {
@@ -328,7 +328,7 @@ impl Inner {
 
     fn count_added(
         &self,
-        host: &PdsHost,
+        host: &HostName,
         by: Requester,
         settings: &Settings,
     ) -> Result<(), CrawlError> {
@@ -362,7 +362,7 @@ impl Inner {
     }
 
     /// Asks the host to describe itself.
-    async fn check(&self, host: &PdsHost) -> Result<(), CrawlError> {
+    async fn check(&self, host: &HostName) -> Result<(), CrawlError> {
         let result = describe(&self.client, &self.guard, host).await;
         if let Err(error) = &result {
             lock(&self.failed).put(host.clone(), (Instant::now(), error.clone()));
@@ -372,7 +372,7 @@ impl Inner {
 }
 
 /// What a day has for a host that somebody asks for.
-fn of_the_day(host: &PdsHost, from: IpAddr, settings: &Settings) -> Vec<(Share, usize)> {
+fn of_the_day(host: &HostName, from: IpAddr, settings: &Settings) -> Vec<(Share, usize)> {
     Share::of(
         from,
         host,
@@ -395,7 +395,7 @@ fn has_room(added: &[Added], shares: &[(Share, usize)]) -> Result<(), CrawlError
     }
 }
 
-async fn describe(client: &Client, guard: &Guard, host: &PdsHost) -> Result<(), CrawlError> {
+async fn describe(client: &Client, guard: &Guard, host: &HostName) -> Result<(), CrawlError> {
     let not_a_pds = |reason: String| CrawlError::NotAPds {
         host: host.clone(),
         reason,

@@ -18,7 +18,7 @@ use super::progress::{InFlightLimits, Progress, RecoveredHost};
 use super::rate::{Cost, EventRates, RateWindows};
 use super::rule::Rule;
 use super::settings::HostLimits;
-use crate::dial::PdsHost;
+use crate::dial::HostName;
 use crate::store::{HostId, HostRow, HostStatus, RateOverrides, Validation};
 
 /// How a host's connection stands.
@@ -75,7 +75,7 @@ impl HostState {
 #[derive(Debug)]
 pub struct HostHandle {
     id: HostId,
-    host: PdsHost,
+    host: HostName,
     progress: Arc<Progress>,
     windows: Mutex<RateWindows>,
     settings: RwLock<Settings>,
@@ -117,7 +117,7 @@ const NO_SEQ: i64 = i64::MIN;
 impl HostHandle {
     pub(super) fn new(
         row: &HostRow,
-        host: PdsHost,
+        host: HostName,
         recovered: RecoveredHost,
         in_flight: InFlightLimits,
         memory: Arc<Memory>,
@@ -162,7 +162,7 @@ impl HostHandle {
     }
 
     /// Its name and how it is reached; equal to [`crate::identity::Identity::pds`] of its accounts.
-    pub fn host(&self) -> &PdsHost {
+    pub fn host(&self) -> &HostName {
         &self.host
     }
 
@@ -447,7 +447,7 @@ impl HostHandle {
         let guard = crate::dial::Guard::new(false);
         Self::new(
             &row,
-            PdsHost::parse(&row.hostname, &guard).expect("a hostname"),
+            HostName::parse(&row.hostname, &guard).expect("a hostname"),
             RecoveredHost::default(),
             InFlightLimits::default(),
             Memory::new(super::memory::MemoryLimits::default(), Arc::default()),

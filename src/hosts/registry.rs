@@ -16,7 +16,7 @@ use super::progress::{InFlightLimits, RecoveredHost};
 use super::settings::{HostLimits, Settings};
 use super::statuses::StatusWriter;
 use crate::atproto::did::Did;
-use crate::dial::{DomainPattern, Guard, PdsHost};
+use crate::dial::{DomainPattern, Guard, HostName};
 use crate::store::{
     HostId, HostRow, HostStatus, NewHost, RateOverrides, Store, StoreError, Validation,
 };
@@ -49,7 +49,7 @@ impl Default for HostsOptions {
 pub enum AddError {
     /// The host, or a domain above it, is banned.
     #[error("{0} is banned")]
-    Banned(PdsHost),
+    Banned(HostName),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -161,7 +161,7 @@ impl Hosts {
     ///
     /// # Errors
     /// See [`AddError`].
-    pub async fn add(&self, host: &PdsHost) -> Result<Arc<HostHandle>, AddError> {
+    pub async fn add(&self, host: &HostName) -> Result<Arc<HostHandle>, AddError> {
         if self.is_banned(host) {
             return Err(AddError::Banned(host.clone()));
         }
@@ -175,7 +175,7 @@ impl Hosts {
     }
 
     /// Whether a host or a domain above it is banned.
-    pub fn is_banned(&self, host: &PdsHost) -> bool {
+    pub fn is_banned(&self, host: &HostName) -> bool {
         let banned_itself = || {
             self.by_name(host.name())
                 .is_some_and(|known| known.status() == HostStatus::Banned)
@@ -189,7 +189,7 @@ impl Hosts {
     }
 
     /// Whether a host would get the trusted quota.
-    pub fn is_trusted(&self, host: &PdsHost) -> bool {
+    pub fn is_trusted(&self, host: &HostName) -> bool {
         self.inner.is_trusted(host)
     }
 
@@ -297,12 +297,12 @@ impl Hosts {
 }
 
 impl Inner {
-    fn is_trusted(&self, host: &PdsHost) -> bool {
+    fn is_trusted(&self, host: &HostName) -> bool {
         let trusted = self.trusted_domains.read();
         trusted.iter().any(|domain| domain.matches(host.domain()))
     }
 
-    fn new_row(&self, host: &PdsHost) -> NewHost {
+    fn new_row(&self, host: &HostName) -> NewHost {
         let trusted = self.is_trusted(host);
         let limits = self.limits.read();
         let accounts = if trusted {
@@ -317,7 +317,7 @@ impl Inner {
 
     /// Makes the handle of a row; `None` if its name may no longer be dialled.
     fn enter(&self, row: &HostRow) -> Option<Arc<HostHandle>> {
-        let host = PdsHost::from_parts(&row.hostname, row.tls, &self.guard)
+        let host = HostName::from_parts(&row.hostname, row.tls, &self.guard)
             .inspect_err(|error| tracing::warn!(host = row.hostname, %error, "host in the database is left out"))
             .ok()?;
         Some(self.index.get_or_insert(row.id, || {

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::registry::Hosts;
-use crate::dial::{Guard, PdsHost};
+use crate::dial::{Guard, HostName};
 use crate::store::{HostId, HostRow};
 
 /// Name of the file: lines of number, scheme, name, checksum.
@@ -32,8 +32,8 @@ impl Name {
     }
 
     /// The host of this name, whatever the rules for dialling are now.
-    pub fn host(&self) -> Option<PdsHost> {
-        PdsHost::from_parts(&self.hostname, self.tls, &Guard::new(true)).ok()
+    pub fn host(&self) -> Option<HostName> {
+        HostName::from_parts(&self.hostname, self.tls, &Guard::new(true)).ok()
     }
 
     /// The name of a host, with its port if it has one.

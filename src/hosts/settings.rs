@@ -1,7 +1,7 @@
 //! What an operator sets for all hosts: quotas, rates, trust, bans and memory.
 
 use super::memory::MemoryLimits;
-use crate::dial::{DomainPattern, PdsHost};
+use crate::dial::{DomainPattern, HostName};
 
 /// Settings of the registry. All but the memory can change while hosts are connected.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,17 +30,17 @@ impl Default for Settings {
 
 impl Settings {
     /// Whether a host is one of the trusted domains.
-    pub fn is_trusted(&self, host: &PdsHost) -> bool {
+    pub fn is_trusted(&self, host: &HostName) -> bool {
         matches_any(&self.trusted_domains, host)
     }
 
     /// Whether a host is under a domain banned by configuration.
-    pub fn is_banned(&self, host: &PdsHost) -> bool {
+    pub fn is_banned(&self, host: &HostName) -> bool {
         matches_any(&self.banned_domains, host)
     }
 
     /// The account quota a new host starts with.
-    pub fn account_limit(&self, host: &PdsHost) -> u64 {
+    pub fn account_limit(&self, host: &HostName) -> u64 {
         if self.is_trusted(host) {
             self.limits.trusted_accounts
         } else {
@@ -49,7 +49,7 @@ impl Settings {
     }
 }
 
-fn matches_any(patterns: &[DomainPattern], host: &PdsHost) -> bool {
+fn matches_any(patterns: &[DomainPattern], host: &HostName) -> bool {
     patterns
         .iter()
         .any(|pattern| pattern.matches(host.domain()))

@@ -10,7 +10,7 @@ mod sources;
 use crate::atproto::did::Did;
 use crate::atproto::key::PublicKey;
 
-pub use crate::dial::PdsHost;
+pub use crate::dial::HostName;
 pub use metrics::Metrics;
 pub use repo_status::{RepoStatus, RepoStatusError};
 pub use resolver::{Resolver, Settings};
@@ -21,7 +21,7 @@ pub struct Identity {
     /// Whose identity it is.
     pub did: Did,
     /// The host of its repository; `None` without a usable entry.
-    pub pds: Option<PdsHost>,
+    pub pds: Option<HostName>,
     /// The key that signs its commits; `None` without a usable entry.
     pub signing_key: Option<PublicKey>,
     /// The handles it claims, in the document's order, without `at://`.

@@ -5,7 +5,7 @@ use reqwest::{Client, StatusCode};
 use serde::Deserialize;
 use url::Url;
 
-use super::PdsHost;
+use super::HostName;
 use crate::atproto::did::Did;
 use crate::dial::{Guard, fetch};
 
@@ -43,7 +43,7 @@ struct XrpcError {
 pub(super) async fn ask(
     client: &Client,
     guard: &Guard,
-    pds: &PdsHost,
+    pds: &HostName,
     did: &Did,
 ) -> Result<RepoStatus, RepoStatusError> {
     let unavailable = |reason: String| RepoStatusError::Unavailable(reason);

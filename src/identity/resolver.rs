@@ -14,7 +14,9 @@ use url::Url;
 use super::cache::{Cache, Doubt, Flight, Lifetimes, Outcome, Step};
 use super::metrics::{Found, Method, Metrics};
 use super::sources::{Source, from_plc, from_web, identity};
-use super::{Identity, PdsHost, RepoStatus, RepoStatusError, Requester, ResolveError, repo_status};
+use super::{
+    HostName, Identity, RepoStatus, RepoStatusError, Requester, ResolveError, repo_status,
+};
 use crate::atproto::did::Did;
 use crate::atproto::did_doc::DidDocument;
 use crate::bucket::Bucket;
@@ -91,7 +93,7 @@ struct Inner {
     cache: Mutex<Cache>,
     bucket: Bucket,
     /// Accounts that their PDS lately called inactive: not asked again within the refresh interval.
-    inactive: Mutex<LruCache<(Did, PdsHost), (Instant, RepoStatus)>>,
+    inactive: Mutex<LruCache<(Did, HostName), (Instant, RepoStatus)>>,
 }
 
 impl Resolver {
@@ -173,7 +175,7 @@ impl Resolver {
     /// See [`RepoStatusError`].
     pub async fn repo_status(
         &self,
-        pds: &PdsHost,
+        pds: &HostName,
         did: &Did,
     ) -> Result<RepoStatus, RepoStatusError> {
         let key = (did.clone(), pds.clone());
@@ -313,7 +315,7 @@ impl Inner {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn inactive(&self) -> MutexGuard<'_, LruCache<(Did, PdsHost), (Instant, RepoStatus)>> {
+    fn inactive(&self) -> MutexGuard<'_, LruCache<(Did, HostName), (Instant, RepoStatus)>> {
         self.inactive
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())

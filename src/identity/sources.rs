@@ -4,7 +4,7 @@
 use reqwest::{Client, StatusCode};
 use url::Url;
 
-use super::{Identity, PdsHost, ResolveError};
+use super::{HostName, Identity, ResolveError};
 use crate::atproto::did::Did;
 use crate::atproto::did_doc::{DidDocument, MAX_DOCUMENT_BYTES};
 use crate::dial::{FetchError, Fetched, Guard, fetch, get};
@@ -18,7 +18,7 @@ pub(super) enum Source {
     /// The directory.
     Plc,
     /// The host that the DID names.
-    Web(PdsHost),
+    Web(HostName),
 }
 
 impl Source {
@@ -45,14 +45,14 @@ fn is_plc_identifier(identifier: &str) -> bool {
 }
 
 /// The host of a did:web. atproto allows no paths, and a port (`%3A`) only on one's own machine.
-fn web_host(identifier: &str, guard: &Guard) -> Result<PdsHost, ResolveError> {
+fn web_host(identifier: &str, guard: &Guard) -> Result<HostName, ResolveError> {
     if identifier.contains(':') {
         return Err(ResolveError::Invalid(
             "a did:web with a path is not supported by atproto".to_owned(),
         ));
     }
     let name = identifier.replace("%3A", ":").replace("%3a", ":");
-    PdsHost::parse(&name, guard).map_err(|error| ResolveError::Invalid(error.to_string()))
+    HostName::parse(&name, guard).map_err(|error| ResolveError::Invalid(error.to_string()))
 }
 
 /// Reads a did:plc from the directory. The operator names the directory, so the dial guard has no say in it.
@@ -72,7 +72,7 @@ pub(super) async fn from_plc(
 pub(super) async fn from_web(
     client: &Client,
     guard: &Guard,
-    host: &PdsHost,
+    host: &HostName,
 ) -> Result<DidDocument, ResolveError> {
     let url = Url::parse(&format!("{}/.well-known/did.json", host.http_url()))
         .map_err(|error| ResolveError::Invalid(error.to_string()))?;
@@ -110,7 +110,7 @@ pub(super) fn identity(
         )));
     }
     let pds = document.pds_endpoint().and_then(|endpoint| {
-        PdsHost::from_url(endpoint, guard)
+        HostName::from_url(endpoint, guard)
             .inspect_err(|error| tracing::debug!(%did, %error, "the identity's PDS is not usable"))
             .ok()
     });
@@ -142,12 +142,12 @@ mod tests {
         let web = source("did:web:example.com", &public).unwrap();
         assert_eq!(
             web,
-            Source::Web(PdsHost::parse("https://example.com", &public).unwrap())
+            Source::Web(HostName::parse("https://example.com", &public).unwrap())
         );
         let local = source("did:web:localhost%3A2583", &private).unwrap();
         assert_eq!(
             local,
-            Source::Web(PdsHost::parse("http://localhost:2583", &private).unwrap())
+            Source::Web(HostName::parse("http://localhost:2583", &private).unwrap())
         );
         for did in [
             "did:plc:short",

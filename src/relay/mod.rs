@@ -33,7 +33,7 @@ use crate::api::{AdminPassword, Operator};
 use crate::client::TrustedProxies;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::dial::{Guard, PdsHost};
+use crate::dial::{Guard, HostName};
 use crate::discovery::Crawler;
 use crate::eventlog::{self, EventLog, LogError, LogOptions, Slot, Slots};
 use crate::firehose::{self, Firehose, FirehoseOptions};
@@ -619,7 +619,7 @@ fn firehose_options(config: &Config) -> FirehoseOptions {
 }
 
 async fn add_configured_host(
-    host: &PdsHost,
+    host: &HostName,
     guard: Guard,
     upstream: &Supervisor,
 ) -> Result<(), StartError> {

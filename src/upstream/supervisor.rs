@@ -16,7 +16,7 @@ use super::housekeeping;
 use super::metrics::Metrics;
 use super::runner::Runner;
 use super::shared::{Shared, Times};
-use crate::dial::{Guard, PdsHost};
+use crate::dial::{Guard, HostName};
 use crate::hosts;
 use crate::hosts::{AddError, HostHandle, HostState, Hosts};
 use crate::store::{HostId, HostStatus, Store, StoreError};
@@ -168,7 +168,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// See [`AddError`].
-    pub async fn add(&self, host: &PdsHost) -> Result<Arc<HostHandle>, AddError> {
+    pub async fn add(&self, host: &HostName) -> Result<Arc<HostHandle>, AddError> {
         let handle = self.inner.hosts.add(host).await?;
         if self.inner.is_running(handle.id()) {
             handle.wake_if_waiting(MIN_REQUESTED_INTERVAL);

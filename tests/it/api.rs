@@ -7,7 +7,7 @@ use atproto_relay::api::{
 use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::tid::Tid;
-use atproto_relay::dial::{Guard, PdsHost};
+use atproto_relay::dial::{Guard, HostName};
 use atproto_relay::discovery::{CrawlError, Requester};
 use atproto_relay::firehose::ConsumerInfo;
 use atproto_relay::http::ServerOptions;
@@ -55,7 +55,7 @@ impl Operations for Recorder {
         requester: Requester,
     ) -> BoxFuture<'a, Result<(), CrawlError>> {
         self.note(format!("crawl {hostname} {requester:?}"));
-        let result = PdsHost::parse(hostname, &Guard::new(false))
+        let result = HostName::parse(hostname, &Guard::new(false))
             .map_err(CrawlError::from)
             .and_then(|host| match host.name() {
                 "banned.example.com" => Err(CrawlError::Banned(host)),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use atproto_relay::config::{
     Change, Config, ConfigError, Environment, Flags, Loaded, Origin, Reload, Setting, settings,
 };
-use atproto_relay::dial::{Guard, PdsHost};
+use atproto_relay::dial::{Guard, HostName};
 use atproto_relay::eventlog::Durability;
 use atproto_relay::store::Validation;
 use atproto_relay::telemetry::LogFormat;
@@ -305,7 +305,7 @@ fn the_reference_relays_names_are_known() {
     assert_eq!(config.listen.to_string(), "[::]:2470");
     assert_eq!(config.log.window, Duration::from_secs(48 * 3600));
     assert_eq!(config.host_settings.limits.accounts, 7);
-    let host = |name: &str| PdsHost::parse(name, &Guard::new(false)).unwrap();
+    let host = |name: &str| HostName::parse(name, &Guard::new(false)).unwrap();
     let trusted = |name: &str| config.host_settings.is_trusted(&host(name));
     assert!(trusted("a.host.bsky.network") && trusted("pds.example.com"));
     assert_eq!(config.verify.validation, Validation::Lenient);
@@ -506,7 +506,7 @@ fn private_hosts_need_to_be_allowed() {
             .starts_with("--host: the host http://localhost:2583")
     );
     let config = case.flag("allow_private_hosts", &["true"]).config();
-    let hosts: Vec<String> = config.hosts.iter().map(PdsHost::http_url).collect();
+    let hosts: Vec<String> = config.hosts.iter().map(HostName::http_url).collect();
     assert_eq!(hosts, ["http://localhost:2583", "https://pds.example.com"]);
 }
 

@@ -424,7 +424,7 @@ async fn the_status_of_a_repository_is_asked_of_its_pds() {
     let server = Server::start().await;
     let resolver = server.resolver();
     let pds = format!("http://127.0.0.1:{}", server.port);
-    let pds = atproto_relay::dial::PdsHost::parse(&pds, &Guard::new(true)).unwrap();
+    let pds = atproto_relay::dial::HostName::parse(&pds, &Guard::new(true)).unwrap();
     let key = format!("status {ALICE}");
 
     server.set(

@@ -14,7 +14,7 @@ use atproto_relay::devnet::check::{Ledger, Origin, Verdict, Watcher, WatcherOpti
 use atproto_relay::devnet::replay::{Capture, DocumentStyle, Moment, Replay};
 use atproto_relay::devnet::scrape::Samples;
 use atproto_relay::devnet::timestamp::Timestamp;
-use atproto_relay::dial::{Guard, PdsHost};
+use atproto_relay::dial::{Guard, HostName};
 use atproto_relay::hosts::{HostLimits, Rate, Settings};
 use atproto_relay::relay::Relay;
 use atproto_relay::{eventlog, identity};
@@ -51,7 +51,7 @@ fn config(folder: &Path, replay: &Replay) -> Config {
         per_account: 0.0,
     };
     let hosts = (0..replay.capture().hosts.len())
-        .map(|host| PdsHost::parse(&replay.host_url(host), &Guard::new(true)).unwrap());
+        .map(|host| HostName::parse(&replay.host_url(host), &Guard::new(true)).unwrap());
     Config {
         listen: ([127, 0, 0, 1], 0).into(),
         metrics_listen: ([127, 0, 0, 1], 0).into(),

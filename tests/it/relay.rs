@@ -15,7 +15,7 @@ use atproto_relay::atproto::frame::{self, Peek};
 use atproto_relay::config::DatabaseUrl;
 use atproto_relay::devnet::pds::Write;
 use atproto_relay::devnet::scrape::Samples;
-use atproto_relay::dial::{DomainPattern, Guard, PdsHost};
+use atproto_relay::dial::{DomainPattern, Guard, HostName};
 use atproto_relay::hosts::HostState;
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -221,7 +221,7 @@ async fn a_banned_domain_cuts_off_its_hosts_only() {
         let url = network.pds(0).url();
         let named = url.replace("127.0.0.1", "localhost");
         network.plc().rewrite_endpoint(&url, &named);
-        config.hosts[0] = PdsHost::parse(&named, &Guard::new(true)).unwrap();
+        config.hosts[0] = HostName::parse(&named, &Guard::new(true)).unwrap();
     })
     .await;
     let mut consumer = bench.consumer(0).await;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::Kind;
 use atproto_relay::dial::DomainPattern;
-use atproto_relay::dial::{Guard, PdsHost};
+use atproto_relay::dial::{Guard, HostName};
 use atproto_relay::hosts::{
     AddError, Durable, HostHandle, HostLimits, HostState, Hosts, HostsOptions, InFlightLimits,
     MemoryLimits, Received, RecoveredHost, Rule, Settings, Settled,
@@ -110,8 +110,8 @@ impl Pds {
         format!("127.0.0.1:{}", self.port)
     }
 
-    fn host(&self) -> PdsHost {
-        PdsHost::parse(&format!("http://{}", self.name()), &Guard::new(true)).unwrap()
+    fn host(&self) -> HostName {
+        HostName::parse(&format!("http://{}", self.name()), &Guard::new(true)).unwrap()
     }
 
     /// The relay's next connection.
@@ -859,7 +859,7 @@ async fn a_message_in_fragments_counts_with_its_bytes() {
     let mut relay = Relay::start().await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let name = listener.local_addr().unwrap().to_string();
-    let host = PdsHost::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
+    let host = HostName::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
     let host = relay.upstream.add(&host).await.unwrap();
     let rates = RateOverrides {
         // Room for the longest frame, which a message in fragments may become, and a little.
@@ -894,7 +894,7 @@ async fn a_message_that_does_not_end_ends_the_connection() {
         ..upstream_options()
     })
     .await;
-    let host = PdsHost::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
+    let host = HostName::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
     relay.upstream.add(&host).await.unwrap();
     for _ in 0..2 {
         let (stream, _) = within("it connects", listener.accept()).await.unwrap();
@@ -935,7 +935,7 @@ async fn pings_within_a_message_do_not_prolong_it() {
             ..upstream_options()
         })
         .await;
-        let host = PdsHost::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
+        let host = HostName::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
         let host = relay.upstream.add(&host).await.unwrap();
         let rates = RateOverrides {
             bytes_per_hour,
@@ -970,7 +970,7 @@ async fn a_message_of_empty_fragments_ends_the_connection() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let name = listener.local_addr().unwrap().to_string();
     let relay = Relay::start().await;
-    let host = PdsHost::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
+    let host = HostName::parse(&format!("http://{name}"), &Guard::new(true)).unwrap();
     relay.upstream.add(&host).await.unwrap();
     for opcode in [0x01, 0x02] {
         let (stream, _) = within("it connects", listener.accept()).await.unwrap();
@@ -1171,7 +1171,7 @@ async fn a_host_that_is_away_is_offline_and_still_tried() {
     let address = listener.local_addr().unwrap();
     drop(listener);
     let relay = Relay::start().await;
-    let name = PdsHost::parse(&format!("http://{address}"), &Guard::new(true)).unwrap();
+    let name = HostName::parse(&format!("http://{address}"), &Guard::new(true)).unwrap();
     let host = relay.upstream.add(&name).await.unwrap();
     until("it is offline", || host.state() == HostState::Offline).await;
     relay.until_stored(&host, HostStatus::Offline).await;
@@ -1376,7 +1376,7 @@ async fn quotas_follow_trust_and_can_be_changed() {
     .await;
     let (one, other) = (Pds::start().await, Pds::start().await);
     let plain = relay.upstream.add(&one.host()).await.unwrap();
-    let name = PdsHost::parse(&format!("localhost:{}", other.port), &Guard::new(true)).unwrap();
+    let name = HostName::parse(&format!("localhost:{}", other.port), &Guard::new(true)).unwrap();
     let trusted = relay.upstream.add(&name).await.unwrap();
     assert_eq!(
         (plain.account_limit(), trusted.account_limit()),

@@ -15,7 +15,7 @@ use atproto_relay::api::Secret;
 use atproto_relay::config::Config;
 use atproto_relay::devnet::network::{Network, NetworkOptions};
 use atproto_relay::devnet::scratch::Scratch;
-use atproto_relay::dial::{Guard, PdsHost};
+use atproto_relay::dial::{Guard, HostName};
 use atproto_relay::relay::{Relay, StartError};
 use atproto_relay::{eventlog, identity};
 use clap::Args;
@@ -216,7 +216,7 @@ fn config(network: &Network, scratch: &Scratch, port: u16) -> anyhow::Result<Con
     let hosts = network
         .all_pds()
         .iter()
-        .map(|pds| PdsHost::parse(&pds.url(), &Guard::new(true)));
+        .map(|pds| HostName::parse(&pds.url(), &Guard::new(true)));
     Ok(Config {
         listen: ([127, 0, 0, 1], port).into(),
         metrics_listen: ([127, 0, 0, 1], 0).into(),

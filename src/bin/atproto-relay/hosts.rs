@@ -17,7 +17,7 @@ use url::Url;
 
 use atproto_relay::api::Secret;
 use atproto_relay::config::{AdminListen, Config, Loaded, Origin, SQLITE_FILE};
-use atproto_relay::dial::{DomainPattern, Guard, PdsHost};
+use atproto_relay::dial::{DomainPattern, Guard, HostName};
 use atproto_relay::discovery::{RemoteHost, pull_hosts};
 use atproto_relay::store::{NewHost, Store};
 
@@ -189,13 +189,13 @@ impl Outcome {
 }
 
 /// The host to add, or why it is not added: what the other relay does not hear from, we would not either.
-fn wanted(host: &RemoteHost, config: &Config) -> Result<PdsHost, Outcome> {
+fn wanted(host: &RemoteHost, config: &Config) -> Result<HostName, Outcome> {
     match host.status.as_deref() {
         Some("active" | "idle") | None => {}
         Some("banned") => return Err(Outcome::Skipped("banned there")),
         Some(_) => return Err(Outcome::Skipped("not active there")),
     }
-    let host = PdsHost::parse(&host.hostname, &Guard::new(true))
+    let host = HostName::parse(&host.hostname, &Guard::new(true))
         .map_err(|_| Outcome::Skipped("not a host name"))?;
     host.check(&Guard::new(config.allow_private_hosts))
         .map_err(|_| Outcome::Skipped("not a public https host"))?;
@@ -242,7 +242,7 @@ async fn add_to_database(
     Ok(outcomes)
 }
 
-async fn add_one(store: &Store, host: &PdsHost, config: &Config) -> Result<Outcome, Failure> {
+async fn add_one(store: &Store, host: &HostName, config: &Config) -> Result<Outcome, Failure> {
     let bans = store.domain_bans().await.map_err(Failure::failed)?;
     let mut patterns = bans
         .iter()
@@ -403,7 +403,7 @@ impl Target {
         Ok(outcomes)
     }
 
-    async fn request_crawl(&self, host: &PdsHost) -> Result<Outcome, Failure> {
+    async fn request_crawl(&self, host: &HostName) -> Result<Outcome, Failure> {
         let hostname = if host.tls() {
             host.name().to_owned()
         } else {
@@ -454,7 +454,7 @@ fn causes(error: &dyn Error) -> String {
 /// The base URL of a relay; a bare name means https, a bare localhost http.
 fn relay_url(text: &str) -> Result<Url, Failure> {
     let usage = |error: &dyn std::fmt::Display| Failure::Usage(error.to_string());
-    let host = PdsHost::parse(text.trim(), &Guard::new(true)).map_err(|error| usage(&error))?;
+    let host = HostName::parse(text.trim(), &Guard::new(true)).map_err(|error| usage(&error))?;
     Url::parse(&host.http_url()).map_err(|error| usage(&error))
 }
 

@@ -11,7 +11,7 @@ use crate::atproto::key::VerifyingKey;
 use crate::atproto::tid::Tid;
 use crate::hosts::Rule;
 use crate::hosts::{HostHandle, Received};
-use crate::identity::{Identity, PdsHost};
+use crate::identity::{HostName, Identity};
 use crate::store::{HostId, LocalStatus, UpstreamStatus, Validation};
 use crate::verify::account::{Account, Mark, Tip};
 use crate::verify::judge::{
@@ -116,7 +116,7 @@ impl Scene {
     }
 
     /// The identity was resolved past every cache, and names this host.
-    fn refreshed(&mut self, pds: Option<PdsHost>) -> &mut Self {
+    fn refreshed(&mut self, pds: Option<HostName>) -> &mut Self {
         self.waiting.refreshed = true;
         self.waiting.identity = Some(Ok(Arc::new(Identity {
             did: Did::parse(DID).unwrap(),

@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::eventlog::Append;
 use crate::hosts::Rule;
 use crate::hosts::{HostHandle, HostIndex, HostState, Received};
-use crate::identity::{Identity, PdsHost};
+use crate::identity::{HostName, Identity};
 use crate::pulse::Pulse;
 use crate::store::{
     AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus, Validation,
@@ -223,7 +223,7 @@ impl Bench {
         }
     }
 
-    fn elsewhere() -> PdsHost {
+    fn elsewhere() -> HostName {
         HostHandle::fabricated(HostId(2), 100, 0).host().clone()
     }
 

@@ -7,7 +7,7 @@ use atproto_relay::api::Secret;
 use atproto_relay::atproto::frame::{self, Message};
 use atproto_relay::config::Config;
 use atproto_relay::devnet::network::{Network, NetworkOptions};
-use atproto_relay::dial::{Guard, PdsHost};
+use atproto_relay::dial::{Guard, HostName};
 use atproto_relay::hosts::{HostLimits, Rate, Settings};
 use atproto_relay::relay::Relay;
 use atproto_relay::{eventlog, identity};
@@ -59,7 +59,7 @@ impl Bench {
             hosts: network
                 .all_pds()
                 .iter()
-                .map(|pds| PdsHost::parse(&pds.url(), &Guard::new(true)).unwrap())
+                .map(|pds| HostName::parse(&pds.url(), &Guard::new(true)).unwrap())
                 .collect(),
             allow_private_hosts: true,
             log: eventlog::Settings {
