@@ -22,7 +22,7 @@ use crate::api::Secret;
 use crate::client::Cidr;
 use crate::dial::HostName;
 use crate::telemetry::LogFormat;
-use crate::{discovery, eventlog, hosts, identity, upstream, verify};
+use crate::{discovery, eventlog, firehose, hosts, identity, upstream, verify};
 
 pub use admin_listen::AdminListen;
 pub use database_url::DatabaseUrl;
@@ -79,12 +79,8 @@ pub struct Config {
     pub upstream: upstream::Settings,
     /// The event log.
     pub log: eventlog::Settings,
-    /// Consumers of the firehose at one time.
-    pub max_consumers: usize,
-    /// Consumers of the firehose from one address (one /64 for IPv6, four times as many of one /48) at one time.
-    pub max_consumers_per_ip: usize,
-    /// Bytes a second that a consumer may send.
-    pub max_consumer_input: u64,
+    /// Limits of the firehose.
+    pub firehose: firehose::Settings,
     /// Identity cache and directory.
     pub identity: identity::Settings,
     /// Form of the log lines on stderr.
@@ -111,9 +107,7 @@ impl Default for Config {
             host_settings: hosts::Settings::default(),
             upstream: upstream::Settings::default(),
             log: eventlog::Settings::default(),
-            max_consumers: 1_000,
-            max_consumers_per_ip: 50,
-            max_consumer_input: 64 * 1024,
+            firehose: firehose::Settings::default(),
             identity: identity::Settings::default(),
             log_format: LogFormat::Text,
             log_level: "info".to_owned(),

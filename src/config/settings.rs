@@ -598,7 +598,7 @@ fn consumers() -> Vec<Setting> {
         Setting::new(
             "max_consumers",
             count(1..=1_000_000),
-            field!(max_consumers),
+            field!(firehose.max_consumers),
             "1000",
             "Maximum concurrent consumers of the firehose",
         )
@@ -606,7 +606,7 @@ fn consumers() -> Vec<Setting> {
         Setting::new(
             "max_consumers_per_ip",
             count(1..=1_000_000),
-            field!(max_consumers_per_ip),
+            field!(firehose.max_consumers_per_ip),
             "50",
             "Maximum concurrent consumers of the firehose from one address (IPv6: one /64). One IPv6 /48 can have four times as many",
         )
@@ -614,7 +614,7 @@ fn consumers() -> Vec<Setting> {
         Setting::new(
             "max_consumer_input",
             size(KIB..),
-            field!(max_consumer_input),
+            field!(firehose.max_consumer_input),
             "64KiB",
             "Maximum bytes per second from a consumer, in bursts 16 times as many. A read counts as 512 bytes at least. Above it the relay reads that consumer more slowly",
         )

@@ -513,7 +513,10 @@ impl EventLog {
         metrics.failing.set(i64::from(failing));
         for (view, position) in self.shared.options.slots.positions() {
             let lag = (self.head() + 1).saturating_sub(position);
-            metrics.view_lag.with_label_values(&[view]).set(as_gauge(lag));
+            metrics
+                .view_lag
+                .with_label_values(&[view])
+                .set(as_gauge(lag));
         }
     }
 

@@ -10,7 +10,7 @@ use axum::routing::any;
 pub mod repos;
 pub mod socket;
 
-pub use socket::{ConsumerInfo, Consumers, FirehoseOptions, Totals};
+pub use socket::{ConsumerInfo, Consumers, FirehoseOptions, Metrics, Settings};
 
 use crate::eventlog::EventLog;
 use crate::systemd::sockets::Stored;
@@ -54,9 +54,9 @@ impl Firehose {
         Firehose { server, repos }
     }
 
-    /// Follows the options that may change. Consumers that are connected stay.
-    pub fn follow(&self, options: &FirehoseOptions) {
-        self.server.follow(options);
+    /// Applies other settings. Consumers that are connected stay.
+    pub fn apply(&self, settings: &Settings) {
+        self.server.apply(settings);
     }
 
     /// The registry of connected consumers.

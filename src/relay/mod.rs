@@ -253,7 +253,8 @@ impl Relay {
         unfinished.finish();
 
         let (leaving, closing) = (CancellationToken::new(), CancellationToken::new());
-        let options = firehose_options(&config);
+        let metrics = firehose::Metrics::register(&registry);
+        let options = FirehoseOptions::with(&config.firehose, metrics);
         let firehose = Firehose::resume(log.clone(), options, descriptors, given.stored).await;
         let (examined, health) = watch::channel(Arc::default());
         let running = Arc::new(Running {
@@ -577,7 +578,9 @@ async fn replay(
         let host = name.host();
         let settings = &config.host_settings;
         let limit = host.as_ref();
-        let limit = limit.map_or(settings.limits.accounts, |host| settings.account_limit(host));
+        let limit = limit.map_or(settings.limits.accounts, |host| {
+            settings.account_limit(host)
+        });
         let trusted = host.is_some_and(|host| settings.is_trusted(&host));
         NewHost {
             account_limit: i64::try_from(limit).unwrap_or(i64::MAX),
@@ -606,15 +609,6 @@ async fn open_log(
     match task::spawn_blocking(move || EventLog::open(options)).await {
         Ok(log) => Ok(log?),
         Err(failure) => Err(StartError::Thread(io::Error::other(failure))),
-    }
-}
-
-fn firehose_options(config: &Config) -> FirehoseOptions {
-    FirehoseOptions {
-        max_consumers: config.max_consumers,
-        max_consumers_per_ip: config.max_consumers_per_ip,
-        max_consumer_input: config.max_consumer_input,
-        ..FirehoseOptions::default()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::firehose::{ConsumerInfo, Firehose};
 use crate::hosts::Hosts;
 use crate::identity::Resolver;
 use crate::store::{HostId, LocalStatus, RateOverrides, Store, Validation, Writer};
-use crate::telemetry::{Health, Observed, metrics, raise_to};
+use crate::telemetry::{Health, Observed};
 use crate::upstream::Supervisor;
 use crate::verify::{CommandError, Pipeline};
 
@@ -163,29 +163,6 @@ impl Observed for Running {
         self.log.sample();
         self.resolver.sample();
         self.writer.sample();
-        let metrics = metrics();
-        let (slowest, median) = consumer_lag(&self.firehose.consumers().list(), self.log.head());
-        metrics.consumer_lag_slowest.set(slowest as i64);
-        metrics.consumer_lag_median.set(median as i64);
-        let totals = self.firehose.consumers().totals();
-        metrics.consumers.set(totals.connected as i64);
-        raise_to(&metrics.consumers_admitted, totals.admitted);
-        raise_to(&metrics.consumers_refused, totals.refused);
-        raise_to(&metrics.consumer_events, totals.events);
-        raise_to(&metrics.consumer_bytes, totals.bytes);
+        self.firehose.consumers().sample(self.log.head());
     }
-}
-
-/// How many events the slowest consumer, and the one in the middle, has before it.
-fn consumer_lag(consumers: &[ConsumerInfo], head: u64) -> (u64, u64) {
-    let mut behind: Vec<u64> = consumers
-        .iter()
-        // One that has no position yet begins with its next write.
-        .filter(|consumer| consumer.position > 0)
-        .map(|consumer| (head + 1).saturating_sub(consumer.position))
-        .collect();
-    behind.sort_unstable();
-    let slowest = behind.last().copied().unwrap_or(0);
-    let median = behind.get(behind.len() / 2).copied().unwrap_or(0);
-    (slowest, median)
 }

@@ -5,7 +5,7 @@
 
 use tracing::error;
 
-use super::{Relay, add_configured_host, firehose_options};
+use super::{Relay, add_configured_host};
 use crate::config::{Config, Reload};
 use crate::dial::Guard;
 use crate::telemetry::set_log_level;
@@ -30,7 +30,7 @@ impl Relay {
         running.resolver.apply(&new.identity);
         let guard = Guard::new(self.config.allow_private_hosts);
         running.crawler.apply(&new.discovery);
-        running.firehose.follow(&firehose_options(&new));
+        running.firehose.apply(&new.firehose);
         running.upstream.apply(&new.host_settings).await;
         // Known hosts among them that wait for their next attempt are tried now.
         for entry in &new.hosts {

@@ -12,7 +12,7 @@ mod server;
 
 pub use health::{Change, Finding, Health, Problem, ProblemName, Reader, Watch};
 pub use logging::{LogFormat, LoggingError, init_logging, set_log_level, stderr_is_journal};
-pub use metrics::{Cut, Metrics, metrics, raise_to};
+pub use metrics::{Metrics, metrics};
 pub(crate) use registry::room_metrics;
 pub use registry::{DISK_SECONDS, Registry};
 pub use server::{Observed, router};

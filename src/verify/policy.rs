@@ -3,11 +3,10 @@
 
 use std::mem;
 
-use crate::config::DesyncLimits;
 use crate::identity::Identity;
 use crate::store::{HostId, LocalStatus, UpstreamStatus};
 
-use super::account::Account;
+use super::account::{Account, DesyncLimits};
 use super::rules::Chain;
 
 /// The status of an account whose PDS spoke for it. `room` is whether the host's quota has room for the account.

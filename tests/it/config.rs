@@ -195,14 +195,11 @@ fn rooms(config: &Config) -> BTreeMap<&'static str, String> {
         host_settings,
         upstream,
         log,
-        max_consumers,
-        max_consumers_per_ip,
-        max_consumer_input,
+        firehose,
         identity,
         log_format,
         log_level,
     } = config;
-    let firehose = (max_consumers, max_consumers_per_ip, max_consumer_input);
     BTreeMap::from([
         (
             "listeners",

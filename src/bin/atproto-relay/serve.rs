@@ -65,7 +65,7 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let given = Given::from_environment().map_err(Failure::failed)?;
-    raise_file_limit(config.max_consumers);
+    raise_file_limit(config.firehose.max_consumers);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -169,7 +169,7 @@ async fn reload(args: &ConfigArgs, relay: &Relay) {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    raise_file_limit(config.max_consumers);
+    raise_file_limit(config.firehose.max_consumers);
     let Reload { applied, waiting } = relay.reload(config).await;
     tracing::info!(
         applied = applied.len(),

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 
 use super::handover::Subscriber;
+use super::metrics::Metrics;
 use crate::client::{KeyedLimits, Network, Permit};
 
 /// Longest user agent that is stored.
@@ -35,16 +36,6 @@ pub struct ConsumerInfo {
     pub position: u64,
 }
 
-/// Totals since the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Totals {
-    pub connected: usize,
-    pub admitted: u64,
-    pub refused: u64,
-    pub events: u64,
-    pub bytes: u64,
-}
-
 /// Why a consumer is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AdmissionError {
@@ -64,10 +55,7 @@ struct Shared {
     limits: KeyedLimits<Network>,
     /// When a consumer of a network last fell out of the replay window.
     cut: Mutex<HashMap<Network, Instant>>,
-    admitted: AtomicU64,
-    refused: AtomicU64,
-    events: AtomicU64,
-    bytes: AtomicU64,
+    metrics: Metrics,
 }
 
 #[derive(Debug)]
@@ -88,6 +76,26 @@ pub(super) struct Registration {
 }
 
 impl Consumers {
+    pub(super) fn new(metrics: Metrics) -> Consumers {
+        let shared = Shared {
+            metrics,
+            ..Shared::default()
+        };
+        Consumers {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The metrics of the consumers.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Sets the gauges that are sampled. `head` is the log's.
+    pub fn sample(&self, head: u64) {
+        self.shared.metrics.sample(&self.list(), head);
+    }
+
     /// Connected consumers, oldest first.
     pub fn list(&self) -> Vec<ConsumerInfo> {
         let mut list: Vec<_> = self
@@ -125,18 +133,6 @@ impl Consumers {
         (cut.len(), others.len())
     }
 
-    /// Totals since the start.
-    pub fn totals(&self) -> Totals {
-        let shared = &self.shared;
-        Totals {
-            connected: self.len(),
-            admitted: shared.admitted.load(Ordering::Relaxed),
-            refused: shared.refused.load(Ordering::Relaxed),
-            events: shared.events.load(Ordering::Relaxed),
-            bytes: shared.bytes.load(Ordering::Relaxed),
-        }
-    }
-
     /// Admits a consumer within the limits.
     pub(super) fn admit(
         &self,
@@ -154,7 +150,7 @@ impl Consumers {
             permit.ok_or(AdmissionError::TooManyFromAddress)
         };
         let permit = permit.inspect_err(|_| {
-            self.shared.refused.fetch_add(1, Ordering::Relaxed);
+            self.shared.metrics.refused.inc();
         })?;
         let subscriber = Subscriber {
             address: remote_addr,
@@ -177,7 +173,9 @@ impl Consumers {
         subscriber: &Subscriber,
         permit: Option<Permit<Network>>,
     ) -> Registration {
-        let id = self.shared.admitted.fetch_add(1, Ordering::Relaxed) + 1;
+        // Its number among the admitted: the list is locked.
+        self.shared.metrics.admitted.inc();
+        let id = self.shared.metrics.admitted.get();
         let consumer = Arc::new(Consumer {
             info: ConsumerInfo {
                 id,
@@ -219,14 +217,10 @@ impl Registration {
 
     /// Counts what went out.
     pub fn sent(&self, events: u64, bytes: u64) {
-        for (counter, more) in [
-            (&self.consumer.events, events),
-            (&self.consumer.bytes, bytes),
-            (&self.shared.events, events),
-            (&self.shared.bytes, bytes),
-        ] {
-            counter.fetch_add(more, Ordering::Relaxed);
-        }
+        self.consumer.events.fetch_add(events, Ordering::Relaxed);
+        self.consumer.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.metrics.events.inc_by(events);
+        self.shared.metrics.bytes.inc_by(bytes);
     }
 
     /// Counts that it fell out of the replay window.
@@ -289,8 +283,8 @@ mod tests {
             (listed[3].events, listed[3].bytes, listed[3].position),
             (3, 300, 17)
         );
-        assert_eq!(consumers.totals().refused, 2);
-        assert_eq!(consumers.totals().admitted, 5);
+        assert_eq!(consumers.metrics().refused.get(), 2);
+        assert_eq!(consumers.metrics().admitted.get(), 5);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::FirehoseOptions;
-use crate::telemetry::{Cut, metrics};
+use super::metrics::Cut;
 
 /// Deadlines are checked this many times per the shortest of them.
 const CHECKS_PER_DEADLINE: u32 = 4;
@@ -72,11 +72,11 @@ impl Deadlines {
     /// Why the connection is cut.
     pub fn check(&self, options: &FirehoseOptions) -> Result<(), &'static str> {
         if self.is_full && self.progress.elapsed() >= options.write_timeout {
-            metrics().consumers_cut(Cut::Reading).inc();
+            options.metrics.count_cut(Cut::Reading);
             return Err("does not read");
         }
         if self.received.max(self.fed).elapsed() >= options.idle_timeout {
-            metrics().consumers_cut(Cut::Silence).inc();
+            options.metrics.count_cut(Cut::Silence);
             return Err("does not answer");
         }
         Ok(())

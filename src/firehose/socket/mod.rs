@@ -28,14 +28,16 @@ mod deadlines;
 mod ending;
 mod handover;
 mod handshake;
+mod metrics;
 mod receiving;
 mod server_frames;
 mod session;
 pub mod stream;
 mod wakeups;
 
-pub use consumers::{ConsumerInfo, Consumers, Totals};
+pub use consumers::{ConsumerInfo, Consumers};
 pub use handover::{Resumed, Saved};
+pub use metrics::Metrics;
 
 use crate::client::Client;
 use crate::eventlog::ResumeError;
@@ -52,7 +54,29 @@ use stream::{Source, Stream};
 /// How long systemd may take for the last descriptors at a stop.
 const SETTLING_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Limits of the firehose.
+/// What an operator sets for the firehose. All of it can change while consumers are connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// See [`FirehoseOptions::max_consumers`].
+    pub max_consumers: usize,
+    /// See [`FirehoseOptions::max_consumers_per_ip`].
+    pub max_consumers_per_ip: usize,
+    /// See [`FirehoseOptions::max_consumer_input`].
+    pub max_consumer_input: u64,
+}
+
+impl Default for Settings {
+    /// 1,000 consumers, 50 per address, 64 KiB a second from each.
+    fn default() -> Settings {
+        Settings {
+            max_consumers: 1_000,
+            max_consumers_per_ip: 50,
+            max_consumer_input: 64 << 10,
+        }
+    }
+}
+
+/// Limits and times of the firehose.
 #[derive(Debug, Clone)]
 pub struct FirehoseOptions {
     /// Consumers at a time.
@@ -69,16 +93,25 @@ pub struct FirehoseOptions {
     pub idle_timeout: Duration,
     /// How long a connection may take to become a WebSocket once we accepted.
     pub handshake_timeout: Duration,
+    pub metrics: Metrics,
 }
 
 impl Default for FirehoseOptions {
-    /// 1,000 consumers, 50 per address, 64 KiB a second from each; pings every 30 s (the reference relay's interval), cut after
-    /// 60 s without reading and 5 min without sending.
+    /// The default settings; pings every 30 s (the reference relay's interval), cut after 60 s without reading and 5 min
+    /// without sending.
     fn default() -> FirehoseOptions {
+        FirehoseOptions::with(&Settings::default(), Metrics::default())
+    }
+}
+
+impl FirehoseOptions {
+    /// These settings.
+    pub fn with(settings: &Settings, metrics: Metrics) -> FirehoseOptions {
         FirehoseOptions {
-            max_consumers: 1_000,
-            max_consumers_per_ip: 50,
-            max_consumer_input: 64 << 10,
+            max_consumers: settings.max_consumers,
+            max_consumers_per_ip: settings.max_consumers_per_ip,
+            max_consumer_input: settings.max_consumer_input,
+            metrics,
             ping_interval: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
             idle_timeout: Duration::from_secs(300),
@@ -122,9 +155,13 @@ impl Server {
         stored: Stored,
         resume: impl Fn(Saved<'_>) -> Result<S, ResumeError> + Send + 'static,
     ) -> (Server, Vec<Resumed<S>>) {
-        let wanted = options.max_consumers;
-        let taking_over =
-            spawn_blocking(move || handover::take_over(store, stored, wanted, resume)).await;
+        let (wanted, metrics) = (options.max_consumers, options.metrics.clone());
+        let taking_over = spawn_blocking(move || {
+            let (handover, resumed, closed) = handover::take_over(store, stored, wanted, resume);
+            metrics.count_handed_over(resumed.len(), closed);
+            (handover, resumed)
+        })
+        .await;
         let (handover, resumed) = taking_over.unwrap_or_else(|failure| {
             tracing::error!(%failure, "the consumers of the previous process are lost");
             (None, Vec::new())
@@ -147,8 +184,8 @@ impl Server {
                 per_ip: options.max_consumers_per_ip.into(),
                 input: options.max_consumer_input.into(),
             }),
+            consumers: Consumers::new(options.metrics.clone()),
             options: Arc::new(options),
-            consumers: Consumers::default(),
             wakeups,
             sessions,
             closing,
@@ -239,18 +276,18 @@ impl Server {
         None
     }
 
-    /// Follows the options that may change. Consumers that are connected stay.
-    pub fn follow(&self, options: &FirehoseOptions) {
+    /// Applies other settings. Consumers that are connected stay.
+    pub fn apply(&self, settings: &Settings) {
         let limits = &self.limits;
         limits
             .consumers
-            .store(options.max_consumers, Ordering::Relaxed);
+            .store(settings.max_consumers, Ordering::Relaxed);
         limits
             .per_ip
-            .store(options.max_consumers_per_ip, Ordering::Relaxed);
+            .store(settings.max_consumers_per_ip, Ordering::Relaxed);
         limits
             .input
-            .store(options.max_consumer_input, Ordering::Relaxed);
+            .store(settings.max_consumer_input, Ordering::Relaxed);
     }
 
     /// The registry of connected consumers.

@@ -14,10 +14,10 @@ use tokio::time::{Instant, sleep_until};
 use super::client_frames::Incoming;
 use super::connection::Connection;
 use super::ending::{End, LOST};
+use super::metrics::{Cut, Metrics};
 use super::session::Session;
 use super::stream::{Closing, Source};
 use crate::bucket::Allowance;
-use crate::telemetry::{Cut, metrics};
 
 /// Bytes read from a client at a time; most clients send nothing but pings.
 pub(super) const INBOX_BYTES: usize = 512;
@@ -51,7 +51,8 @@ impl<S: Source> Connection<S> {
             Ok(0) => Err(End::Cut(LOST)),
             Ok(count) => {
                 self.charge(count, session);
-                let received = self.receive(&inbox[..count]);
+                let metrics = &session.server.options.metrics;
+                let received = self.receive(&inbox[..count], metrics);
                 self.take(&mut inbox[..count])?;
                 received
             }
@@ -66,7 +67,7 @@ impl<S: Source> Connection<S> {
         let rate = session.server.limits.input.load(Ordering::Relaxed);
         self.input.spend(amount, rate, now);
         if self.input.next(now).is_some() {
-            metrics().consumers_held_back.inc();
+            session.server.options.metrics.held_back.inc();
         }
     }
 
@@ -95,7 +96,7 @@ impl<S: Source> Connection<S> {
     }
 
     /// Handles what the client sent.
-    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), End> {
+    pub fn receive(&mut self, bytes: &[u8], metrics: &Metrics) -> Result<(), End> {
         self.deadlines.received();
         let result = self.pending.parser.feed(bytes, &mut self.incoming);
         for incoming in self.incoming.drain(..) {
@@ -107,7 +108,7 @@ impl<S: Source> Connection<S> {
             }
         }
         result.map_err(|violation| {
-            metrics().consumers_cut(Cut::Protocol).inc();
+            metrics.count_cut(Cut::Protocol);
             tracing::debug!(%violation, "a consumer broke the WebSocket protocol");
             End::Close(Closing::new(violation.close_code(), "protocol error"))
         })

@@ -20,7 +20,6 @@ use super::handover::{Record, Subscriber};
 use super::server_frames::put_message;
 use super::stream::{Closing, Opening, Source, SourceError};
 use super::wakeups::WakeUps;
-use crate::telemetry::metrics;
 
 /// Bytes the kernel holds of what it could not send yet. Measured: more is no faster, and a thousand stuck consumers hold it
 /// a thousand times.
@@ -50,7 +49,7 @@ impl Session {
                 greeting
                     .iter()
                     .for_each(|message| put_message(out, message));
-                connection.receive(&received)
+                connection.receive(&received, &self.server.options.metrics)
             }
             Err(refusal) => Err(End::Close(refusal)),
         };
@@ -153,7 +152,7 @@ impl Session {
         let info = self.registration.info();
         match error {
             SourceError::TooSlow(closing) => {
-                metrics().consumers_too_slow.inc();
+                self.server.options.metrics.too_slow.inc();
                 self.registration.fell_out();
                 tracing::info!(id = info.id, remote = %info.remote_addr, "consumer fell out of the window");
                 End::Close(closing)

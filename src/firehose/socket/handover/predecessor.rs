@@ -21,7 +21,6 @@ use crate::firehose::socket::server_frames::put_close;
 use crate::firehose::socket::stream::Source;
 use crate::systemd::sockets::{CONSUMERS, Stored, consumer_name};
 use crate::systemd::store::DescriptorStore;
-use crate::telemetry::metrics;
 
 /// Most connections that are handed over. Systemd passes all their names in one environment variable, which the kernel
 /// limits to 128 KiB (MAX_ARG_STRLEN).
@@ -53,7 +52,7 @@ pub(in super::super) fn take_over<S: Source>(
     stored: Stored,
     wanted: usize,
     resume: impl Fn(Saved<'_>) -> Result<S, ResumeError>,
-) -> (Option<Handover>, Vec<Resumed<S>>) {
+) -> (Option<Handover>, Vec<Resumed<S>>, usize) {
     // One is the table's.
     let room = store.as_ref().map_or(0, |store| store.capacity() - 1);
     let room = room.min(MAX_KEPT);
@@ -91,7 +90,7 @@ pub(in super::super) fn take_over<S: Source>(
         handover.free_unused(&used, room);
     }
     report.log(resumed.len());
-    (handover, resumed)
+    (handover, resumed, report.closed)
 }
 
 /// What became of the connections of the previous process.
@@ -107,8 +106,6 @@ struct Report {
 impl Report {
     fn log(&self, kept: usize) {
         let (gone, closed) = (self.gone, self.closed);
-        metrics().consumers_handed_over(true).inc_by(kept as u64);
-        metrics().consumers_handed_over(false).inc_by(closed as u64);
         match &self.reason {
             Some(reason) => tracing::warn!(
                 kept,
