@@ -1,8 +1,8 @@
 //! What the relay says about itself: log lines, metrics, health.
 //!
-//! Log lines go to stderr, or to the journal with fields when systemd started the process. Metrics
-//! are a set of handles made once ([`metrics()`]); [`router`] serves them. Nothing here knows the rooms
-//! it reports on: they count, or are asked through [`Observed`].
+//! Log lines go to stderr, or to the journal with fields when systemd started the process. Rooms make their metrics in
+//! the [`Registry`] of their relay; [`router`] serves it. Nothing here knows the rooms it reports on: they count, or are
+//! asked through [`Observed`].
 
 mod health;
 mod logging;

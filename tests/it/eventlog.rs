@@ -14,7 +14,10 @@ use atproto_relay::atproto::car;
 use atproto_relay::atproto::cid::{Cid, Codec};
 use atproto_relay::atproto::did::Did;
 use atproto_relay::atproto::frame::{self, Kind};
-use atproto_relay::eventlog::{Append, Durability, EventLog, Faults, Frames, Health, LastOffer, LogOptions, MinFree, Offer, Origin, ReadError, Reader, ResumeError, Slots, Settings};
+use atproto_relay::eventlog::{
+    Append, Durability, EventLog, Faults, Frames, Health, LastOffer, LogOptions, MinFree, Offer,
+    Origin, ReadError, Reader, ResumeError, Settings, Slots,
+};
 use bytes::BytesMut;
 use proptest::prelude::*;
 

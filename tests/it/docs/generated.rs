@@ -10,7 +10,6 @@ use atproto_relay::config::{Config, Group, Setting, settings};
 use atproto_relay::dial::plain_client;
 use atproto_relay::hosts::Rule;
 use atproto_relay::relay::Relay;
-use atproto_relay::telemetry::metrics;
 use tokio::time::timeout;
 
 use super::{alerts, field, root};
@@ -191,8 +190,6 @@ async fn exported() -> BTreeMap<String, Family> {
     .await
     .unwrap();
     let url = format!("http://{}/metrics", relay.metrics_addr());
-    // A shard's gauges are made when it first has something to say.
-    let _ = metrics().shards[0];
     let text = timeout(PATIENCE, async {
         loop {
             let text = plain_client()
