@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::client_frames::Incoming;
 use super::deadlines::Deadlines;
-use super::ending::{End, LOST};
+use super::end::{End, LOST};
 use super::handover::{PendingControl, Record};
 use super::server_frames::{PING, PONG, put_control};
 use super::session::Session;

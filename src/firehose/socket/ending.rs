@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::close_codes::{NORMAL, SERVICE_RESTART};
 use super::connection::{Connection, Pushed, Wanted};
-use super::handover::Record;
+use super::end::{End, LOST};
 use super::server_frames::{put_close, put_message};
 use super::session::Session;
 use super::stream::{Closing, Source};
@@ -22,32 +22,6 @@ const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the event that is begun may take to go out before the next process is left to send the rest.
 const PARKING_TIMEOUT: Duration = Duration::from_millis(300);
-
-/// Why most connections end.
-pub(super) const LOST: &str = "connection lost";
-
-/// How a connection ends.
-pub(super) enum End {
-    /// The next process continues it.
-    Parked(Record),
-    /// The socket broke, or is stuck in the middle of an event: nothing more can be sent.
-    Cut(&'static str),
-    /// The client closed.
-    Closed(Option<u16>),
-    /// We close.
-    Close(Closing),
-}
-
-impl End {
-    pub fn reason(&self) -> &'static str {
-        match self {
-            End::Parked(_) => "left to the next process",
-            End::Cut(reason) => reason,
-            End::Close(closing) => closing.reason,
-            End::Closed(_) => "closed by the consumer",
-        }
-    }
-}
 
 impl<S: Source> Connection<S> {
     /// How the connection ends when the relay shuts down: it is left to the next process, if that will get the socket, after

@@ -25,6 +25,7 @@ pub mod close_codes;
 mod connection;
 mod consumers;
 mod deadlines;
+mod end;
 mod ending;
 mod handover;
 mod handshake;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::client_frames::Incoming;
 use super::connection::Connection;
-use super::ending::{End, LOST};
+use super::end::{End, LOST};
 use super::metrics::{Cut, Metrics};
 use super::session::Session;
 use super::stream::{Closing, Source};

@@ -15,7 +15,7 @@ use super::close_codes::INTERNAL_ERROR;
 use super::connection::{Connection, Pushed, Wanted};
 use super::consumers::Registration;
 use super::deadlines::Deadlines;
-use super::ending::End;
+use super::end::End;
 use super::handover::{Record, Subscriber};
 use super::server_frames::put_message;
 use super::stream::{Closing, Opening, Source, SourceError};
