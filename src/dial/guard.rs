@@ -11,6 +11,7 @@ use url::{Host, Url};
 
 use super::address::is_public;
 use super::host::{HostNameError, check_host};
+use super::policy::Guard;
 
 /// Longest wait for DNS.
 const DNS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -18,17 +19,11 @@ const DNS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for one TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Addresses of one name that are tried; a name with more has no right to our time.
+/// Maximum addresses tried per name.
 const MAX_ADDRESSES: usize = 8;
 
-/// Ports of public hosts (the issue: 443 and 80 only).
+/// Ports of public hosts: a host on another port could be any service.
 const PUBLIC_PORTS: [u16; 2] = [443, 80];
-
-/// The rules for dialling; `allow_private` lifts them for tests and networks of one's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Guard {
-    allow_private: bool,
-}
 
 /// Why a host was not reached.
 #[derive(Debug, thiserror::Error)]
@@ -64,16 +59,6 @@ impl DialError {
 }
 
 impl Guard {
-    /// The guard; with `allow_private` every address, name and port may be dialled.
-    pub fn new(allow_private: bool) -> Self {
-        Self { allow_private }
-    }
-
-    /// Whether private hosts, plain text and any port are allowed.
-    pub fn allow_private(&self) -> bool {
-        self.allow_private
-    }
-
     /// Checks the parts of a URL that are known before DNS: scheme, host name, port.
     ///
     /// # Errors
@@ -81,7 +66,7 @@ impl Guard {
     pub fn check(&self, url: &Url) -> Result<(), DialError> {
         match url.scheme() {
             "https" | "wss" => {}
-            "http" | "ws" if self.allow_private => {}
+            "http" | "ws" if self.allow_private() => {}
             scheme => return Err(HostNameError::Scheme(scheme.to_owned()).into()),
         }
         let host = check_host(url, self)?;
@@ -143,7 +128,7 @@ impl Guard {
         mut found: Vec<SocketAddr>,
     ) -> Result<Vec<SocketAddr>, DialError> {
         let first = found.first().copied();
-        found.retain(|address| self.allow_private || is_public(address.ip()));
+        found.retain(|address| self.allow_private() || is_public(address.ip()));
         match (found.is_empty(), first) {
             (false, _) => Ok(found),
             (true, Some(first)) => Err(DialError::PrivateAddress {
@@ -157,7 +142,7 @@ impl Guard {
     }
 
     fn check_port(&self, host: &str, port: u16) -> Result<(), DialError> {
-        if self.allow_private || PUBLIC_PORTS.contains(&port) {
+        if self.allow_private() || PUBLIC_PORTS.contains(&port) {
             Ok(())
         } else {
             Err(DialError::Port {

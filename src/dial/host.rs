@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use url::{Host, Url};
 
-use super::Guard;
+use super::policy::Guard;
 
 /// Longest DNS name in its text form (RFC 1035, 2.3.4, without the trailing dot).
 const MAX_NAME: usize = 253;

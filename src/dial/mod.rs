@@ -7,16 +7,18 @@ mod domain;
 mod guard;
 mod host;
 mod http;
+mod policy;
 mod tls;
 
 pub use address::is_public;
 pub use domain::DomainPattern;
-pub use guard::{DialError, Guard};
+pub use guard::DialError;
 pub use host::{HostName, HostNameError, is_dns_name};
 pub use http::{
     FetchError, Fetched, directory_client, fetch, get, http_client, plain_client,
     plain_client_builder, relay_mark,
 };
+pub use policy::Guard;
 pub use tls::{client_config, speaks_no_tls};
 
 /// What the relay calls itself in `User-Agent` and `Server` headers; the part in brackets is how relays know each other.

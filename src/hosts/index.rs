@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use super::handle::{HostHandle, HostState};
+use super::handle::HostHandle;
+use super::state::HostState;
 use crate::store::HostId;
 
 /// All known hosts. Clones share them.

@@ -2,9 +2,8 @@
 
 use prometheus::{IntCounter, IntGauge};
 
-use super::handle::HostState;
-use super::memory::MemoryUse;
 use super::rule::Rule;
+use super::state::HostState;
 use crate::telemetry::room_metrics;
 
 room_metrics! {
@@ -14,18 +13,5 @@ room_metrics! {
         states: [IntGauge; HostState::ALL.len()] = gauges("relay_hosts", "Hosts by the state of their connection", "state", HostState::ALL.map(HostState::as_str));
         memory: [IntGauge; 3] = gauges("relay_upstream_memory_bytes", "Memory that frames of hosts take between their sockets and the log, by whose it is", "part", ["own", "shared", "parked"]);
         memory_waits: IntCounter = counter("relay_upstream_memory_waits_total", "Times a host's socket waited for memory that all hosts share");
-    }
-}
-
-impl Metrics {
-    /// Sets the gauges that are sampled.
-    pub(super) fn sample(&self, states: &[(HostState, usize)], memory: MemoryUse) {
-        for (state, count) in states {
-            self.states[*state as usize].set(*count as i64);
-        }
-        let parts = [memory.own, memory.shared, memory.parked];
-        for (gauge, bytes) in self.memory.iter().zip(parts) {
-            gauge.set(bytes as i64);
-        }
     }
 }

@@ -145,8 +145,15 @@ impl Hosts {
 
     /// Sets the gauges that are sampled.
     pub(crate) fn sample(&self) {
-        let states = self.inner.index.states();
-        self.inner.metrics.sample(&states, self.memory());
+        let metrics = &self.inner.metrics;
+        for (state, count) in self.inner.index.states() {
+            metrics.states[state as usize].set(count as i64);
+        }
+        let memory = self.memory();
+        let parts = [memory.own, memory.shared, memory.parked];
+        for (gauge, bytes) in metrics.memory.iter().zip(parts) {
+            gauge.set(bytes as i64);
+        }
     }
 
     /// How much of the memory for hosts' frames is in use.

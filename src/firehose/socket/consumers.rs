@@ -93,7 +93,12 @@ impl Consumers {
 
     /// Sets the gauges that are sampled. `head` is the log's.
     pub fn sample(&self, head: u64) {
-        self.shared.metrics.sample(&self.list(), head);
+        let consumers = self.list();
+        let metrics = &self.shared.metrics;
+        metrics.connected.set(consumers.len() as i64);
+        for (gauge, lag) in metrics.lag.iter().zip(lag(&consumers, head)) {
+            gauge.set(lag as i64);
+        }
     }
 
     /// Connected consumers, oldest first.
@@ -248,6 +253,20 @@ impl Drop for Registration {
         // Under the lock: a thread that does not find the consumer any more finds its permit free.
         drop(self.permit.take());
     }
+}
+
+/// How many events the slowest consumer, and the one in the middle, has before it.
+fn lag(consumers: &[ConsumerInfo], head: u64) -> [u64; 2] {
+    let mut behind: Vec<u64> = consumers
+        .iter()
+        // One that has no position yet begins with its next write.
+        .filter(|consumer| consumer.position > 0)
+        .map(|consumer| (head + 1).saturating_sub(consumer.position))
+        .collect();
+    behind.sort_unstable();
+    let slowest = behind.last().copied().unwrap_or(0);
+    let median = behind.get(behind.len() / 2).copied().unwrap_or(0);
+    [slowest, median]
 }
 
 #[cfg(test)]

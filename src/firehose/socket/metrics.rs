@@ -2,7 +2,6 @@
 
 use prometheus::{IntCounter, IntGauge};
 
-use super::consumers::ConsumerInfo;
 use crate::telemetry::room_metrics;
 
 /// Why a consumer was cut that neither closed nor fell out of the window.
@@ -42,26 +41,4 @@ impl Metrics {
         of_closed.inc_by(closed as u64);
         of_kept.inc_by(kept as u64);
     }
-
-    /// Sets the gauges that are sampled. `head` is the log's.
-    pub(super) fn sample(&self, consumers: &[ConsumerInfo], head: u64) {
-        self.connected.set(consumers.len() as i64);
-        for (gauge, lag) in self.lag.iter().zip(lag(consumers, head)) {
-            gauge.set(lag as i64);
-        }
-    }
-}
-
-/// How many events the slowest consumer, and the one in the middle, has before it.
-fn lag(consumers: &[ConsumerInfo], head: u64) -> [u64; 2] {
-    let mut behind: Vec<u64> = consumers
-        .iter()
-        // One that has no position yet begins with its next write.
-        .filter(|consumer| consumer.position > 0)
-        .map(|consumer| (head + 1).saturating_sub(consumer.position))
-        .collect();
-    behind.sort_unstable();
-    let slowest = behind.last().copied().unwrap_or(0);
-    let median = behind.get(behind.len() / 2).copied().unwrap_or(0);
-    [slowest, median]
 }

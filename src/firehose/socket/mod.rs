@@ -32,6 +32,7 @@ mod handshake;
 mod metrics;
 mod receiving;
 mod server_frames;
+mod serving;
 mod session;
 pub mod stream;
 mod wakeups;
