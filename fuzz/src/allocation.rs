@@ -1,6 +1,8 @@
 //! An allocator that ends the process where a single allocation is far larger than any input: bytes
 //! from outside have then claimed a length, and were believed.
 
+#![allow(unsafe_code, reason = "an allocator")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 
 /// No honest allocation for an input of at most 64 KiB comes near.

@@ -2,6 +2,8 @@
 //! `$MEMORY_PRESSURE_WRITE` what to write into it first (<https://systemd.io/MEMORY_PRESSURE>). Reports no more often than
 //! every few seconds. Does not know which caches shrink.
 
+#![allow(unsafe_code, reason = "malloc_trim of the C library")]
+
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -2,6 +2,8 @@
 //! service's descriptor store.
 //! Promises that an unknown listening socket is an error: it would accept connections that nobody serves.
 
+#![allow(unsafe_code, reason = "descriptors that systemd passes by number")]
+
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{FromRawFd, OwnedFd};

@@ -5,6 +5,8 @@
 //! libsecp256k1, so a mistake here could only be a wrong yes. Keys and signatures are public: nothing
 //! here runs in constant time, and none of it may be used to sign.
 
+#![allow(unsafe_code, reason = "vector instructions")]
+
 mod field;
 mod generator;
 mod point;

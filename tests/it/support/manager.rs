@@ -1,6 +1,8 @@
 //! As much of a service manager as a handover needs: listening sockets by name, a descriptor store, the notifications of
 //! the service, and one process after the other that is given all of it, as systemd does (sd_listen_fds(3), sd_notify(3)).
 
+#![allow(unsafe_code, reason = "setting up a child between fork and exec")]
+
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io::IoSliceMut;

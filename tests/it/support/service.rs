@@ -1,6 +1,8 @@
 //! A relay in a process of its own as systemd starts it, with this test in systemd's place: the notify socket, the
 //! watchdog, and whatever else its environment names.
 
+#![allow(unsafe_code, reason = "stopping single threads")]
+
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixDatagram;

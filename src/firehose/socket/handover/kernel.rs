@@ -1,6 +1,8 @@
 //! The kernel's byte counters of a TCP connection: written to it and read from it, by any process.
 //! They are exact, also after a process was killed within a system call.
 
+#![allow(unsafe_code, reason = "what the kernel counts of a TCP connection")]
+
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};

@@ -6,6 +6,8 @@
 //! mapped memory stays valid. Words are in this machine's byte order. Of a slot of another version two words can be read:
 //! the socket's cookie, and where its connection may be closed.
 
+#![allow(unsafe_code, reason = "a mapping that two processes share")]
+
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
