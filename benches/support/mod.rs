@@ -60,6 +60,7 @@ pub fn append(frame: &Bytes) -> Option<Append<()>> {
             seq: event.seq,
         },
         kind: event.kind,
+        given_seq: None,
         payload: (),
     })
 }

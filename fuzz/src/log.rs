@@ -305,6 +305,7 @@ fn event(n: u64) -> Append<()> {
         origin: Origin::Host { id: HOST, seq },
         did: Did::parse(&did).expect("24 letters of base32"),
         kind: peeked.kind,
+        given_seq: None,
         payload: (),
     }
 }

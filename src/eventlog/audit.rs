@@ -241,7 +241,7 @@ impl Work<'_> {
         }
         self.audit.frame_bytes += u64::from(entry.len);
         match entry.state {
-            State::Served => {}
+            State::Served | State::Absent => {}
             State::Redacted => self.audit.redacted += 1,
             State::Damaged => self.audit.damaged += 1,
         }
@@ -261,7 +261,7 @@ impl Work<'_> {
         let checked = match entry.state {
             State::Served => check_served(files, entry),
             State::Redacted => self.check_redacted(files, entry),
-            State::Damaged => Ok(None),
+            State::Damaged | State::Absent => Ok(None),
         };
         checked.unwrap_or_else(|error| Some(Wrong::Unreadable(error)))
     }

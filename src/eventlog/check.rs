@@ -9,6 +9,7 @@ use std::path::Path;
 use super::account_index::{self, short_hash};
 use super::disk::LogFile;
 use super::entry::{self, ENTRY_BYTES, Entry, HEADER_BYTES, Origin, State, now_us};
+use super::numbers::MAX_ABSENT;
 use super::rebuild::RawFrames;
 use super::segment::{frames_path, index_path};
 use crate::atproto::frame::Kind;
@@ -139,7 +140,7 @@ impl Checked {
             }
             match entry.state {
                 State::Damaged => changes.damaged.push(entry.seq),
-                State::Served | State::Redacted => changes.rebuilt += 1,
+                State::Served | State::Redacted | State::Absent => changes.rebuilt += 1,
             }
         }
         changes
@@ -356,7 +357,10 @@ impl Check<'_> {
     fn rebuild_next(&self, entries: &mut Vec<Entry>, last: u64) -> io::Result<bool> {
         let at = entries.last().map_or(0, Entry::end);
         let seq = self.first + entries.len() as u64;
-        if let Some(entry) = self.frames.rebuild(at, seq..=seq)? {
+        // Frames lie back to back: the numbers that are missing between two of them were left out when they were given.
+        let highest = last.min(seq.saturating_add(MAX_ABSENT));
+        if let Some(entry) = self.frames.rebuild(at, seq..=highest)? {
+            entries.extend((seq..entry.seq).map(|absent| Entry::absent(absent, at)));
             entries.push(entry);
             return Ok(true);
         }

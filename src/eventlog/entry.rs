@@ -109,17 +109,44 @@ pub(super) enum State {
     Redacted = 0xa5,
     /// The bytes were lost on disk: skipped, the sequence number stays taken.
     Damaged = 0x5a,
+    /// No event has this number: the relay that gave the numbers left it out. Has no frame.
+    Absent = 0x33,
 }
 
 impl State {
+    const ALL: [State; 4] = [
+        State::Served,
+        State::Redacted,
+        State::Damaged,
+        State::Absent,
+    ];
+
     fn from_u8(byte: u8) -> Option<State> {
-        [State::Served, State::Redacted, State::Damaged]
-            .into_iter()
-            .find(|state| *state as u8 == byte)
+        State::ALL.into_iter().find(|state| *state as u8 == byte)
     }
 }
 
 impl Entry {
+    /// The entry of a number that no event has, where the frames end at `offset`.
+    pub(super) fn absent(seq: u64, offset: u64) -> Entry {
+        Entry {
+            seq,
+            origin: Origin::Unknown,
+            did_hash: 0,
+            kind: Kind::Commit,
+            time_us: now_us(),
+            offset,
+            len: 0,
+            frame_crc: 0,
+            state: State::Absent,
+        }
+    }
+
+    /// Whether no event has its number.
+    pub(super) fn is_absent(&self) -> bool {
+        self.state == State::Absent
+    }
+
     /// Whether its frame was lost on the disk.
     pub fn is_lost(&self) -> bool {
         self.state == State::Damaged
@@ -243,7 +270,7 @@ mod tests {
 
     #[test]
     fn entries_read_back_in_every_state() {
-        for state in [State::Served, State::Redacted, State::Damaged] {
+        for state in State::ALL {
             let entry = Entry { state, ..entry() };
             assert_eq!(Entry::decode(&entry.encode()), Some(entry));
         }

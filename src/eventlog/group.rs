@@ -23,6 +23,9 @@ pub struct Append<T> {
     pub origin: Origin,
     pub did: Did,
     pub kind: Kind,
+    /// The number that an upstream relay gave the event: above the log's last one, numbers in between stay without an
+    /// event. `None` takes the next number. An event whose number is not above the last one is left out.
+    pub given_seq: Option<u64>,
     pub payload: T,
 }
 
@@ -72,11 +75,12 @@ impl<T> Group<T> {
         self.next_seq
     }
 
-    /// Adds an event: its WebSocket frame, with the next sequence number in it, and its entry. `start` is
-    /// where the group begins in its segment, `frame_len` the length of the frame with that number.
-    pub fn push(&mut self, event: Append<T>, frame_len: usize, start: u64) {
-        let seq = self.next_seq;
+    /// Adds an event: its WebSocket frame, with `seq` in it, and its entry. `seq` is the next number or a higher one.
+    /// `start` is where the group begins in its segment, `frame_len` the length of the frame with that number.
+    pub fn push(&mut self, event: Append<T>, seq: u64, frame_len: usize, start: u64) {
+        debug_assert!(seq >= self.next_seq);
         debug_assert!(seq < SEQ_LIMIT, "consumers count no further");
+        self.leave_out(seq, start);
         let at = self.heads.len();
         wire::put_header(&mut self.heads, frame_len);
         let header = self.heads.len() - at;
@@ -107,8 +111,18 @@ impl<T> Group<T> {
         self.next_seq += 1;
         debug_assert_eq!(
             self.entries.len(),
-            self.payloads.len() * ENTRY_BYTES as usize
+            self.accounts.len() * ENTRY_BYTES as usize
         );
+    }
+
+    /// Adds entries without an event for the numbers before `seq`.
+    fn leave_out(&mut self, seq: u64, start: u64) {
+        for absent in self.next_seq..seq {
+            let entry = Entry::absent(absent, start + self.bytes);
+            self.entries.extend_from_slice(&entry.encode());
+            self.accounts.push(short_hash(entry.did_hash));
+        }
+        self.next_seq = seq;
     }
 
     /// The frames as they lie in the segment, in pieces.

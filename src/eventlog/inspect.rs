@@ -344,8 +344,11 @@ impl Summary {
         }
         let mut slots = part.slots(files, part.segment.first)?;
         while let Some((seq, entry)) = slots.next()? {
-            self.events += 1;
             self.index_bytes += ENTRY_BYTES;
+            if entry.is_some_and(|entry| entry.is_absent()) {
+                continue;
+            }
+            self.events += 1;
             let (oldest, _) = self.window.unwrap_or((seq, seq));
             self.window = Some((oldest, seq));
             let Some(entry) = entry else {
@@ -357,7 +360,7 @@ impl Summary {
             self.kinds[entry.kind as usize - 1] += 1;
             self.frame_bytes += u64::from(entry.len);
             match entry.state {
-                State::Served => {}
+                State::Served | State::Absent => {}
                 State::Redacted => self.redacted += 1,
                 State::Damaged => self.damaged += 1,
             }
@@ -426,8 +429,12 @@ impl Iterator for Events<'_> {
 }
 
 fn next_event(slots: &mut Slots, redactions: &Redactions) -> io::Result<Option<Event>> {
-    let Some((seq, entry)) = slots.next()? else {
-        return Ok(None);
+    let (seq, entry) = loop {
+        match slots.next()? {
+            Some((_, Some(entry))) if entry.is_absent() => {}
+            Some(slot) => break slot,
+            None => return Ok(None),
+        }
     };
     let event = |entry, fate, frame| Event {
         seq,
@@ -440,7 +447,7 @@ fn next_event(slots: &mut Slots, redactions: &Redactions) -> io::Result<Option<E
     };
     Ok(Some(match found.state {
         State::Redacted => event(entry, Fate::Redacted, None),
-        State::Damaged => event(entry, Fate::Damaged, None),
+        State::Damaged | State::Absent => event(entry, Fate::Damaged, None),
         State::Served if redactions.cover(&slots.files, &found).unwrap_or(false) => {
             event(entry, Fate::Redacted, None)
         }

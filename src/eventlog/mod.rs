@@ -31,6 +31,7 @@ mod listing;
 mod lock;
 mod mark;
 mod metrics;
+mod numbers;
 mod reader;
 mod rebuild;
 mod recovery;

@@ -572,7 +572,7 @@ impl Entries {
         }
         let entry = segment.entry(&files, seq).map_err(failed)?;
         self.reader.next += 1;
-        let gone = entry.filter(|_| self.all);
+        let gone = entry.filter(|entry| self.all && !entry.is_absent());
         let gone = gone.map(|entry| (entry, Bytes::new()));
         let served = self.reader.served(&files, entry).map_err(failed)?;
         let Some(entry) = served else {

@@ -334,6 +334,7 @@ impl Found {
             State::Served => is_covered(files, entry, candidates)?,
             State::Redacted => candidates.iter().any(|it| it.again),
             State::Damaged => true,
+            State::Absent => false,
         };
         if covered {
             self.seqs.extend((!is_marked).then_some(entry.seq));

@@ -353,8 +353,8 @@ impl Writer {
     /// Writes a group's frames and entries, and with a `syncer` brings both to disk. Nothing moves forward
     /// on an error: call [`Writer::cut_back`], then the same append again.
     pub fn append<T>(&mut self, group: &Group<T>, syncer: Option<&Syncer>) -> io::Result<()> {
-        let first = group.next_seq() - group.len() as u64;
-        debug_assert_eq!(first, self.next_seq, "numbers are dense");
+        let first = group.next_seq() - group.entries().len() as u64 / ENTRY_BYTES;
+        debug_assert_eq!(first, self.next_seq, "every number has an entry");
         self.reserve();
         self.frames
             .write_all_vectored_at(&mut group.frames(), self.offset)?;

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::group::{Append, Group};
+use super::numbers::number;
 use super::segment::{Segment, Writer};
 use super::syncer::Syncer;
 use super::{Durability, EventLog, Health, LogError, is_lack_of_room, wire};
@@ -195,7 +196,14 @@ impl<T: Send, B: FnMut(&[(u64, T)]), F: FnMut(Vec<(u64, T)>)> Worker<T, B, F> {
                 tracing::error!(did = %event.did, "event without a sequence number to replace, left out");
                 continue;
             }
-            let length = spliced_len(&event, self.group.next_seq());
+            let seq = match number(event.given_seq, self.group.next_seq()) {
+                Ok(seq) => seq,
+                Err(error) => {
+                    tracing::error!(did = %event.did, %error, "event left out of the event log");
+                    continue;
+                }
+            };
+            let length = spliced_len(&event, seq);
             if length > MAX_FRAME_BYTES {
                 tracing::error!(
                     did = %event.did, origin = ?event.origin, length,
@@ -214,7 +222,7 @@ impl<T: Send, B: FnMut(&[(u64, T)]), F: FnMut(Vec<(u64, T)>)> Worker<T, B, F> {
                 }
             }
             let start = self.writer().offset;
-            self.group.push(event, length, start);
+            self.group.push(event, seq, length, start);
             self.log.shared.options.metrics.durable_lag.inc();
             bytes += total as usize;
         }

@@ -675,6 +675,7 @@ impl Shard {
             },
             did: received.did,
             kind: received.kind,
+            given_seq: None,
             payload: Settlement {
                 in_flight: Some(received.permit),
                 update,
@@ -748,6 +749,7 @@ impl Shard {
             origin: Origin::Relay { code: local.code() },
             did: did.clone(),
             kind: Kind::Account,
+            given_seq: None,
             payload: Settlement {
                 in_flight: None,
                 update: None,

@@ -590,6 +590,7 @@ fn commit(seq: i64) -> Append<i64> {
         origin: Origin::Host { id: 7, seq },
         did: Did::parse(&did).expect("a DID"),
         kind: Kind::Commit,
+        given_seq: None,
         payload: seq,
     }
 }

@@ -305,6 +305,7 @@ fn append(log: &Path, did: &Did, frame: Bytes, origin: Origin) {
         origin,
         did: did.clone(),
         kind: event.kind,
+        given_seq: None,
         payload: (),
     };
     sender.send(vec![event]).unwrap();

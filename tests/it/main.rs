@@ -18,6 +18,7 @@ mod docs;
 mod eventlog;
 mod faults;
 mod firehose;
+mod given_seqs;
 mod ground_floor;
 mod handover;
 mod identity;

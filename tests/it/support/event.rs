@@ -108,6 +108,7 @@ impl Event {
             },
             did: Did::parse(&self.did).expect("a DID"),
             kind: self.kind,
+            given_seq: None,
             payload,
         }
     }
