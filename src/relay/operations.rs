@@ -1,38 +1,17 @@
-//! The relay at work, as its API and its metrics listener see it.
+//! The operations of the API, carried out by the parts of a running relay.
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
 
+use super::running::Running;
 use crate::api::{HostActivity, HostStanding, OperationError, Operations};
 use crate::atproto::did::Did;
-use crate::discovery::{CrawlError, Crawler, Requester};
-use crate::eventlog::EventLog;
-use crate::firehose::{ConsumerInfo, Firehose};
-use crate::hosts::Hosts;
-use crate::identity::Resolver;
-use crate::store::{HostId, LocalStatus, RateOverrides, Store, Validation, Writer};
-use crate::telemetry::{Health, Observed};
-use crate::upstream::Supervisor;
-use crate::verify::{CommandError, Pipeline};
-
-use super::metrics::Metrics;
-
-/// The parts that requests ask for.
-pub(super) struct Running {
-    pub log: EventLog,
-    pub hosts: Hosts,
-    pub upstream: Supervisor,
-    pub pipeline: Pipeline,
-    pub crawler: Crawler,
-    pub firehose: Firehose,
-    pub resolver: Resolver,
-    pub store: Store,
-    pub writer: Writer,
-    pub health: watch::Receiver<Arc<Health>>,
-    pub metrics: Metrics,
-}
+use crate::discovery::{CrawlError, Requester};
+use crate::firehose::ConsumerInfo;
+use crate::store::{HostId, LocalStatus, RateOverrides, Validation};
+use crate::telemetry::Health;
+use crate::verify::CommandError;
 
 impl From<CommandError> for OperationError {
     fn from(error: CommandError) -> Self {
@@ -50,7 +29,8 @@ impl Operations for Running {
         requester: Requester,
     ) -> BoxFuture<'a, Result<(), CrawlError>> {
         Box::pin(async move {
-            self.crawler
+            self.ingest
+                .crawler
                 .request_crawl(hostname, requester)
                 .await
                 .map(drop)
@@ -58,11 +38,11 @@ impl Operations for Running {
     }
 
     fn ban_host(&self, host: HostId) -> BoxFuture<'_, Result<(), OperationError>> {
-        Box::pin(async move { Ok(self.upstream.ban(host).await?) })
+        Box::pin(async move { Ok(self.ingest.upstream.ban(host).await?) })
     }
 
     fn unban_host(&self, host: HostId) -> BoxFuture<'_, Result<(), OperationError>> {
-        Box::pin(async move { Ok(self.upstream.unban(host).await?) })
+        Box::pin(async move { Ok(self.ingest.upstream.unban(host).await?) })
     }
 
     fn set_account_limit(
@@ -71,8 +51,9 @@ impl Operations for Running {
         limit: i64,
     ) -> BoxFuture<'_, Result<(), OperationError>> {
         Box::pin(async move {
-            for did in self.hosts.set_account_limit(host, limit).await? {
-                self.pipeline
+            for did in self.ingest.hosts.set_account_limit(host, limit).await? {
+                self.ingest
+                    .pipeline
                     .set_local_status(did, LocalStatus::Active, Some(LocalStatus::Throttled))
                     .await?;
             }
@@ -85,7 +66,7 @@ impl Operations for Running {
         host: HostId,
         rates: RateOverrides,
     ) -> BoxFuture<'_, Result<(), OperationError>> {
-        Box::pin(async move { Ok(self.hosts.set_rates(host, rates).await?) })
+        Box::pin(async move { Ok(self.ingest.hosts.set_rates(host, rates).await?) })
     }
 
     fn set_validation(
@@ -93,20 +74,21 @@ impl Operations for Running {
         host: HostId,
         mode: Option<Validation>,
     ) -> BoxFuture<'_, Result<(), OperationError>> {
-        Box::pin(async move { Ok(self.hosts.set_validation(host, mode).await?) })
+        Box::pin(async move { Ok(self.ingest.hosts.set_validation(host, mode).await?) })
     }
 
     fn ban_domain<'a>(&'a self, domain: &'a str) -> BoxFuture<'a, Result<bool, OperationError>> {
-        Box::pin(async move { Ok(self.upstream.ban_domain(domain).await?) })
+        Box::pin(async move { Ok(self.ingest.upstream.ban_domain(domain).await?) })
     }
 
     fn unban_domain<'a>(&'a self, domain: &'a str) -> BoxFuture<'a, Result<bool, OperationError>> {
-        Box::pin(async move { Ok(self.upstream.unban_domain(domain).await?) })
+        Box::pin(async move { Ok(self.ingest.upstream.unban_domain(domain).await?) })
     }
 
     fn take_down(&self, did: Did) -> BoxFuture<'_, Result<(), OperationError>> {
         Box::pin(async move {
             Ok(self
+                .ingest
                 .pipeline
                 .set_local_status(did, LocalStatus::TakenDown, None)
                 .await?)
@@ -117,6 +99,7 @@ impl Operations for Running {
         Box::pin(async move {
             let only_from = Some(LocalStatus::TakenDown);
             Ok(self
+                .ingest
                 .pipeline
                 .set_local_status(did, LocalStatus::Active, only_from)
                 .await?)
@@ -124,7 +107,7 @@ impl Operations for Running {
     }
 
     fn activity(&self, host: HostId) -> Option<HostActivity> {
-        let host = self.hosts.get(host)?;
+        let host = self.ingest.hosts.get(host)?;
         let rates = host.event_rates();
         Some(HostActivity {
             connected: host.is_connected(),
@@ -137,7 +120,7 @@ impl Operations for Running {
     }
 
     fn standing(&self, host: HostId) -> Option<HostStanding> {
-        let host = self.hosts.get(host)?;
+        let host = self.ingest.hosts.get(host)?;
         Some(HostStanding {
             cursor: host.progress().cursor(),
             status: host.status(),
@@ -146,23 +129,10 @@ impl Operations for Running {
     }
 
     fn consumers(&self) -> Vec<ConsumerInfo> {
-        self.firehose.consumers().list()
+        self.core.firehose.consumers().list()
     }
 
     fn health(&self) -> Arc<Health> {
         self.health.borrow().clone()
-    }
-}
-
-impl Observed for Running {
-    fn health(&self) -> Arc<Health> {
-        Operations::health(self)
-    }
-
-    fn sample(&self) {
-        self.log.sample();
-        self.resolver.sample();
-        self.writer.sample();
-        self.firehose.consumers().sample(self.log.head());
     }
 }

@@ -5,7 +5,8 @@
 
 use tracing::error;
 
-use super::{Relay, add_configured_host};
+use super::Relay;
+use super::ingest::add_configured_host;
 use crate::config::{Config, Reload};
 use crate::dial::Guard;
 use crate::telemetry::set_log_level;
@@ -21,20 +22,20 @@ impl Relay {
         }
         reload.tell();
         let waiting = reload.waiting.len() as i64;
-        self.running.metrics.restart_needed.set(waiting);
-        self.admin_password.apply(new.admin_password.clone());
-        self.trusted_proxies.apply(new.trusted_proxies.clone());
-        let running = &self.running;
-        running.log.apply(&new.log);
-        running.pipeline.apply(&new.verify, &new.identity);
-        running.resolver.apply(&new.identity);
+        self.metrics().restart_needed.set(waiting);
+        let (core, ingest) = (&self.running.core, &self.running.ingest);
+        core.admin_password.apply(new.admin_password.clone());
+        core.trusted_proxies.apply(new.trusted_proxies.clone());
+        core.log.apply(&new.log);
+        ingest.pipeline.apply(&new.verify, &new.identity);
+        ingest.resolver.apply(&new.identity);
         let guard = Guard::new(self.config.allow_private_hosts);
-        running.crawler.apply(&new.discovery);
-        running.firehose.apply(&new.firehose);
-        running.upstream.apply(&new.host_settings).await;
+        ingest.crawler.apply(&new.discovery);
+        core.firehose.apply(&new.firehose);
+        ingest.upstream.apply(&new.host_settings).await;
         // Known hosts among them that wait for their next attempt are tried now.
         for entry in &new.hosts {
-            if let Err(failure) = add_configured_host(entry, guard, &running.upstream).await {
+            if let Err(failure) = add_configured_host(entry, guard, &ingest.upstream).await {
                 error!("a configured host is left out: {failure}");
             }
         }
@@ -46,9 +47,9 @@ impl Relay {
     pub fn shrinker(&self) -> impl Fn() + Send + use<> {
         let running = self.running.clone();
         move || {
-            running.pipeline.shrink();
-            running.resolver.shrink();
-            running.log.shrink();
+            running.ingest.pipeline.shrink();
+            running.ingest.resolver.shrink();
+            running.core.log.shrink();
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::task;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::operations::Running;
+use super::running::Running;
 use crate::atproto::frame::{self, Message};
 use crate::atproto::tid::Tid;
 use crate::eventlog::{Entry, EventLog};
@@ -69,12 +69,8 @@ impl Sampler {
     pub async fn run(self, vitals: watch::Sender<Vitals>, closing: CancellationToken) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let Running {
-            log,
-            hosts,
-            firehose,
-            ..
-        } = &*self.0;
+        let (log, firehose) = (&self.0.core.log, &self.0.core.firehose);
+        let hosts = &self.0.ingest.hosts;
         let mut head = log.head();
         let mut at = Instant::now();
         while closing.run_until_cancelled(ticks.tick()).await.is_some() {
@@ -93,7 +89,7 @@ impl Sampler {
                 None if events == 0 => before + passed,
                 None => before,
             };
-            self.0.metrics.lag_seconds.set(lag.as_secs_f64());
+            self.0.core.metrics.lag_seconds.set(lag.as_secs_f64());
             let (connected, known) = count_hosts(hosts);
             vitals.send_replace(Vitals {
                 connected,
