@@ -72,7 +72,7 @@ use unreadable::Suspects;
 use upkeep::{Bells, Upkeep};
 
 use crate::clock;
-use crate::pulse::Pulse;
+use crate::heartbeat::Heartbeat;
 
 /// Segments are not smaller, whatever the options say.
 const MIN_SEGMENT_BYTES: u64 = 4096;
@@ -328,7 +328,7 @@ struct Shared {
     suspects: Suspects,
     stretches: Stretches,
     /// The sequencer's.
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     /// Wake the upkeep threads.
     bells: Bells,
     _lock: FolderLock,
@@ -376,7 +376,7 @@ impl EventLog {
             redactions,
             suspects: Suspects::default(),
             stretches: Stretches::default(),
-            pulse: Pulse::default(),
+            heartbeat: Heartbeat::default(),
             bells,
             limits: RwLock::new(limits),
             options,
@@ -448,8 +448,8 @@ impl EventLog {
 
     /// How the sequencer gets on: it beats after each group of events and after each empty batch, and waits while the
     /// disk refuses. Whoever is called with durable events may wait in it, too.
-    pub fn pulse(&self) -> &Pulse {
-        &self.shared.pulse
+    pub fn heartbeat(&self) -> &Heartbeat {
+        &self.shared.heartbeat
     }
 
     /// When the oldest event was appended, since 1970. Reads the disk.

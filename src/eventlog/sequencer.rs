@@ -15,7 +15,7 @@ use super::segment::{Segment, Writer};
 use super::syncer::Syncer;
 use super::{Durability, EventLog, Health, LogError, is_lack_of_room, wire};
 use crate::atproto::frame::{self, MAX_FRAME_BYTES};
-use crate::pulse::Pulse;
+use crate::heartbeat::Heartbeat;
 
 /// Frames gathered for one write and one sync. Bounds memory; well above what one sync takes to do.
 const MAX_GROUP_BYTES: usize = 8 << 20;
@@ -84,7 +84,7 @@ pub fn spawn_announcing<T: Send + 'static>(
         .ok_or_else(|| LogError::SequencerRuns(dir.to_path_buf()))?;
     let stop = Arc::new(AtomicBool::new(false));
     let worker = Worker {
-        pulse: log.pulse().clone(),
+        heartbeat: log.heartbeat().clone(),
         stop: stop.clone(),
         group: Group::new(writer.next_seq),
         committed_at: Instant::now(),
@@ -117,7 +117,7 @@ struct Worker<T, B, F> {
     before_publish: B,
     on_durable: F,
     stop: Arc<AtomicBool>,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     group: Group<T>,
     /// When the last group was begun to be written.
     committed_at: Instant,
@@ -155,7 +155,7 @@ impl<T: Send, B: FnMut(&[(u64, T)]), F: FnMut(Vec<(u64, T)>)> Worker<T, B, F> {
             }
             self.commit()?;
             self.sync_if_due()?;
-            self.pulse.beat();
+            self.heartbeat.beat();
         }
         self.sync_unsynced()
     }
@@ -345,7 +345,7 @@ impl<T: Send, B: FnMut(&[(u64, T)]), F: FnMut(Vec<(u64, T)>)> Worker<T, B, F> {
             if self.stop.load(Ordering::Acquire) {
                 return Err(GaveUp);
             }
-            self.pulse.wait(|| thread::park_timeout(pause));
+            self.heartbeat.wait(|| thread::park_timeout(pause));
             pause = (pause * 2).min(MAX_RETRY_PAUSE);
         }
         if failing {

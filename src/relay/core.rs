@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::eventlog::{self, EventLog, LogOptions, Slots};
 use crate::firehose::{self, Firehose, FirehoseOptions};
 use crate::http::{self, Listener, ServerOptions};
-use crate::systemd::sockets::{Given, Stored};
+use crate::systemd::sockets::{Inherited, Stored};
 use crate::systemd::store::DescriptorStore;
 use crate::telemetry::Registry;
 
@@ -37,7 +37,7 @@ impl Opened {
     /// Opens the listeners first, so that nothing is written where they fail, then the log.
     pub async fn open(
         config: &Config,
-        given: &mut Given,
+        given: &mut Inherited,
         slots: Slots,
         registry: &Registry,
     ) -> Result<Opened, StartError> {

@@ -186,15 +186,15 @@ impl Ingest {
 
     /// The shards, whose progress is the relay's; `stuck` is their gauge.
     pub fn parts(&self, stuck: &IntGauge) -> Vec<Part> {
-        let shards = self.pipeline.pulses().iter().cloned().enumerate();
+        let shards = self.pipeline.heartbeats().iter().cloned().enumerate();
         shards
-            .map(|(index, pulse)| {
+            .map(|(index, heartbeat)| {
                 let pipeline = self.pipeline.clone();
                 Part {
                     kind: "shards",
                     stuck: stuck.clone(),
                     name: format!("shard {index}"),
-                    pulse,
+                    heartbeat,
                     nudge: Box::new(move || pipeline.nudge(index)),
                 }
             })
@@ -300,7 +300,7 @@ fn start_threads(
     let watched = dependencies.alarm.watch("the event log's sequencer");
     let (pipeline, shards) = Pipeline::start(options, dependencies).map_err(StartError::Thread)?;
     let starting = Starting(Some(pipeline.clone()));
-    let settler = pipeline.settler(checkpoints.accounts.clone(), log.pulse().clone());
+    let settler = pipeline.settler(checkpoints.accounts.clone(), log.heartbeat().clone());
     let announcer = settler.clone();
     let position = checkpoints.position.clone();
     let sequencer = sequencer::spawn_announcing(

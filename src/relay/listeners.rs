@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use super::StartError;
 use crate::config::{AdminListen, Config};
 use crate::http::{Listener, bind_unix};
-use crate::systemd::sockets::{Given, Listening};
+use crate::systemd::sockets::{Inherited, Listening};
 
 /// All sockets, by what is served there.
 pub(super) struct Listeners {
@@ -21,7 +21,7 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    pub async fn open(config: &Config, given: &mut Given) -> Result<Listeners, StartError> {
+    pub async fn open(config: &Config, given: &mut Inherited) -> Result<Listeners, StartError> {
         let public = std::mem::take(&mut given.public);
         let public = public.into_iter().map(Listening::Tcp).collect();
         let mut public = adopt(public)?;

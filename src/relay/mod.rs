@@ -16,6 +16,7 @@ mod operations;
 mod recovery;
 mod reload;
 mod running;
+mod serving;
 mod vitals;
 
 use std::future::Future;
@@ -31,7 +32,7 @@ use crate::eventlog::{self, EventLog, Slots};
 use crate::firehose::Firehose;
 use crate::hosts::Hosts;
 use crate::store::{ACCOUNTS_VIEW, Store};
-use crate::systemd::sockets::Given;
+use crate::systemd::sockets::Inherited;
 use crate::systemd::store::DescriptorStore;
 use crate::systemd::watchdog::Part;
 use crate::telemetry::Registry;
@@ -63,7 +64,7 @@ impl Relay {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: Config) -> Result<Relay, StartError> {
-        Relay::start_given(config, Given::default(), None).await
+        Relay::start_given(config, Inherited::default(), None).await
     }
 
     /// The same with the sockets that systemd passed, and its store for the consumers of this process.
@@ -72,7 +73,7 @@ impl Relay {
     /// See [`StartError`].
     pub async fn start_given(
         config: Config,
-        mut given: Given,
+        mut given: Inherited,
         descriptors: Option<DescriptorStore>,
     ) -> Result<Relay, StartError> {
         let registry = Registry::of_process();
@@ -141,7 +142,7 @@ impl Relay {
             kind: "sequencer",
             stuck: sequencer.clone(),
             name: "the event log's sequencer".into(),
-            pulse: self.log().pulse().clone(),
+            heartbeat: self.log().heartbeat().clone(),
             // The shards hand on what they are given.
             nudge: Box::new(|| {}),
         });

@@ -42,7 +42,7 @@ pub struct Stored {
 
 /// All descriptors that systemd passed.
 #[derive(Debug, Default)]
-pub struct Given {
+pub struct Inherited {
     /// For the public listener.
     pub public: Vec<TcpListener>,
     /// For metrics and health.
@@ -55,7 +55,7 @@ pub struct Given {
 
 /// Why the descriptors cannot be used. One line each for the operator.
 #[derive(Debug, thiserror::Error)]
-pub enum GivenError {
+pub enum InheritedError {
     /// The variables are wrong.
     #[error(
         "systemd's variables LISTEN_* cannot be used: {0}; start the service by systemd, or without them"
@@ -83,28 +83,28 @@ pub fn consumer_name(number: usize) -> String {
     format!("{CONSUMER}{number}")
 }
 
-impl Given {
+impl Inherited {
     /// Takes the descriptors that systemd passed to this process. Call it once, before anything else opens files.
     ///
     /// # Errors
-    /// See [`GivenError`].
-    pub fn from_environment() -> Result<Given, GivenError> {
-        let passed = sd_notify::listen_fds_with_names().map_err(GivenError::Variables)?;
+    /// See [`InheritedError`].
+    pub fn from_environment() -> Result<Inherited, InheritedError> {
+        let passed = sd_notify::listen_fds_with_names().map_err(InheritedError::Variables)?;
         let passed = passed.map(|(number, name)| {
             // SAFETY: systemd opened it for this process alone (LISTEN_PID was compared), it was open when its flags were
             // set just now, and this is called once: nothing else closes it.
             (name, unsafe { OwnedFd::from_raw_fd(number) })
         });
-        Given::sort(passed)
+        Inherited::sort(passed)
     }
 
-    fn sort(passed: impl Iterator<Item = (String, OwnedFd)>) -> Result<Given, GivenError> {
-        let mut given = Given::default();
+    fn sort(passed: impl Iterator<Item = (String, OwnedFd)>) -> Result<Inherited, InheritedError> {
+        let mut given = Inherited::default();
         for (name, descriptor) in passed {
             match name.as_str() {
                 PUBLIC => match listening(&name, descriptor)? {
                     Listening::Tcp(listener) => given.public.push(listener),
-                    Listening::Unix(_) => return Err(GivenError::PublicNotTcp),
+                    Listening::Unix(_) => return Err(InheritedError::PublicNotTcp),
                 },
                 METRICS => given.metrics.push(listening(&name, descriptor)?),
                 ADMIN => given.admin.push(listening(&name, descriptor)?),
@@ -117,11 +117,11 @@ impl Given {
 }
 
 impl Stored {
-    fn sort(&mut self, name: String, descriptor: OwnedFd) -> Result<(), GivenError> {
+    fn sort(&mut self, name: String, descriptor: OwnedFd) -> Result<(), InheritedError> {
         let number = name.strip_prefix(CONSUMER).map(str::parse);
         match number {
             Some(Ok(number)) => self.consumers.push((number, descriptor)),
-            _ if is_listening(&descriptor) => return Err(GivenError::Unknown(name)),
+            _ if is_listening(&descriptor) => return Err(InheritedError::Unknown(name)),
             // A later version may have put it there.
             _ => self.unknown.push(name),
         }
@@ -133,8 +133,8 @@ fn is_listening(descriptor: &OwnedFd) -> bool {
     sockopt::socket_acceptconn(descriptor).unwrap_or(false)
 }
 
-fn listening(name: &str, descriptor: OwnedFd) -> Result<Listening, GivenError> {
-    let refused = || GivenError::NotListening(name.to_owned());
+fn listening(name: &str, descriptor: OwnedFd) -> Result<Listening, InheritedError> {
+    let refused = || InheritedError::NotListening(name.to_owned());
     if !is_listening(&descriptor) {
         return Err(refused());
     }
@@ -165,9 +165,9 @@ mod tests {
         UnixStream::pair().unwrap().0.into()
     }
 
-    fn sorted(passed: Vec<(&str, OwnedFd)>) -> Result<Given, String> {
+    fn sorted(passed: Vec<(&str, OwnedFd)>) -> Result<Inherited, String> {
         let passed = passed.into_iter().map(|(name, fd)| (name.to_owned(), fd));
-        Given::sort(passed).map_err(|error| error.to_string())
+        Inherited::sort(passed).map_err(|error| error.to_string())
     }
 
     #[test]

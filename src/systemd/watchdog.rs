@@ -14,7 +14,7 @@ use prometheus::IntGauge;
 use tokio::io::AsyncReadExt as _;
 
 use super::notify;
-use crate::pulse::Pulse;
+use crate::heartbeat::Heartbeat;
 
 /// Time of the first check after the parts were given a task: most have completed it by then. The interval doubles with
 /// each check, up to this share of the period.
@@ -30,7 +30,7 @@ pub struct Part {
     /// Its name in the log.
     pub name: String,
     /// Its rounds.
-    pub pulse: Pulse,
+    pub heartbeat: Heartbeat,
     /// Gives it a task. Never waits.
     pub nudge: Box<dyn Fn() + Send>,
 }
@@ -46,8 +46,8 @@ impl Part {
         near.set_nonblocking(true)?;
         far.set_nonblocking(true)?;
         let mut far = tokio::net::UnixStream::from_std(far)?;
-        let pulse = Pulse::default();
-        let beating = pulse.clone();
+        let heartbeat = Heartbeat::default();
+        let beating = heartbeat.clone();
         tokio::spawn(async move {
             let mut bytes = [0; 16];
             // Ends when the other side is dropped.
@@ -63,13 +63,13 @@ impl Part {
             kind: "runtime",
             stuck,
             name: "the runtime".into(),
-            pulse,
+            heartbeat,
             nudge: Box::new(nudge),
         })
     }
 
     fn is_alive(&self, since: u64) -> bool {
-        self.pulse.beats() != since || self.pulse.is_waiting()
+        self.heartbeat.beats() != since || self.heartbeat.is_waiting()
     }
 }
 
@@ -156,7 +156,7 @@ impl Round {
         let mut open: Vec<(&Part, u64)> = self
             .parts
             .iter()
-            .map(|part| (part, part.pulse.beats()))
+            .map(|part| (part, part.heartbeat.beats()))
             .collect();
         for part in &self.parts {
             (part.nudge)();
@@ -219,13 +219,13 @@ mod tests {
 
     /// A part that does what it is given while `works`.
     fn part(works: &Arc<AtomicBool>) -> Part {
-        let pulse = Pulse::default();
-        let (beating, works) = (pulse.clone(), works.clone());
+        let heartbeat = Heartbeat::default();
+        let (beating, works) = (heartbeat.clone(), works.clone());
         Part {
             kind: "shards",
             stuck: IntGauge::new("stuck", "of a test").unwrap(),
             name: "a part".into(),
-            pulse,
+            heartbeat,
             nudge: Box::new(move || {
                 if works.load(Ordering::Acquire) {
                     beating.beat();
@@ -248,7 +248,7 @@ mod tests {
             Arc::new(AtomicBool::new(true)),
         );
         let ill = part(&shaky);
-        let pulse = ill.pulse.clone();
+        let heartbeat = ill.heartbeat.clone();
         let (watchdog, pinged) = watch(vec![part(&sound), ill]);
         for _ in 0..3 {
             pinged.recv_timeout(PATIENCE).unwrap();
@@ -261,7 +261,7 @@ mod tests {
             pinged.recv_timeout(silence).is_err(),
             "a stuck part is no life"
         );
-        pulse.beat();
+        heartbeat.beat();
         pinged.recv_timeout(PATIENCE).unwrap();
         drop(watchdog);
     }
@@ -270,10 +270,10 @@ mod tests {
     fn a_part_that_is_held_up_by_what_is_known_is_alive() {
         let stuck = Arc::new(AtomicBool::new(false));
         let held = part(&stuck);
-        let pulse = held.pulse.clone();
+        let heartbeat = held.heartbeat.clone();
         let (_watchdog, pinged) = watch(vec![held]);
         assert!(pinged.recv_timeout(PERIOD * 3).is_err());
-        pulse.wait(|| {
+        heartbeat.wait(|| {
             for _ in 0..3 {
                 pinged.recv_timeout(PATIENCE).unwrap();
             }
@@ -289,11 +289,11 @@ mod tests {
         let part = runtime
             .block_on(async { Part::runtime(IntGauge::new("stuck", "of a test").unwrap()) })
             .unwrap();
-        let pulse = part.pulse.clone();
+        let heartbeat = part.heartbeat.clone();
         let (_watchdog, pinged) = watch(vec![part]);
         assert!(pinged.recv_timeout(PERIOD * 3).is_err(), "nobody drives it");
         runtime.block_on(async {
-            while pulse.beats() < 3 {
+            while heartbeat.beats() < 3 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });

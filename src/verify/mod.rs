@@ -34,9 +34,9 @@ use tokio::sync::oneshot;
 use crate::atproto::did::Did;
 use crate::clock::Clock;
 use crate::eventlog::Append;
+use crate::heartbeat::Heartbeat;
 use crate::hosts::{HostIndex, Received, Settled};
 use crate::identity::{self, Resolver};
-use crate::pulse::Pulse;
 use crate::store::{AccountUpdate, LocalStatus, Validation, Writer};
 use crate::views::accounts::LiveAccounts;
 
@@ -205,7 +205,7 @@ pub enum CommandError {
 pub struct Pipeline {
     shards: Arc<[UnboundedSender<Work>]>,
     settled: Settlements,
-    pulses: Arc<[Pulse]>,
+    heartbeats: Arc<[Heartbeat]>,
     metrics: Metrics,
 }
 
@@ -223,12 +223,13 @@ impl Pipeline {
             .map(|_| mpsc::unbounded_channel())
             .unzip();
         let settled = Settlements::new(options.shards, dependencies.head);
-        let pulses: Arc<[Pulse]> = (0..options.shards).map(|_| Pulse::default()).collect();
+        let heartbeats: Arc<[Heartbeat]> =
+            (0..options.shards).map(|_| Heartbeat::default()).collect();
         let mut threads = Vec::new();
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let writer = dependencies.writer.clone();
-            let pulse = pulses[index].clone();
-            let waiting = pulse.clone();
+            let heartbeat = heartbeats[index].clone();
+            let waiting = heartbeat.clone();
             let outlets = Outlets {
                 log: dependencies.log.clone(),
                 lookups: lookups.clone(),
@@ -237,7 +238,7 @@ impl Pipeline {
                 }),
                 hosts: dependencies.hosts.clone(),
                 settled: settled.clone(),
-                pulse,
+                heartbeat,
                 metrics: dependencies.metrics.clone(),
             };
             let shard = Shard::new(index, options, inbox, outlets);
@@ -263,7 +264,7 @@ impl Pipeline {
             Self {
                 shards: senders.into(),
                 settled,
-                pulses,
+                heartbeats,
                 metrics: dependencies.metrics,
             },
             threads,
@@ -307,8 +308,8 @@ impl Pipeline {
     }
 
     /// How the shards get on, by their numbers.
-    pub fn pulses(&self) -> &[Pulse] {
-        &self.pulses
+    pub fn heartbeats(&self) -> &[Heartbeat] {
+        &self.heartbeats
     }
 
     /// Applies other settings, from the next event of each shard on.
@@ -332,15 +333,15 @@ impl Pipeline {
     /// Gives a shard nothing to do, and the sequencer behind it an empty batch.
     pub fn nudge(&self, shard: usize) {
         if let Some(shard) = self.shards.get(shard) {
-            // A shard that has ended has no pulse.
+            // A shard that has ended has no heartbeat.
             let _ = shard.send(Work::Nothing);
         }
     }
 
-    /// What the sequencer calls with durable events; `pulse` is the sequencer's.
-    pub fn settler(&self, accounts: LiveAccounts, pulse: Pulse) -> Settler {
+    /// What the sequencer calls with durable events; `heartbeat` is the sequencer's.
+    pub fn settler(&self, accounts: LiveAccounts, heartbeat: Heartbeat) -> Settler {
         Settler {
-            pulse,
+            heartbeat,
             settled: self.settled.clone(),
             accounts,
             metrics: self.metrics.clone(),
@@ -362,7 +363,7 @@ impl Pipeline {
 pub struct Settler {
     settled: Settlements,
     accounts: LiveAccounts,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     metrics: Metrics,
 }
 
@@ -380,7 +381,7 @@ impl Settler {
             .iter_mut()
             .filter_map(|(seq, settlement)| Some((*seq, settlement.update.take()?)));
         // After a shutdown nothing is written any more: the log still has it.
-        let _ = self.pulse.wait(|| self.accounts.apply(changes));
+        let _ = self.heartbeat.wait(|| self.accounts.apply(changes));
         if let Some((last, _)) = durable.last() {
             self.settled.seq.store(*last, Ordering::Release);
         }

@@ -6,8 +6,8 @@ use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::shard::Work;
 use super::{Metrics, Pipeline, Settlements};
+use crate::heartbeat::Heartbeat;
 use crate::hosts::Received;
-use crate::pulse::Pulse;
 
 /// The events that were submitted to a pipeline without shards.
 pub struct Recording(UnboundedReceiver<Work>);
@@ -35,7 +35,7 @@ impl Pipeline {
         let pipeline = Self {
             shards: Arc::new([sender]),
             settled: Settlements::new(1, 0),
-            pulses: Arc::new([Pulse::default()]),
+            heartbeats: Arc::new([Heartbeat::default()]),
             metrics: Metrics::default(),
         };
         (pipeline, Recording(events))

@@ -19,9 +19,9 @@ use crate::atproto::did::Did;
 use crate::atproto::frame::{self, FrameError, Kind, Peek};
 use crate::clock::Clock;
 use crate::eventlog::{Append, Origin};
+use crate::heartbeat::Heartbeat;
 use crate::hosts::{HostHandle, HostIndex, InFlight, Received, Rule};
 use crate::identity::Identity;
-use crate::pulse::Pulse;
 use crate::store::{
     AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus, combined_status,
 };
@@ -156,7 +156,7 @@ pub(super) struct Outlets {
     /// The changes that reached the store's writer.
     pub settled: Settlements,
     /// Beats after each round.
-    pub pulse: Pulse,
+    pub heartbeat: Heartbeat,
     pub metrics: Metrics,
 }
 
@@ -281,7 +281,7 @@ impl Shard {
             self.gauges.queue.set(self.inbox.len() as i64);
             self.gauges.parked.set(self.parked_items as i64);
             self.gauges.residents.set(self.residents.len() as i64);
-            self.outlets.pulse.beat();
+            self.outlets.heartbeat.beat();
         }
     }
 
@@ -772,10 +772,10 @@ impl Shard {
         let accepted = mem::take(&mut self.accepted);
         match self.outlets.log.try_send(accepted) {
             Ok(()) => true,
-            // The sequencer has a pulse of its own.
+            // The sequencer has a heartbeat of its own.
             Err(TrySendError::Full(accepted)) => {
-                let Outlets { pulse, log, .. } = &self.outlets;
-                pulse.wait(|| log.send(accepted)).is_ok()
+                let Outlets { heartbeat, log, .. } = &self.outlets;
+                heartbeat.wait(|| log.send(accepted)).is_ok()
             }
             Err(TrySendError::Disconnected(_)) => false,
         }

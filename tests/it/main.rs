@@ -23,6 +23,7 @@ mod ground_floor;
 mod handover;
 mod identity;
 mod lanes;
+mod layers;
 mod load;
 mod log_tools;
 mod lookups;

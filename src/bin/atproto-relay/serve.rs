@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use atproto_relay::config::{Config, Loaded, Reload};
 use atproto_relay::relay::{Relay, Vitals};
-use atproto_relay::systemd::sockets::Given;
+use atproto_relay::systemd::sockets::Inherited;
 use atproto_relay::systemd::store::DescriptorStore;
 use atproto_relay::systemd::watchdog::Watchdog;
 use atproto_relay::systemd::{notify, pressure};
@@ -64,7 +64,7 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    let given = Given::from_environment().map_err(Failure::failed)?;
+    let given = Inherited::from_environment().map_err(Failure::failed)?;
     raise_file_limit(config.firehose.max_consumers);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -77,7 +77,7 @@ async fn serve(
     args: &ConfigArgs,
     config: Config,
     file: Option<PathBuf>,
-    given: Given,
+    given: Inherited,
 ) -> Result<(), Failure> {
     let mut signals = Signals::install()
         .map_err(|error| Failure::Failed(format!("cannot listen for signals: {error}")))?;
@@ -227,7 +227,7 @@ fn raise_file_limit(consumers: usize) {
 struct AdminListeners(Vec<String>);
 
 impl AdminListeners {
-    fn of(config: &Config, given: &Given) -> AdminListeners {
+    fn of(config: &Config, given: &Inherited) -> AdminListeners {
         let mut listeners = Vec::new();
         if config.admin_password.is_some() {
             listeners.push("the public listener, with the password".to_owned());

@@ -15,10 +15,10 @@ use crate::atproto::frame::{self, Kind, MAX_FRAME_BYTES, Message, Peek};
 use crate::atproto::key::PublicKey;
 use crate::clock::Clock;
 use crate::eventlog::Append;
+use crate::heartbeat::Heartbeat;
 use crate::hosts::Rule;
 use crate::hosts::{HostHandle, HostIndex, HostState, Received};
 use crate::identity::{HostName, Identity};
-use crate::pulse::Pulse;
 use crate::store::{
     AccountRow, AccountUpdate, HostId, KnownKey, LocalStatus, UpstreamStatus, Validation,
 };
@@ -54,7 +54,7 @@ impl Bench {
             updates: Box::new(move |update| kept.lock().unwrap().push(update)),
             hosts: HostIndex::default(),
             settled: Settlements::new(1, 0),
-            pulse: Pulse::default(),
+            heartbeat: Heartbeat::default(),
             metrics: Metrics::default(),
         };
         let options = Options {
