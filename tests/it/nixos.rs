@@ -1,19 +1,13 @@
 //! What is written about the relay outside of it, for NixOS and for Prometheus, names what the relay really has: its
 //! settings, its metrics, and their labels.
 
-use atproto_relay::dial::plain_client;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use atproto_relay::config::{Config, Setting, settings};
-use atproto_relay::relay::Relay;
+use crate::support::relay::metrics_of_a_new_relay;
+use atproto_relay::config::{Setting, settings};
 use serde_json::{Value, json};
-use tokio::time::timeout;
-
-/// Longest wait for something that must come.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Set, the test of the settings writes the module's list instead of comparing it.
 const WRITE: &str = "WRITE_NIXOS_SETTINGS";
@@ -140,36 +134,7 @@ fn every_alert_is_shown_firing_and_not_firing() {
 
 /// The metrics of a relay that has just started: each name, with the values that each of its labels has.
 async fn exported() -> BTreeMap<String, BTreeMap<String, BTreeSet<String>>> {
-    let folder = tempfile::tempdir().unwrap();
-    let relay = Relay::start(Config {
-        listen: ([127, 0, 0, 1], 0).into(),
-        metrics_listen: ([127, 0, 0, 1], 0).into(),
-        data_dir: folder.path().join("data"),
-        ..Config::default()
-    })
-    .await
-    .unwrap();
-    let url = format!("http://{}/metrics", relay.metrics_addr());
-    let text = timeout(PATIENCE, async {
-        loop {
-            let text = plain_client()
-                .get(&url)
-                .send()
-                .await
-                .unwrap()
-                .text()
-                .await
-                .unwrap();
-            // Hosts are counted soon after the start.
-            if text.contains("relay_hosts{") {
-                return text;
-            }
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("hosts are counted");
-    relay.shutdown().await;
+    let text = metrics_of_a_new_relay().await;
 
     let mut exported: BTreeMap<String, BTreeMap<String, BTreeSet<String>>> = BTreeMap::new();
     for line in text.lines() {

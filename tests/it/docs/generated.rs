@@ -4,21 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
-use atproto_relay::config::{Config, Group, Setting, settings};
-use atproto_relay::dial::plain_client;
+use crate::support::relay::metrics_of_a_new_relay;
+use atproto_relay::config::{Group, Setting, settings};
 use atproto_relay::hosts::Rule;
-use atproto_relay::relay::Relay;
-use tokio::time::timeout;
 
 use super::{alerts, field, root};
 
 /// Set, the tests write the pages instead of comparing them.
 const WRITE: &str = "WRITE_DOCS";
-/// Longest wait for metrics that appear soon after the start.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 fn compare(page: &str, text: &str) {
     let note = format!(
         "<!-- Made from the code: {WRITE}=1 cargo test --locked --test it docs::generated writes this page. -->\n"
@@ -180,36 +174,7 @@ fn families(text: &str) -> BTreeMap<String, Family> {
 }
 
 async fn exported() -> BTreeMap<String, Family> {
-    let folder = tempfile::tempdir().unwrap();
-    let relay = Relay::start(Config {
-        listen: ([127, 0, 0, 1], 0).into(),
-        metrics_listen: ([127, 0, 0, 1], 0).into(),
-        data_dir: folder.path().join("data"),
-        ..Config::default()
-    })
-    .await
-    .unwrap();
-    let url = format!("http://{}/metrics", relay.metrics_addr());
-    let text = timeout(PATIENCE, async {
-        loop {
-            let text = plain_client()
-                .get(&url)
-                .send()
-                .await
-                .unwrap()
-                .text()
-                .await
-                .unwrap();
-            // Hosts are counted soon after the start.
-            if text.contains("relay_hosts{") {
-                return text;
-            }
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("hosts are counted");
-    relay.shutdown().await;
+    let text = metrics_of_a_new_relay().await;
     families(&text)
 }
 

@@ -229,3 +229,38 @@ pub async fn until(what: &str, condition: impl Fn() -> bool) {
         .await
         .unwrap_or_else(|_| panic!("not in time: {what}"));
 }
+
+/// The metrics of a relay that has just started, in the text format of Prometheus.
+pub async fn metrics_of_a_new_relay() -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let relay = Relay::start(Config {
+        listen: ([127, 0, 0, 1], 0).into(),
+        metrics_listen: ([127, 0, 0, 1], 0).into(),
+        data_dir: folder.path().join("data"),
+        ..Config::default()
+    })
+    .await
+    .unwrap();
+    let url = format!("http://{}/metrics", relay.metrics_addr());
+    let text = timeout(PATIENCE, async {
+        loop {
+            let text = plain_client()
+                .get(&url)
+                .send()
+                .await
+                .unwrap()
+                .text()
+                .await
+                .unwrap();
+            // Hosts are counted soon after the start.
+            if text.contains("relay_hosts{") {
+                return text;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("hosts are counted");
+    relay.shutdown().await;
+    text
+}
